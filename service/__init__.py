@@ -1,0 +1,1 @@
+"""The outplan service: commands in from RabbitMQ, documents to MongoDB, events out."""

@@ -1,0 +1,5 @@
+"""``python -m service`` is ``outplan``."""
+
+from service.cli import app
+
+app(prog_name="outplan")

@@ -1,0 +1,85 @@
+"""The composition root: settings in, a wired worker out."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+import structlog
+
+from service.broker import open_session
+from service.decider import text_time
+from service.handler import Handler
+from service.health import serve_health
+from service.settings import Settings, unknown_variables
+from service.store import Store
+from service.telemetry import Health, Metrics
+from service.topology import topology
+from service.worker import Limits, Wiring, Worker
+
+
+def utc_now() -> str:
+    """The clock: UTC now in the contract's text form."""
+    return text_time(datetime.now(UTC))
+
+
+def wire(settings: Settings, store: Store, health: Health, metrics: Metrics) -> Wiring:
+    """Put a worker's parts together; nothing is connected yet."""
+    layout = topology(settings.prefix, settings.partitions)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    return Wiring(
+        store=store,
+        open_session=lambda prefetch: open_session(
+            settings.amqp_url, layout, prefetch, partial(health.trouble, "publishing")
+        ),
+        make_handler=lambda prefetch: Handler(
+            store, worker, prefetch, utc_now, partial(health.trouble, "store")
+        ),
+        topology=layout,
+        clock=utc_now,
+        health=health,
+        metrics=metrics,
+    )
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
+    """A worker with its store and its HTTP endpoints, all closed with the block."""
+    metrics = Metrics()
+    health = Health(metrics)
+    store = Store(settings.mongo_url, settings.mongo_database, settings.mongo_driver)
+    try:
+        limits = Limits(settings.batch_size, settings.prefetch, settings.drain_seconds)
+        worker = Worker(wire(settings, store, health, metrics), limits)
+        async with serve_health(settings.http_port, health, metrics, worker.blocked):
+            yield worker
+    finally:
+        await store.close()
+
+
+async def run(settings: Settings) -> None:
+    """Run a worker until SIGTERM or SIGINT; a second one leaves at once. Raises Fatal."""
+    log = structlog.get_logger()
+    for name in unknown_variables():
+        log.warning("unknown variable", name=name)
+    async with open_worker(settings) as worker:
+        _on_signals(worker)
+        await worker.run()
+    log.info("stopped")
+
+
+def _on_signals(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+
+    def signalled(number: int) -> None:
+        loop.remove_signal_handler(number)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, os._exit, 128 + each)
+        worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled, number)

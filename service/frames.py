@@ -1,0 +1,294 @@
+"""AMQP 0-9-1 content as it stands on the wire (specification sections 2.3.5 and 4.2.6). PURE.
+
+The client library decodes every property of every message into Python objects and back. Two
+promises can't be kept that way: a property that it can't decode (a message_id that is no UTF-8,
+a timestamp past the year 9999) tears the connection down, again at each redelivery, and what it
+does decode it writes differently (floats lose half their bits). So messages are read and written
+here, properties kept as the bytes they are; connections, channels and everything else on them
+stay with the library. A property test holds this module to the library's own codec.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pamqp import decode
+
+from service.codec import JSON, Publication
+from service.messages import PUBLISHER
+
+METHOD: Final = 1
+HEADER: Final = 2
+BODY: Final = 3
+FRAME_END: Final = 0xCE
+HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+PUBLISH: Final = 0x003C0028
+RETURN: Final = 0x003C0032
+DELIVER: Final = 0x003C003C
+ACK: Final = 0x003C0050
+NACK: Final = 0x003C0078
+
+_BASIC_CLASS: Final = 60
+_PERSISTENT: Final = 2
+_FRAME_OVERHEAD: Final = 8
+_MANDATORY: Final = 1
+
+FRAME_HEAD: Final = struct.Struct(">BHI")
+_content_head: Final = struct.Struct(">HHQH")
+_u8: Final = struct.Struct(">B")
+U32: Final = struct.Struct(">I")
+_i64: Final = struct.Struct(">q")
+_u64: Final = struct.Struct(">Q")
+
+# Flag bit, name and kind of each property, in the order of the wire.
+_PROPERTIES: Final = (
+    (0x8000, "content_type", "text"),
+    (0x4000, "content_encoding", "text"),
+    (0x2000, "table", "table"),
+    (0x1000, "delivery_mode", "octet"),
+    (0x0800, "priority", "octet"),
+    (0x0400, "correlation_id", "text"),
+    (0x0200, "reply_to", "text"),
+    (0x0100, "expiration", "text"),
+    (0x0080, "message_id", "text"),
+    (0x0040, "timestamp", "time"),
+    (0x0020, "message_type", "text"),
+    (0x0010, "user_id", "text"),
+    (0x0008, "app_id", "text"),
+    (0x0004, "cluster_id", "text"),
+)
+_HEADERS_FLAG: Final = 0x2000
+_FIXED_SIZES: Final = dict.fromkeys("tbB", 1) | dict.fromkeys("su", 2) | dict.fromkeys("Iif", 4) | {
+    **dict.fromkeys("lLdT", 8), "D": 5, "V": 0,
+}  # fmt: skip
+
+
+class Malformed(ValueError):
+    """Raised when bytes are not what the protocol says must stand there."""
+
+
+@dataclass(slots=True)
+class WireProperties:
+    """A message's properties; text that is no UTF-8 is kept by surrogate escapes.
+
+    ``flags`` and ``raw`` are the bytes as they came; ``spans`` says where in ``raw`` each
+    property stands.
+    """
+
+    flags: int
+    raw: bytes
+    spans: dict[str, tuple[int, int]]
+    body_size: int
+    content_type: str | None = None
+    content_encoding: str | None = None
+    table: bytes = b""
+    delivery_mode: int | None = None
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: int | None = None
+    message_type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+    cluster_id: str | None = None
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The header table, or nothing where a value in it has no Python form."""
+        if not self.table:
+            return {}
+        try:
+            return decode.field_table(U32.pack(len(self.table)) + self.table)[1]
+        except (ValueError, OverflowError, OSError):
+            return {}
+
+
+def read_content_header(payload: bytes) -> WireProperties:
+    """Decode a content header frame's payload. Raises Malformed."""
+    try:
+        _, _, size, flags = _content_head.unpack_from(payload)
+        properties = WireProperties(flags, payload[_content_head.size :], {}, size)
+        _read_properties(properties)
+    except (struct.error, IndexError) as error:
+        raise Malformed(f"content header: {error}") from error
+    return properties
+
+
+def _read_properties(properties: WireProperties) -> None:
+    raw, offset = properties.raw, 0
+    for flag, name, kind in _PROPERTIES:
+        if not properties.flags & flag:
+            continue
+        value: Any
+        if kind == "text":
+            end = offset + 1 + raw[offset]
+            value = raw[offset + 1 : end].decode("utf-8", "surrogateescape")
+        elif kind == "table":
+            end = offset + 4 + U32.unpack_from(raw, offset)[0]
+            value = raw[offset + 4 : end]
+        elif kind == "octet":
+            value, end = raw[offset], offset + 1
+        else:
+            value, end = _i64.unpack_from(raw, offset)[0], offset + 8
+        setattr(properties, name, value)
+        properties.spans[name] = (offset, end)
+        offset = end
+    if offset > len(raw):
+        raise Malformed("content header: properties past its end")
+
+
+def read_deliver(payload: bytes) -> tuple[str, int, bool, str, str]:
+    """Decode basic.deliver: consumer tag, delivery tag, redelivered, exchange, routing key."""
+    tag_end = 5 + payload[4]
+    (delivery_tag,) = _u64.unpack_from(payload, tag_end)
+    exchange_at = tag_end + 9
+    key_at = exchange_at + 1 + payload[exchange_at]
+    return (
+        payload[5:tag_end].decode("utf-8", "surrogateescape"),
+        delivery_tag,
+        bool(payload[tag_end + 8] & 1),
+        payload[exchange_at + 1 : key_at].decode("utf-8", "surrogateescape"),
+        payload[key_at + 1 : key_at + 1 + payload[key_at]].decode("utf-8", "surrogateescape"),
+    )
+
+
+def read_confirm(payload: bytes) -> tuple[int, bool]:
+    """Decode basic.ack or basic.nack from the broker: delivery tag, multiple."""
+    return _u64.unpack_from(payload, 4)[0], bool(payload[12] & 1)
+
+
+def write_publication(
+    channel: int, publication: Publication, frame_max: int, user: str | None = None
+) -> bytes:
+    """Encode one message as its frames: basic.publish, the content header, the body.
+
+    ``user`` is the connection's own: the broker refuses a copy that claims another's ``user_id``,
+    so that one goes into the header ``x-original-user-id``.
+    """
+    method = b"".join(
+        (
+            U32.pack(PUBLISH),
+            b"\x00\x00",
+            _text(publication.exchange),
+            _text(publication.routing_key),
+            b"\x01" if publication.mandatory else b"\x00",
+        )
+    )
+    flags, properties = _properties(publication, user)
+    if len(properties) + _content_head.size + _FRAME_OVERHEAD > frame_max:
+        flags, properties = _properties(publication, user, keep_sent=False)
+    header = _content_head.pack(_BASIC_CLASS, 0, len(publication.body), flags) + properties
+    size = frame_max - _FRAME_OVERHEAD
+    body = publication.body
+    return b"".join(
+        (
+            _frame(METHOD, channel, method),
+            _frame(HEADER, channel, header),
+            *(_frame(BODY, channel, body[at : at + size]) for at in range(0, len(body), size)),
+        )
+    )
+
+
+def _properties(
+    publication: Publication, user: str | None, keep_sent: bool = True
+) -> tuple[int, bytes]:
+    if publication.original is not None:
+        original = publication.original.properties
+        assert isinstance(original, WireProperties)
+        return _copied(original, publication.headers, user, keep_sent)
+    return _fresh(publication)
+
+
+def _fresh(publication: Publication) -> tuple[int, bytes]:
+    flags = 0x8000 | _HEADERS_FLAG | 0x1000 | 0x0008
+    parts = [_text(JSON), write_table(publication.headers), _u8.pack(_PERSISTENT)]
+    for flag, value in ((0x0400, publication.correlation_id), (0x0080, publication.message_id)):
+        if value is not None:
+            flags |= flag
+            parts.append(_text(value))
+    if publication.timestamp is not None:
+        flags |= 0x0040
+        parts.append(_i64.pack(publication.timestamp))
+    if publication.type is not None:
+        flags |= 0x0020
+        parts.append(_text(publication.type))
+    parts.append(_text(PUBLISHER))
+    return flags, b"".join(parts)
+
+
+def _copied(
+    original: WireProperties, added: Mapping[str, Any], user: str | None, keep_sent: bool
+) -> tuple[int, bytes]:
+    """The properties as they came, with headers added, and without another's ``user_id``."""
+    flags, raw = original.flags | _HEADERS_FLAG, original.raw
+    headers = dict(added)
+    start = end = sum(len(raw[slice(*original.spans[n])]) for n in _before_table(original))
+    if "table" in original.spans:
+        start, end = original.spans["table"]
+    tail = raw[end:]
+    if original.user_id is not None and original.user_id != user:
+        flags &= ~0x0010
+        first, last = original.spans["user_id"]
+        tail = raw[end:first] + raw[last:]
+        headers["x-original-user-id"] = original.user_id
+    sent = without(original.table, headers.keys()) if keep_sent else b""
+    if not keep_sent:
+        headers["x-headers-dropped"] = True
+    table = sent + write_table(headers)[4:]
+    return flags, b"".join((raw[:start], U32.pack(len(table)), table, tail))
+
+
+def _before_table(original: WireProperties) -> list[str]:
+    return [name for name in ("content_type", "content_encoding") if name in original.spans]
+
+
+def without(table: bytes, names: Any) -> bytes:
+    """A header table's bytes less the fields of these names, and less the broker's own."""
+    dropped = {name.encode() for name in names} | {b"x-delivery-count", b"x-acquired-count"}
+    try:
+        return b"".join(field for name, field in _fields(table) if name not in dropped)
+    except (Malformed, struct.error, IndexError):
+        return b""
+
+
+def _fields(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at < len(table):
+        type_at = at + 1 + table[at]
+        kind = chr(table[type_at])
+        size = _FIXED_SIZES.get(kind)
+        if size is None:
+            if kind not in "SAFx":
+                raise Malformed(f"header of unknown type {kind!r}")
+            size = 4 + U32.unpack_from(table, type_at + 1)[0]
+        end = type_at + 1 + size
+        yield table[at + 1 : type_at], table[at:end]
+        at = end
+
+
+def write_table(headers: Mapping[str, Any]) -> bytes:
+    """Encode a header table of text, integers and booleans, its length in front."""
+    fields = b"".join(_text(name) + _value(value) for name, value in headers.items())
+    return U32.pack(len(fields)) + fields
+
+
+def _value(value: Any) -> bytes:
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogateescape")
+        return b"S" + U32.pack(len(data)) + data
+    if isinstance(value, bool):
+        return b"t\x01" if value else b"t\x00"
+    return b"l" + _i64.pack(value)
+
+
+def _text(value: str) -> bytes:
+    data = value.encode("utf-8", "surrogateescape")
+    return _u8.pack(len(data)) + data
+
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return FRAME_HEAD.pack(kind, channel, len(payload)) + payload + b"\xce"

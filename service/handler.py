@@ -1,0 +1,175 @@
+"""decode → validate → load → decide → commit. Returns outcomes; settles nothing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from service.codec import Delivery, Outcome, Request, parse
+from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
+from service.errors import Poisonous, StoreConflict, StoreUnavailable, Unprocessable
+from service.ledger import Ledger
+from service.messages import Event, Problem
+from service.retry import retrying
+from service.store import Fence, Record, Snapshot, Store, Transaction, Verdict
+
+Parsed = Request | tuple[Delivery, Problem]
+
+
+class Handler:
+    """One session's judge: batches in order, one at a time.
+
+    Raises Fenced when another worker has taken a queue over, and Poisonous, after everything
+    before it was handled, for a command that keeps failing for reasons of its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        worker: str,
+        prefetch: int,
+        clock: Callable[[], str],
+        notice: Callable[[BaseException], None],
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._prefetch = prefetch
+        self._clock = clock
+        self._retrying = retrying(StoreUnavailable, StoreConflict, notice=notice)
+        self._ledgers: dict[str, Ledger] = {}
+
+    async def handle(self, batch: Sequence[Delivery]) -> list[Outcome]:
+        """Judge a batch and commit what it decided, in one transaction.
+
+        Raises Unprocessable where the batch must be taken apart, having stored nothing.
+        """
+        parsed = [_parsed(delivery) for delivery in batch]
+        requests = [item for item in parsed if isinstance(item, Request)]
+        if not requests:
+            return [_rejected(*item) for item in parsed if not isinstance(item, Request)]
+        await self._claim({request.delivery.queue for request in requests})
+        return await self._retrying(self._attempt, parsed, requests)
+
+    async def handle_alone(self, delivery: Delivery) -> list[Outcome]:
+        """Judge one delivery of a batch that was Unprocessable; Poisonous if it is the culprit."""
+        try:
+            return await self.handle([delivery])
+        except Unprocessable as error:
+            raise Poisonous(f"command {delivery.command_id!r}: {error}") from error
+
+    async def _claim(self, queues: set[str]) -> None:
+        for queue in queues - self._ledgers.keys():
+            fence: Fence = await self._retrying(self._store.claim, queue, self._worker)
+            self._ledgers[queue] = Ledger(fence, self._prefetch)
+
+    async def _attempt(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
+        async def work(transaction: Transaction) -> tuple[list[Outcome], list[Fence]]:
+            known = await transaction.load(
+                {outplan_id(request.command, request.command_id) for request in requests},
+                {request.command_id for request in requests},
+            )
+            fold = Fold(known, self._ledgers, self._clock())
+            outcomes = [fold.judge(item) for item in parsed]
+            await transaction.save(fold.decided, known.states)
+            fences = self._fences(requests, fold.verdicts)
+            for fence in fences:
+                await transaction.hold(fence)
+            return outcomes, fences
+
+        outcomes, fences = await self._store.transact(work)
+        for fence in fences:
+            self._ledgers[fence.queue].keep(fence)
+        return outcomes
+
+    def _fences(
+        self, requests: list[Request], verdicts: list[tuple[Request, Verdict]]
+    ) -> list[Fence]:
+        fences = []
+        for queue in dict.fromkeys(request.delivery.queue for request in requests):
+            batch = [r.delivery for r in requests if r.delivery.queue == queue]
+            judged = [verdict for r, verdict in verdicts if r.delivery.queue == queue]
+            fences.append(self._ledgers[queue].fence(batch, judged))
+        return fences
+
+
+class Fold:
+    """A batch's judgement in order: each command sees what those before it have changed."""
+
+    def __init__(self, known: Snapshot, ledgers: dict[str, Ledger], now: str) -> None:
+        self._states: dict[str, State] = dict(known.states)
+        self._records = dict(known.records)
+        self._ledgers = ledgers
+        self._now = now
+        self.decided: list[Record] = []
+        self.verdicts: list[tuple[Request, Verdict]] = []
+
+    def judge(self, item: Parsed) -> Outcome:
+        """The outcome of one delivery, its effect taken into account for the next."""
+        if not isinstance(item, Request):
+            return _rejected(*item)
+        record = self._records.get(item.command_id)
+        if record is not None and record.digest == item.digest:
+            return _accepted(item.delivery, record.event, duplicate=True)
+        if verdict := self._ledgers[item.delivery.queue].recall(item):
+            return self._without_trace(item, verdict)
+        if record is not None:
+            detail = "this message_id was accepted before with other content"
+            return self._without_trace(item, _verdict(item, Refusal("message_id_reused", detail)))
+        return self._decide(item)
+
+    def _decide(self, request: Request) -> Outcome:
+        id_ = outplan_id(request.command, request.command_id)
+        state = self._states.get(id_)
+        try:
+            decision = decide(state, request.command, request.command_id, self._now)
+        except Exception as error:  # A bug, and whose command it is must be found out.
+            raise Unprocessable(f"decide failed: {error!r}") from error
+        if not isinstance(decision, Event):
+            return self._without_trace(request, _verdict(request, decision))
+        self._states[id_] = evolve(state, decision)
+        record = Record(decision, request.digest)
+        self._records[request.command_id] = record
+        self.decided.append(record)
+        return _accepted(request.delivery, decision)
+
+    def _without_trace(self, request: Request, verdict: Verdict) -> Outcome:
+        self.verdicts.append((request, replace(verdict, tag=request.delivery.tag)))
+        if verdict.code is None:
+            state = self._states[outplan_id(request.command, request.command_id)]
+            return Outcome(
+                request.delivery, "unchanged", version=state.version, outplan=state.outplan
+            )
+        extra = {"current_version": verdict.current_version} if verdict.current_version else {}
+        problem = Problem.of(verdict.code, verdict.detail, request.command_id, **extra)
+        return _rejected(request.delivery, problem)
+
+
+def _parsed(delivery: Delivery) -> Parsed:
+    found = parse(delivery)
+    return found if isinstance(found, Request) else (delivery, found)
+
+
+def _accepted(delivery: Delivery, event: Event, duplicate: bool = False) -> Outcome:
+    return Outcome(
+        delivery,
+        "accepted",
+        duplicate=duplicate,
+        event=event,
+        version=event.version,
+        outplan=event.data,
+    )
+
+
+def _rejected(delivery: Delivery, problem: Problem) -> Outcome:
+    return Outcome(delivery, "rejected", problem=problem)
+
+
+def _verdict(request: Request, decision: Refusal | Unchanged) -> Verdict:
+    if isinstance(decision, Unchanged):
+        return Verdict(request.command_id, request.digest, 0)
+    return Verdict(
+        request.command_id,
+        request.digest,
+        0,
+        decision.code,
+        decision.detail,
+        decision.current_version,
+    )

@@ -1,0 +1,52 @@
+"""Verdicts that leave no event, kept until the broker must have had their acknowledgement.
+
+An accepted command is found again by its event. One that changed nothing, or was refused, leaves
+no trace; yet when a worker dies after a *later* command for the same outplan was committed, the
+broker redelivers both, and judged afresh against the later state the earlier one might now take
+effect: out of order, and after its sender was told otherwise. So each transaction also writes
+down, on the queue's fence, what was judged without trace and may still come back.
+"""
+
+from collections.abc import Sequence
+
+from service.codec import Delivery, Request
+from service.store import Fence, Verdict
+
+
+class Ledger:
+    """One session's side of a queue's fence. A retried batch asks again: only ``keep`` changes it.
+
+    The broker sends at most ``prefetch`` messages ahead of the acknowledgements that it has
+    processed, so what was delivered that many messages ago cannot come back. And what comes back
+    comes before anything new: from the first new message on, nothing is inherited.
+    """
+
+    def __init__(self, fence: Fence, prefetch: int) -> None:
+        self._fence = fence
+        self._prefetch = prefetch
+        self._inherited = {(v.command_id, v.digest): v for v in fence.verdicts}
+
+    def recall(self, request: Request) -> Verdict | None:
+        """The verdict on an earlier delivery of this very command, if there was one."""
+        if not request.delivery.redelivered:
+            return None
+        return self._inherited.get((request.command_id, request.digest))
+
+    def fence(self, batch: Sequence[Delivery], judged: Sequence[Verdict]) -> Fence:
+        """The fence to hold in the transaction of a batch that came to ``judged``."""
+        all_new = not batch[-1].redelivered
+        oldest = batch[-1].tag - self._prefetch
+        kept = (
+            v for v in self._fence.verdicts
+            if (not all_new if self._is_inherited(v) else v.tag > oldest)
+        )  # fmt: skip
+        return Fence(self._fence.queue, self._fence.epoch, (*kept, *judged))
+
+    def keep(self, fence: Fence) -> None:
+        """The transaction with this fence is committed."""
+        self._fence = fence
+        present = {id(v) for v in fence.verdicts}
+        self._inherited = {k: v for k, v in self._inherited.items() if id(v) in present}
+
+    def _is_inherited(self, verdict: Verdict) -> bool:
+        return self._inherited.get((verdict.command_id, verdict.digest)) is verdict

