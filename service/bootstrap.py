@@ -18,7 +18,7 @@ from service.health import serve_health
 from service.settings import Settings, unknown_variables
 from service.store import Store
 from service.telemetry import Health, Metrics
-from service.topology import topology
+from service.topology import PREFETCH, topology
 from service.worker import Limits, Wiring, Worker
 
 
@@ -33,11 +33,16 @@ def wire(settings: Settings, store: Store, health: Health, metrics: Metrics) -> 
     worker = f"{socket.gethostname()}:{os.getpid()}"
     return Wiring(
         store=store,
-        open_session=lambda prefetch: open_session(
-            settings.amqp_url, layout, prefetch, partial(health.trouble, "publishing")
+        open_session=partial(
+            open_session, settings.amqp_url, layout, partial(health.trouble, "publishing")
         ),
-        make_handler=lambda prefetch: Handler(
-            store, worker, prefetch, utc_now, partial(health.trouble, "store")
+        make_handler=partial(
+            Handler,
+            store,
+            worker,
+            PREFETCH * settings.partitions,
+            utc_now,
+            partial(health.trouble, "store"),
         ),
         topology=layout,
         clock=utc_now,
@@ -53,7 +58,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
     health = Health(metrics)
     store = Store(settings.mongo_url, settings.mongo_database, settings.mongo_driver)
     try:
-        limits = Limits(settings.batch_size, settings.prefetch, settings.drain_seconds)
+        limits = Limits(settings.batch_size, settings.drain_seconds)
         worker = Worker(wire(settings, store, health, metrics), limits)
         async with serve_health(settings.http_port, health, metrics, worker.blocked):
             yield worker

@@ -30,7 +30,7 @@ from service.errors import BrokerRefused, BrokerUnavailable, Nacked, OutplanErro
 from service.frames import write_publication
 from service.retry import retrying
 from service.tap import Incoming, Tap
-from service.topology import Topology
+from service.topology import PREFETCH, Topology
 
 T = TypeVar("T")
 Notice = Callable[[BaseException], None]
@@ -98,10 +98,11 @@ class Session(Incoming):
             await self._retrying(attempt)
 
     async def ack(self, delivery: Delivery) -> None:
-        """Acknowledge this delivery and all before it."""
-        await self._unless_failed(
-            self._consuming.basic_ack(delivery.tag, multiple=True, wait=False)
-        )
+        """Acknowledge this delivery and all before it.
+
+        Waits until that is written: closing would leave unsent what the library still queues.
+        """
+        await self._unless_failed(self._consuming.basic_ack(delivery.tag, multiple=True, wait=True))
 
     async def watch(self) -> None:
         """Wait for the session's end; raises BrokerUnavailable with the reason."""
@@ -135,7 +136,7 @@ class Session(Incoming):
 
     async def start(
         self, consuming: aio_pika.abc.AbstractConnection,
-        publishing: aio_pika.abc.AbstractConnection, prefetch: int,
+        publishing: aio_pika.abc.AbstractConnection,
     ) -> None:  # fmt: skip
         """Declare everything, then consume. Raises BrokerRefused."""
         await self._declare(await self._channel(consuming))
@@ -144,7 +145,7 @@ class Session(Incoming):
         self._consuming.on_consumer_cancel_callbacks.add(
             lambda frame: self.fail(f"queue {frame.consumer_tag} is gone")
         )
-        await self._consuming.basic_qos(prefetch_count=prefetch)
+        await self._consuming.basic_qos(prefetch_count=PREFETCH)
         for queue in self._topology.command_queues:
             # The tap takes the deliveries; the consumer tag tells it their queue.
             await self._consuming.basic_consume(queue.name, _untapped, consumer_tag=queue.name)
@@ -237,9 +238,7 @@ class _Confirms:
 
 
 @asynccontextmanager
-async def open_session(
-    url: str, topology: Topology, prefetch: int, notice: Notice
-) -> AsyncIterator[Session]:
+async def open_session(url: str, topology: Topology, notice: Notice) -> AsyncIterator[Session]:
     """Connect twice, declare, consume. Raises BrokerUnavailable (try again) or BrokerRefused."""
     session = Session(topology, URL(url).user or "guest", notice)
     async with (
@@ -247,7 +246,7 @@ async def open_session(
         _connection(url, "publish", session) as publishing,
     ):
         with _translated():
-            await session.start(consuming, publishing, prefetch)
+            await session.start(consuming, publishing)
         yield session
 
 

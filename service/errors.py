@@ -12,9 +12,8 @@ OutplanError
 │   └── StoreUnavailable    the batch in hand is tried again
 ├── StoreConflict           somebody else was first: load and decide again
 ├── Fenced                  another worker has taken the queue over: end the session
-├── Suspicious              seen too often: end the session, take messages one by one
 ├── Unprocessable           one batch can't be stored: find the culprit
-└── Poisonous               the culprit: end the session, the broker counts the delivery
+└── Poisonous               the culprit: end the session; its trials are counted
 """
 
 from typing import ClassVar
@@ -70,10 +69,6 @@ class StoreConflict(OutplanError):
 
 class Fenced(OutplanError):
     """Raised when the queue's fence carries another epoch: nothing was stored."""
-
-
-class Suspicious(OutplanError):
-    """Raised when a message comes that earlier deliveries have not survived."""
 
 
 class Unprocessable(OutplanError):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 from service.codec import Delivery, Outcome, Request, parse
 from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
@@ -25,13 +26,13 @@ class Handler:
         self,
         store: Store,
         worker: str,
-        prefetch: int,
+        window: int,
         clock: Callable[[], str],
         notice: Callable[[BaseException], None],
     ) -> None:
         self._store = store
         self._worker = worker
-        self._prefetch = prefetch
+        self._window = window
         self._clock = clock
         self._retrying = retrying(StoreUnavailable, StoreConflict, notice=notice)
         self._ledgers: dict[str, Ledger] = {}
@@ -49,7 +50,19 @@ class Handler:
         return await self._retrying(self._attempt, parsed, requests)
 
     async def handle_alone(self, delivery: Delivery) -> list[Outcome]:
-        """Judge one delivery of a batch that was Unprocessable; Poisonous if it is the culprit."""
+        """Judge one delivery on trial, for it may be what ended a worker, or a batch.
+
+        The trial is written down first. A message whose trials all came to nothing is rejected
+        as ``delivery_limit``, unread. Raises Poisonous if it is Unprocessable.
+        """
+        await self._claim({delivery.queue})
+        ledger = self._ledgers[delivery.queue]
+        trial = ledger.next_trial(_fingerprint(delivery))
+        if trial is None:
+            detail = "each worker that tried it ended; see the workers' logs"
+            return [_rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))]
+        await self._retrying(self._store.put_on_trial, ledger.current, trial)
+        ledger.keep(replace(ledger.current, trial=trial))
         try:
             return await self.handle([delivery])
         except Unprocessable as error:
@@ -58,7 +71,7 @@ class Handler:
     async def _claim(self, queues: set[str]) -> None:
         for queue in queues - self._ledgers.keys():
             fence: Fence = await self._retrying(self._store.claim, queue, self._worker)
-            self._ledgers[queue] = Ledger(fence, self._prefetch)
+            self._ledgers[queue] = Ledger(fence, self._window)
 
     async def _attempt(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
         async def work(transaction: Transaction) -> tuple[list[Outcome], list[Fence]]:
@@ -120,11 +133,12 @@ class Fold:
         state = self._states.get(id_)
         try:
             decision = decide(state, request.command, request.command_id, self._now)
+            if isinstance(decision, Event):
+                self._states[id_] = evolve(state, decision)
         except Exception as error:  # A bug, and whose command it is must be found out.
             raise Unprocessable(f"decide failed: {error!r}") from error
         if not isinstance(decision, Event):
             return self._without_trace(request, _verdict(request, decision))
-        self._states[id_] = evolve(state, decision)
         record = Record(decision, request.digest)
         self._records[request.command_id] = record
         self.decided.append(record)
@@ -143,8 +157,16 @@ class Fold:
 
 
 def _parsed(delivery: Delivery) -> Parsed:
-    found = parse(delivery)
+    try:
+        found = parse(delivery)
+    except Exception as error:  # A bug; its neighbours are not to suffer.
+        raise Unprocessable(f"parse failed: {error!r}") from error
     return found if isinstance(found, Request) else (delivery, found)
+
+
+def _fingerprint(delivery: Delivery) -> str:
+    name = f"{delivery.properties.message_id} {delivery.command_name}\n"
+    return sha256(name.encode("utf-8", "surrogateescape") + delivery.body).hexdigest()
 
 
 def _accepted(delivery: Delivery, event: Event, duplicate: bool = False) -> Outcome:

@@ -8,23 +8,32 @@ down, on the queue's fence, what was judged without trace and may still come bac
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 from service.codec import Delivery, Request
-from service.store import Fence, Verdict
+from service.store import Fence, Trial, Verdict
+
+MAX_TRIALS: Final = 5
 
 
 class Ledger:
     """One session's side of a queue's fence. A retried batch asks again: only ``keep`` changes it.
 
-    The broker sends at most ``prefetch`` messages ahead of the acknowledgements that it has
+    The broker sends at most a ``window`` of messages ahead of the acknowledgements that it has
     processed, so what was delivered that many messages ago cannot come back. And what comes back
     comes before anything new: from the first new message on, nothing is inherited.
     """
 
-    def __init__(self, fence: Fence, prefetch: int) -> None:
+    def __init__(self, fence: Fence, window: int) -> None:
         self._fence = fence
-        self._prefetch = prefetch
+        self._window = window
         self._inherited = {(v.command_id, v.digest): v for v in fence.verdicts}
+
+    @property
+    def current(self) -> Fence:
+        """The fence as last written, as far as this session knows."""
+        return self._fence
 
     def recall(self, request: Request) -> Verdict | None:
         """The verdict on an earlier delivery of this very command, if there was one."""
@@ -35,12 +44,18 @@ class Ledger:
     def fence(self, batch: Sequence[Delivery], judged: Sequence[Verdict]) -> Fence:
         """The fence to hold in the transaction of a batch that came to ``judged``."""
         all_new = not batch[-1].redelivered
-        oldest = batch[-1].tag - self._prefetch
+        oldest = batch[-1].tag - self._window
         kept = (
             v for v in self._fence.verdicts
             if (not all_new if self._is_inherited(v) else v.tag > oldest)
         )  # fmt: skip
-        return Fence(self._fence.queue, self._fence.epoch, (*kept, *judged))
+        return replace(self._fence, verdicts=(*kept, *judged))
+
+    def next_trial(self, message: str) -> Trial | None:
+        """The trial to put a message on; None where it has had all that it gets."""
+        last = self._fence.trial
+        times = last.times if last and last.message == message else 0
+        return Trial(message, times + 1) if times < MAX_TRIALS else None
 
     def keep(self, fence: Fence) -> None:
         """The transaction with this fence is committed."""

@@ -42,11 +42,6 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_seconds: Annotated[float, Field(gt=0, le=3_600)] = 25
 
-    @property
-    def prefetch(self) -> int:
-        """One batch in hand, one being published, one waiting to be taken."""
-        return 3 * self.batch_size
-
 
 def load_settings() -> Settings:
     """Read the environment; WrongSetting names every variable that is wrong, in one line."""

@@ -74,13 +74,22 @@ class Verdict:
     current_version: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A message handled alone, written down before: what is left here has ended a worker."""
+
+    message: str
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fence:
     """A worker's claim on a command queue: ``epoch`` is stale once another has claimed it."""
 
     queue: str
     epoch: int
     verdicts: tuple[Verdict, ...] = ()
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +222,17 @@ class Store:
             if before["session"] != session.session_id["id"]:
                 await self._client.admin.command("killSessions", [{"id": before["session"]}])
         verdicts = tuple(Verdict(**item) for item in before["verdicts"])
-        return Fence(queue, before["epoch"] + 1, verdicts)
+        trial = Trial(**before["trial"]) if "trial" in before else None
+        return Fence(queue, before["epoch"] + 1, verdicts, trial)
+
+    async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
+        """Write down what is handled next, and alone. Raises Fenced."""
+        with _translated():
+            result = await self._database[FENCES].update_one(
+                {"_id": fence.queue, "epoch": fence.epoch}, {"$set": {"trial": asdict(trial)}}
+            )
+        if result.matched_count != 1:
+            raise Fenced(f"another worker has taken {fence.queue} over")
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run ``work`` in one transaction: majority, journaled, and never cut in the middle.

@@ -10,8 +10,14 @@ from typing import Final
 
 Arguments = Mapping[str, str | int | bool]
 
-# The delivery limit that RabbitMQ 4 has by default and 3.10 has not.
-DELIVERY_LIMIT: Final = 20
+# How many messages the broker sends ahead of acknowledgements, per queue. The same for every
+# worker there ever was: a quorum queue puts what comes back behind what came back before and is
+# not taken yet, so order holds only while each consumer takes at once all that its predecessor
+# gave back.
+PREFETCH: Final = 1_000
+# The last resort. Everything prefetched is counted when a worker dies, healthy commands too, so
+# the worker finds killers out itself, long before this (see handler).
+DELIVERY_LIMIT: Final = 1_000
 # "Never" in a form that both take: 3.10 refuses -1, and 4 would drop at its default of 20.
 NO_DELIVERY_LIMIT: Final = 2_000_000_000
 

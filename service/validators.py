@@ -64,7 +64,7 @@ def _address() -> Schema:
             type=_text(),
             target=_text(),
             target_name=_text(),
-            name=_text(),
+            name=_text(pattern=m.NO_CONTROL_PATTERN),
             detail=_text(),
         ),
         "anyOf": [
@@ -113,7 +113,9 @@ def validators() -> dict[str, Schema]:
         session={"bsonType": "binData"},
         batches=_number(0, 2**53),
         verdicts={"bsonType": "array"},
+        trial=_closed(message=_text(), times=_number(1, 100)),
     )
+    fence["required"].remove("trial")
     schemas = {
         OUTPLANS: _closed(_id=_uuid(), **_fields(), version=_version()),
         EVENTS: event,

@@ -20,7 +20,6 @@ from service.errors import (
     Poisonous,
     StoreConflict,
     StoreUnavailable,
-    Suspicious,
     Unprocessable,
 )
 from service.handler import Handler
@@ -31,7 +30,7 @@ from service.topology import Topology
 
 # Deliveries that a message may have behind it before it is suspected of having ended them.
 SUSPICIOUS: Final = 3
-_END_OF_SESSION: Final = (BrokerUnavailable, Fenced, Poisonous, Suspicious)
+_END_OF_SESSION: Final = (BrokerUnavailable, Fenced, Poisonous)
 
 
 class Session(Protocol):
@@ -50,8 +49,8 @@ class Wiring:
     """What a worker works with; ``bootstrap`` puts it together."""
 
     store: Store
-    open_session: Callable[[int], AbstractAsyncContextManager[Session]]
-    make_handler: Callable[[int], Handler]
+    open_session: Callable[[], AbstractAsyncContextManager[Session]]
+    make_handler: Callable[[], Handler]
     topology: Topology
     clock: Callable[[], str]
     health: Health
@@ -60,10 +59,9 @@ class Wiring:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many commands at a time, how many ahead, and how long to drain (seconds)."""
+    """How many commands at a time, and how long to drain (seconds)."""
 
     batch: int
-    prefetch: int
     drain: float
 
 
@@ -72,11 +70,7 @@ _Handover = asyncio.Queue[list[Outcome] | OutplanError | None]
 
 
 class Worker:
-    """Consumes commands until told to stop.
-
-    Each session starts with caution, one message at a time, until one has gone through: should
-    the message at the head be what killed the worker before, only it is counted against.
-    """
+    """Consumes commands until told to stop."""
 
     def __init__(self, wiring: Wiring, limits: Limits) -> None:
         self._wiring = wiring
@@ -84,7 +78,6 @@ class Worker:
         self._log = structlog.get_logger()
         self._stopping = asyncio.Event()
         self._session: Session | None = None
-        self._cautious = True
         self._was_ready = False
 
     def stop(self) -> None:
@@ -129,27 +122,22 @@ class Worker:
             try:
                 await self._one_session()
             except _END_OF_SESSION as error:
-                self._ended(error)
+                wiring.health.trouble("broker", error)
                 await asyncio.sleep(uniform(0.05, 0.5))  # noqa: S311  spread, no secret
-
-    def _ended(self, error: OutplanError) -> None:
-        self._cautious = self._cautious or isinstance(error, Poisonous | Suspicious)
-        self._wiring.health.trouble("broker", error)
 
     def _patiently(self, place: str, *errors: type[OutplanError]) -> AsyncRetrying:
         health = self._wiring.health
         return retrying(*errors, notice=lambda error: health.trouble(place, error))
 
     async def _one_session(self) -> None:
-        prefetch = 1 if self._cautious else self._limits.prefetch
         async with AsyncExitStack() as stack:
 
             async def enter() -> Session:
-                return await stack.enter_async_context(self._wiring.open_session(prefetch))
+                return await stack.enter_async_context(self._wiring.open_session())
 
             session: Session = await self._patiently("broker", BrokerUnavailable)(enter)
             async with self._in_session(session):
-                await self._pipeline(session, self._wiring.make_handler(prefetch))
+                await self._pipeline(session, self._wiring.make_handler())
 
     @asynccontextmanager
     async def _in_session(self, session: Session) -> AsyncIterator[None]:
@@ -181,34 +169,36 @@ class Worker:
     async def _commit(self, session: Session, handler: Handler, handover: _Handover) -> None:
         try:
             while batch := await session.receive(self._limits.batch):
-                self._suspect(batch)
+                self._wiring.metrics.redelivered.inc(sum(d.redelivered for d in batch))
+                since = time.monotonic()
                 await self._judge(handler, batch, handover)
-                if self._cautious and all(d.delivery_count < SUSPICIOUS for d in batch):
-                    self._cautious = False
-                    break
+                self._wiring.health.well("store")
+                self._wiring.metrics.batch_size.observe(len(batch))
+                self._wiring.metrics.commit_seconds.observe(time.monotonic() - since)
         except _END_OF_SESSION as error:
             # What was committed before it is still published and acknowledged.
             await handover.put(error)
         else:
             await handover.put(None)
 
-    def _suspect(self, batch: list[Delivery]) -> None:
-        self._wiring.metrics.redelivered.inc(sum(d.redelivered for d in batch))
-        worst = max(d.delivery_count for d in batch)
-        if worst >= SUSPICIOUS and not self._cautious:
-            raise Suspicious(f"a message has been delivered {worst} times before")
-
     async def _judge(self, handler: Handler, batch: list[Delivery], handover: _Handover) -> None:
-        since = time.monotonic()
+        worst = max(delivery.delivery_count for delivery in batch)
+        if worst >= SUSPICIOUS:
+            self._log.warning("one by one", commands=len(batch), deliveries=worst)
+            return await self._judge_one_by_one(handler, batch, handover)
         try:
-            await handover.put(await handler.handle(batch))
+            return await handover.put(await handler.handle(batch))
         except Unprocessable as error:
-            self._log.error("batch taken apart", commands=len(batch), detail=str(error))
-            for delivery in batch:
-                await handover.put(await handler.handle_alone(delivery))
-        self._wiring.health.well("store")
-        self._wiring.metrics.batch_size.observe(len(batch))
-        self._wiring.metrics.commit_seconds.observe(time.monotonic() - since)
+            self._log.error("one by one", commands=len(batch), detail=str(error))
+        return await self._judge_one_by_one(handler, batch, handover)
+
+    async def _judge_one_by_one(
+        self, handler: Handler, batch: list[Delivery], handover: _Handover
+    ) -> None:
+        for delivery in batch:
+            await handover.put(await handler.handle_alone(delivery))
+            # On trial until it is settled: its publication may be what ends the worker.
+            await handover.join()
 
     async def _settle(self, session: Session, handover: _Handover) -> None:
         while (outcomes := await handover.get()) is not None:
@@ -222,6 +212,7 @@ class Worker:
             self._wiring.health.well("publishing")
             self._wiring.metrics.publish_seconds.observe(time.monotonic() - since)
             self._count(outcomes)
+            handover.task_done()
 
     def _count(self, outcomes: list[Outcome]) -> None:
         metrics, now = self._wiring.metrics, time.time()

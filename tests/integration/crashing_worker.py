@@ -1,6 +1,7 @@
-"""``python -m tests.integration.crashing_worker run``: a worker that kills itself at CRASH_AT.
+"""``python -m tests.integration.crashing_worker run``: a worker that kills itself.
 
-Only from the first batch of more than one command on: a worker's first is always alone.
+At the point CRASH_AT, from the first batch of more than one command on; and whenever it is to
+decide on a command whose name is "killer". A command named "bug" makes it raise instead.
 """
 
 import os
@@ -8,63 +9,66 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+from service import handler
 from service.broker import Session
 from service.cli import app
 from service.codec import Delivery, Publication
+from service.decider import Decision
+from service.messages import Command
 from service.store import Snapshot, Store, Transaction
 
-POINTS = ("received", "loaded", "committed", "half published", "published")
+CRASH_AT = os.environ.get("CRASH_AT")
 
+_receive, _publish = Session.receive, Session.publish
+_load, _transact, _decide = Transaction.load, Store.transact, handler.decide
 _big = False
 
 
 def _crash(point: str) -> None:
-    if _big and os.environ["CRASH_AT"] == point:
+    if _big and point == CRASH_AT:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class CrashingSession:
-    """Session's methods with a crash in them."""
-
-    receive = Session.receive
-    publish = Session.publish
-
-
-async def _receive(self: Session, most: int) -> list[Delivery]:
+async def receive(self: Session, most: int) -> list[Delivery]:
     global _big  # noqa: PLW0603  one process, one crash
-    batch = await CrashingSession.receive(self, most)
+    batch = await _receive(self, most)
     _big = len(batch) > 1
     _crash("received")
     return batch
 
 
-async def _publish(self: Session, publications: Sequence[Publication]) -> None:
-    if _big and os.environ["CRASH_AT"] == "half published":
-        await CrashingSession.publish(self, publications[: len(publications) // 2])
+async def publish(self: Session, publications: Sequence[Publication]) -> None:
+    if CRASH_AT == "half published":
+        await _publish(self, publications[: len(publications) // 2])
         _crash("half published")
-    await CrashingSession.publish(self, publications)
+    await _publish(self, publications)
     _crash("published")
 
 
-_load, _transact = Transaction.load, Store.transact
-
-
-async def _crashing_load(self: Transaction, *ids: Any) -> Snapshot:
+async def load(self: Transaction, *ids: Any) -> Snapshot:
     snapshot = await _load(self, *ids)
     _crash("loaded")
     return snapshot
 
 
-async def _crashing_transact(self: Store, work: Any) -> Any:
+async def transact(self: Store, work: Any) -> Any:
     result = await _transact(self, work)
     _crash("committed")
     return result
 
 
-Session.receive = _receive  # type: ignore[method-assign]
-Session.publish = _publish  # type: ignore[method-assign]
-Transaction.load = _crashing_load  # type: ignore[method-assign]
-Store.transact = _crashing_transact  # type: ignore[assignment,method-assign]
+def decide(state: Any, command: Command, command_id: str, now: str) -> Decision:
+    if getattr(command, "name", None) == "killer":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if getattr(command, "name", None) == "bug":
+        raise ZeroDivisionError("a bug")
+    return _decide(state, command, command_id, now)
+
 
 if __name__ == "__main__":
+    Session.receive = receive  # type: ignore[method-assign]
+    Session.publish = publish  # type: ignore[method-assign]
+    Transaction.load = load  # type: ignore[method-assign]
+    Store.transact = transact  # type: ignore[assignment,method-assign]
+    handler.decide = decide
     app(prog_name="outplan")

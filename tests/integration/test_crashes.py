@@ -4,12 +4,14 @@ import signal
 
 import pytest
 
-from tests.integration.crashing_worker import POINTS
-from tests.integration.outside import Outside
+from service.ledger import MAX_TRIALS
+from service.worker import SUSPICIOUS
+from tests.integration.outside import Outside, a_create
 from tests.integration.story import a_story, check, tell
 from tests.integration.worker_process import Place, running_worker, start_worker
 
 CRASHING = "tests.integration.crashing_worker"
+POINTS = ("received", "loaded", "committed", "half published", "published")
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -28,16 +30,45 @@ async def test_a_killed_worker_loses_and_repeats_nothing(
     assert await outside.waiting() == 0
 
 
-async def test_a_worker_killed_at_every_point_in_turn_gets_there(
+async def test_workers_killed_at_one_point_after_the_other_get_there(
     place: Place, outside: Outside
 ) -> None:
     story = a_story(outplans=12, rounds=8)
     await tell(outside, story)
 
-    for point in (*POINTS, *reversed(POINTS)):
-        victim = await start_worker(
-            place, module=CRASHING, CRASH_AT=point, OUTPLAN_BATCH_SIZE="40"
-        )
+    for point in (*POINTS, "committed", "published"):
+        victim = await start_worker(place, module=CRASHING, CRASH_AT=point, OUTPLAN_BATCH_SIZE="40")
         assert await victim.ended() == -signal.SIGKILL
     async with running_worker(place):
         await check(outside, story)
+
+
+async def test_a_command_that_kills_every_worker_ends_rejected_and_alone(
+    place: Place, outside: Outside
+) -> None:
+    healthy = [await outside.send("outplan_create", a_create()) for _ in range(20)]
+    killer = await outside.send("outplan_create", a_create(name="killer"))
+    healthy += [await outside.send("outplan_create", a_create()) for _ in range(20)]
+
+    for _ in range(SUSPICIOUS + MAX_TRIALS):
+        victim = await start_worker(place, module=CRASHING)
+        assert await victim.ended() == -signal.SIGKILL
+    async with running_worker(place, module=CRASHING):
+        await outside.until(lambda: all(outside.events_of(id_) for id_ in healthy))
+
+    copy = await outside.rejected_of(killer)
+    assert copy.headers["x-problem-code"] == "delivery_limit"
+    assert outside.replies[killer][0]["problem"]["status"] == 500
+    assert len(outside.rejected) == 1
+
+
+async def test_a_command_that_meets_a_bug_holds_up_nobody_for_long(
+    place: Place, outside: Outside
+) -> None:
+    async with running_worker(place, module=CRASHING):
+        before = await outside.send("outplan_create", a_create())
+        bug = await outside.send("outplan_create", a_create(name="bug"))
+        after = await outside.send("outplan_create", a_create())
+        await outside.until(lambda: bool(outside.events_of(before) and outside.events_of(after)))
+
+    assert (await outside.rejected_of(bug)).headers["x-problem-code"] == "delivery_limit"

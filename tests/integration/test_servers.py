@@ -26,8 +26,10 @@ from service.testing import (
     ServerFailed,
     Servers,
     ServersUnavailable,
-    processes as child_processes,
     start_servers,
+)
+from service.testing import (
+    processes as child_processes,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +209,7 @@ def test_where_nothing_is_to_be_had_the_error_says_what_to_set_or_install(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(child_processes, "RABBITMQ_FOLDER", tmp_path)
-    monkeypatch.setattr(child_processes, "find_spec", lambda name: None)
+    monkeypatch.setattr(child_processes, "find_spec", lambda _: None)
     with pytest.raises(ServersUnavailable) as caught, start_servers():
         pass
     for remedy in (

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from service.bootstrap import wire
 from service.codec import Delivery, Request
-from service.ledger import Ledger
-from service.store import Fence, Verdict
+from service.ledger import MAX_TRIALS, Ledger
+from service.settings import Settings
+from service.store import Fence, Trial, Verdict
+from service.telemetry import Health, Metrics
+from service.topology import PREFETCH
 from tests.unit.samples import ID, delivery, request
 
 QUEUE = "outplan.commands"
@@ -23,8 +27,8 @@ def verdict(of: Request, tag: int = 1, code: str = "not_found") -> Verdict:
     return Verdict(of.command_id, of.digest, tag, code, "because")
 
 
-def ledger(*verdicts: Verdict, prefetch: int = 3) -> Ledger:
-    return Ledger(Fence(QUEUE, 7, verdicts), prefetch)
+def ledger(*verdicts: Verdict, window: int = 3) -> Ledger:
+    return Ledger(Fence(QUEUE, 7, verdicts), window)
 
 
 def at(tag: int, redelivered: bool = False) -> list[Delivery]:
@@ -72,15 +76,15 @@ def test_the_fence_stays_the_claimed_one() -> None:
     assert (fence.queue, fence.epoch, fence.verdicts) == (QUEUE, 7, ())
 
 
-def test_verdicts_are_kept_until_prefetch_messages_have_come_after_them() -> None:
-    book, first = ledger(prefetch=3), verdict(asked(), tag=1)
+def test_verdicts_are_kept_until_a_window_of_messages_has_come_after_them() -> None:
+    book, first = ledger(window=3), verdict(asked(), tag=1)
     assert committed(book, at(1), first) == (first,)
     assert committed(book, at(3)) == (first,)
     assert committed(book, at(4)) == ()
 
 
 def test_the_last_message_of_a_batch_says_how_far_it_has_come() -> None:
-    book, first = ledger(prefetch=3), verdict(asked(), tag=1)
+    book, first = ledger(window=3), verdict(asked(), tag=1)
     committed(book, at(1), first)
     assert committed(book, [*at(2), *at(3)]) == (first,)
     assert committed(book, [*at(4), *at(5)]) == ()
@@ -89,21 +93,16 @@ def test_the_last_message_of_a_batch_says_how_far_it_has_come() -> None:
 def test_a_full_batchs_own_verdicts_are_all_kept() -> None:
     batch = [*at(1), *at(2), *at(3), *at(4)]
     judged = [verdict(asked(f"c-{n}"), tag=n) for n in range(1, 5)]
-    assert committed(ledger(prefetch=4), batch, *judged) == tuple(judged)
+    assert committed(ledger(window=4), batch, *judged) == tuple(judged)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: tags count the whole channel, but prefetch is per consumer, of which there is "
-    "one for each partition",
-)
-def test_messages_of_other_partitions_do_not_count_towards_the_prefetch() -> None:
-    # Two consumers with a prefetch of 3, nothing acknowledged yet: tags 1, 4 and 6 are this
-    # queue's, 2, 3 and 5 the other's. All of them may come back.
-    book, first = ledger(prefetch=3), verdict(asked(), tag=1)
-    committed(book, at(1), first)
-    committed(book, at(4))
-    assert first in committed(book, at(6))
+def test_the_window_is_the_prefetch_of_all_partitions_together() -> None:
+    """Tags count the whole channel, and the prefetch is each consumer's own."""
+    store: Any = None
+    metrics = Metrics()
+    settings = Settings(partitions=4)
+    handler = wire(settings, store, Health(metrics), metrics).make_handler()
+    assert handler._window == 4 * PREFETCH
 
 
 # --- what is inherited -------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def test_a_recalled_verdict_that_was_written_down_again_outlives_the_inherited_o
     "is kept by the tag of a session long gone",
 )
 def test_a_verdict_written_down_twice_is_dropped_twice() -> None:
-    # Session 1 left the verdict; session 2, a cautious one, recalled it and ended; this is 3.
+    # Session 1 left the verdict; session 2 recalled it, wrote it down, and ended; this is 3.
     old = verdict(asked(), tag=900)
     book = ledger(old, replace(old, tag=1))
     assert committed(book, at(5)) == ()
@@ -171,3 +170,30 @@ def test_a_command_sent_anew_is_not_given_the_verdict_of_two_sessions_ago() -> N
     left = committed(third, at(50))
     # Now the sender sends it again, as section 2 lets it; the worker dies before it is judged.
     assert ledger(*left).recall(asked(redelivered=True)) is None
+
+
+# --- trials ------------------------------------------------------------------------------------
+
+
+def test_a_message_is_tried_so_often_and_no_more() -> None:
+    book = ledger()
+    for times in range(1, MAX_TRIALS + 1):
+        trial = book.next_trial("m")
+        assert trial == Trial("m", times)
+        book.keep(replace(book.current, trial=trial))
+    assert book.next_trial("m") is None
+
+
+def test_another_message_starts_at_its_first_trial() -> None:
+    book = Ledger(Fence(QUEUE, 7, (), Trial("m", MAX_TRIALS)), 3)
+    assert book.next_trial("m") is None
+    assert book.next_trial("n") == Trial("n", 1)
+
+
+def test_a_trial_inherited_from_a_dead_worker_counts() -> None:
+    assert Ledger(Fence(QUEUE, 7, (), Trial("m", 2)), 3).next_trial("m") == Trial("m", 3)
+
+
+def test_a_batchs_fence_keeps_epoch_and_trial() -> None:
+    fence = Ledger(Fence(QUEUE, 7, (), Trial("m", 2)), 3).fence(at(1), [])
+    assert (fence.epoch, fence.trial) == (7, Trial("m", 2))

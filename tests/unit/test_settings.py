@@ -1,0 +1,225 @@
+"""Every variable: its default, what it takes, and one clear line where it is wrong."""
+
+import os
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.errors import WrongSetting
+from service.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
+from service.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith(ENV_PREFIX):
+            monkeypatch.delenv(name)
+
+
+DEFAULTS: dict[str, Any] = {
+    "amqp_url": "amqp://guest:guest@localhost:5672/",
+    "mongo_url": "mongodb://localhost:27017/?replicaSet=rs0",
+    "mongo_database": "outplan",
+    "mongo_driver": "motor",
+    "prefix": "outplan",
+    "partitions": 1,
+    "batch_size": 500,
+    "http_port": 8080,
+    "log_format": "auto",
+    "log_level": "info",
+    "drain_seconds": 25.0,
+}
+
+RIGHT: list[tuple[str, str, Any]] = [
+    ("amqp_url", "amqps://u:p@broker:5671/vhost", "amqps://u:p@broker:5671/vhost"),
+    ("mongo_url", "mongodb+srv://cluster.example/", "mongodb+srv://cluster.example/"),
+    ("mongo_database", "a-b_C9", "a-b_C9"),
+    ("mongo_driver", "pymongo", "pymongo"),
+    ("prefix", "team.a_b-9", "team.a_b-9"),
+    ("prefix", "x" * 100, "x" * 100),
+    ("partitions", "1", 1),
+    ("partitions", "256", 256),
+    ("batch_size", "1", 1),
+    ("batch_size", "1000", 1_000),
+    ("http_port", "0", 0),
+    ("http_port", "65535", 65_535),
+    ("log_format", "json", "json"),
+    ("log_format", "console", "console"),
+    ("log_level", "debug", "debug"),
+    ("log_level", "error", "error"),
+    ("drain_seconds", "0.5", 0.5),
+    ("drain_seconds", "3600", 3_600.0),
+]
+
+WRONG: list[tuple[str, str]] = [
+    ("amqp_url", ""),
+    ("amqp_url", "http://localhost/"),
+    ("amqp_url", "localhost:5672"),
+    ("mongo_url", "mongo://localhost"),
+    ("mongo_url", ""),
+    ("mongo_database", ""),
+    ("mongo_database", "a.b"),
+    ("mongo_database", "a b"),
+    ("mongo_database", "x" * 64),
+    ("mongo_database", "outplan\n"),
+    ("mongo_driver", "sync"),
+    ("prefix", ""),
+    ("prefix", "a b"),
+    ("prefix", "x" * 101),
+    ("prefix", "a#"),
+    ("partitions", "0"),
+    ("partitions", "257"),
+    ("partitions", "two"),
+    ("partitions", "1.5"),
+    ("partitions", ""),
+    ("batch_size", "0"),
+    ("batch_size", "1001"),
+    ("http_port", "-1"),
+    ("http_port", "65536"),
+    ("log_format", "xml"),
+    ("log_level", "loud"),
+    ("drain_seconds", "0"),
+    ("drain_seconds", "-1"),
+    ("drain_seconds", "3601"),
+    ("drain_seconds", "nan"),
+    ("drain_seconds", "inf"),
+]
+
+
+def variable(field: str) -> str:
+    return f"OUTPLAN_{field.upper()}"
+
+
+def test_the_defaults_are_these() -> None:
+    assert load_settings().model_dump() == DEFAULTS
+
+
+def test_every_field_is_tried_here() -> None:
+    assert Settings.model_fields.keys() == DEFAULTS.keys()
+    assert Settings.model_fields.keys() == {field for field, _, _ in RIGHT}
+    assert Settings.model_fields.keys() == {field for field, _ in WRONG}
+
+
+@pytest.mark.parametrize(("field", "text", "value"), RIGHT)
+def test_a_variable_is_read(
+    monkeypatch: pytest.MonkeyPatch, field: str, text: str, value: Any
+) -> None:
+    monkeypatch.setenv(variable(field), text)
+    assert load_settings().model_dump() == {**DEFAULTS, field: value}
+
+
+@pytest.mark.parametrize(("field", "text"), WRONG)
+def test_a_wrong_variable_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, field: str, text: str
+) -> None:
+    monkeypatch.setenv(variable(field), text)
+    with pytest.raises(WrongSetting) as caught:
+        load_settings()
+    line = str(caught.value)
+    assert line.startswith(f"{variable(field)}: ")
+    assert len(line.splitlines()) == 1
+    assert len(line) < 200
+    assert caught.value.exit_code == 2
+
+
+SECRETS = [
+    ("amqp_url", "amqp//user:hunter2@broker/"),
+    ("mongo_url", "mangodb://user:hunter2@server/"),
+    ("mongo_database", "hunter2 hunter2"),
+    ("mongo_driver", "hunter2"),
+    ("prefix", "hunter2 "),
+    ("partitions", "hunter2"),
+    ("log_level", "hunter2"),
+    ("drain_seconds", "hunter2"),
+]
+
+
+@pytest.mark.parametrize(("field", "text"), SECRETS)
+def test_a_wrong_value_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, field: str, text: str
+) -> None:
+    """It may be a URL with a password, or a password in the wrong place."""
+    monkeypatch.setenv(variable(field), text)
+    with pytest.raises(WrongSetting) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__, "a traceback would show the value"
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTPLAN_PARTITIONS", "none")
+    monkeypatch.setenv("OUTPLAN_HTTP_PORT", "99999")
+    with pytest.raises(WrongSetting) as caught:
+        load_settings()
+    first, second = sorted(str(caught.value).split("; "))
+    assert first.startswith("OUTPLAN_HTTP_PORT: ")
+    assert second.startswith("OUTPLAN_PARTITIONS: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["amqp://broker:port/", "amqp://broker:99999/", "amqp://user:pass/word@broker/",
+     "amqp://user:pass#word@broker/", "amqp://[::1/"],
+)  # fmt: skip
+@pytest.mark.xfail(
+    strict=True, reason="BUG: passes here, and is a traceback when the session is opened"
+)
+def test_an_amqp_url_that_cannot_be_taken_apart_is_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("OUTPLAN_AMQP_URL", url)
+    with pytest.raises(WrongSetting, match="OUTPLAN_AMQP_URL"):
+        load_settings()
+
+
+WRONG_MONGO_URLS = [
+    "mongodb://server:99999/",
+    "mongodb://user:p@ss@server/",
+    "mongodb://user:hunter/2@server/",
+]
+
+
+def exit_code_and_text(url: str) -> tuple[int, str]:
+    with pytest.raises(Exception, match="OUTPLAN_MONGO_URL") as caught:
+        Store(url, "outplan", "pymongo")
+    return getattr(caught.value, "exit_code", 1), str(caught.value)
+
+
+@pytest.mark.parametrize("url", WRONG_MONGO_URLS)
+@pytest.mark.xfail(strict=True, reason="BUG: a wrong setting is exit 2 (contract 8), and this is 1")
+def test_a_mongo_url_that_cannot_be_taken_apart_is_exit_2(url: str) -> None:
+    assert exit_code_and_text(url)[0] == 2
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: a piece of an unescaped password is printed")
+def test_a_wrong_mongo_url_is_not_repeated() -> None:
+    assert "2@server" not in exit_code_and_text("mongodb://user:hunter/2@server/")[1]
+
+
+def test_a_misspelt_variable_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTPLAN_PARTITION", "2")
+    monkeypatch.setenv("OUTPLAN_AMQPURL", "amqp://")
+    monkeypatch.setenv("OUTPLAN_PARTITIONS", "2")
+    monkeypatch.setenv("OUTPLAN_TEST_AMQP_URL", "amqp://for-tests/")
+    monkeypatch.setenv("ANOTHER_PROGRAMS", "1")
+    assert unknown_variables() == ("OUTPLAN_AMQPURL", "OUTPLAN_PARTITION")
+    assert load_settings().partitions == 2
+
+
+def test_every_setting_is_known() -> None:
+    for field in Settings.model_fields:
+        os.environ[variable(field)] = "1"
+    try:
+        assert unknown_variables() == ()
+    finally:
+        for field in Settings.model_fields:
+            del os.environ[variable(field)]
+
+
+def test_settings_do_not_change() -> None:
+    settings = load_settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(settings, "partitions", 2)  # noqa: B010  mypy knows that it cannot be
