@@ -86,13 +86,19 @@ class Session(Incoming):
         self._arrived.set()
 
     async def publish(self, publications: Sequence[Publication]) -> None:
-        """Publish in order and await every confirm; what is refused is sent again, for ever."""
+        """Publish in order and await every confirm.
+
+        What is refused, a reply apart, is sent again for ever, and for the order's sake all that
+        came after it too.
+        """
         waiting = list(publications)
 
         async def attempt() -> None:
             nonlocal waiting
-            if waiting := await self._publish_once(waiting):
-                raise Nacked(f"the broker refused {len(waiting)} messages; is a queue full?")
+            refused = await self._publish_once(waiting)
+            if needed := [n for n in refused if not waiting[n].dispensable]:
+                waiting = waiting[needed[0] :]
+                raise Nacked(f"the broker refuses messages to {_target(waiting[0])}: a full queue?")
 
         if waiting:
             await self._retrying(attempt)
@@ -181,15 +187,15 @@ class Session(Incoming):
                 bind = channel.exchange_bind if b.to_exchange else channel.queue_bind
                 await bind(b.destination, b.source, b.routing_key)
 
-    async def _publish_once(self, publications: Sequence[Publication]) -> list[Publication]:
-        """Publish all, in flight together; returns those that the broker has refused."""
+    async def _publish_once(self, publications: Sequence[Publication]) -> list[int]:
+        """Publish all, in flight together; returns the places of those that were refused."""
         channel = self._publishing
         frame_max = channel.connection.connection_tune.frame_max
         frames = [write_publication(channel.number, p, frame_max, self._user) for p in publications]
         confirmed = self._confirms.expect(len(frames))
         payload = ChannelFrame(b"".join(frames), should_close=False)
         await self._unless_failed(channel.connection.write_queue.put(payload))
-        return [publications[n] for n in await self._unless_failed(confirmed)]
+        return await self._unless_failed(confirmed)
 
     async def _unless_failed(self, awaitable: Awaitable[T]) -> T:
         """The result, or BrokerUnavailable should the session end first."""
@@ -203,6 +209,10 @@ class Session(Incoming):
                 return await waiting
         finally:
             waiting.cancel()
+
+
+def _target(publication: Publication) -> str:
+    return publication.exchange or publication.routing_key
 
 
 class _Confirms:

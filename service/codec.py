@@ -13,6 +13,7 @@ from service import contract
 from service.messages import (
     COMMANDS,
     MAX_BODY_BYTES,
+    MAX_PROBLEM_ERRORS,
     Command,
     Event,
     Outplan,
@@ -38,8 +39,8 @@ class Properties(Protocol):
     content_encoding: str | None
     timestamp: int | None
 
-    @property
-    def headers(self) -> Mapping[str, Any]: ...
+    def header(self, name: str) -> Any:
+        """The value of one header; None where it is absent or has no Python form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Delivery:
     @property
     def delivery_count(self) -> int:
         """How often the broker has delivered it before; 0 for the first time."""
-        count = self.properties.headers.get("x-delivery-count", 0) if self.redelivered else 0
+        count = self.properties.header("x-delivery-count") if self.redelivered else 0
         return count if isinstance(count, int) else 0
 
 
@@ -110,6 +111,11 @@ class Publication:
     correlation_id: str | None = None
     timestamp: int | None = None
     original: Delivery | None = field(default=None)
+
+    @property
+    def dispensable(self) -> bool:
+        """A reply: its queue may be gone, or full, and nobody else is to wait for that."""
+        return not self.exchange and self.original is None
 
     @property
     def mandatory(self) -> bool:
@@ -225,9 +231,13 @@ def _invalid(command_id: str, errors: tuple[ProblemError, ...]) -> Problem:
 
 def _model_errors(error: ValidationError) -> tuple[ProblemError, ...]:
     return tuple(
-        ProblemError(pointer="".join(f"/{part}" for part in item["loc"]), detail=item["msg"])
-        for item in error.errors(include_url=False, include_input=False)
+        ProblemError(pointer="".join(_escaped(part) for part in item["loc"]), detail=item["msg"])
+        for item in error.errors(include_url=False, include_input=False)[:MAX_PROBLEM_ERRORS]
     )
+
+
+def _escaped(part: int | str) -> str:
+    return "/" + str(part).replace("~", "~0").replace("/", "~1")
 
 
 def _event_publication(event: Event, delivery: Delivery, topology: Topology) -> Publication:
@@ -280,9 +290,8 @@ def _rejected_copy(
 
 
 def _trace_context(delivery: Delivery) -> dict[str, str]:
-    headers = delivery.properties.headers
-    found = {k: headers[k] for k in _TRACE_HEADERS if isinstance(headers.get(k), str)}
-    return {k: v for k, v in found.items() if len(v) <= _MAX_TRACE_CHARS}
+    found = {name: delivery.properties.header(name) for name in _TRACE_HEADERS}
+    return {k: v for k, v in found.items() if isinstance(v, str) and len(v) <= _MAX_TRACE_CHARS}
 
 
 def _seconds(text: str) -> int:

@@ -65,6 +65,10 @@ _FIXED_SIZES: Final = dict.fromkeys("tbB", 1) | dict.fromkeys("su", 2) | dict.fr
 }  # fmt: skip
 
 
+# What decoding a value may raise: it is out of range, or nested past the interpreter's depth.
+_UNREADABLE: Final = (ValueError, OverflowError, OSError, RecursionError, IndexError, struct.error)
+
+
 class Malformed(ValueError):
     """Raised when bytes are not what the protocol says must stand there."""
 
@@ -96,15 +100,31 @@ class WireProperties:
     app_id: str | None = None
     cluster_id: str | None = None
 
-    @property
-    def headers(self) -> Mapping[str, Any]:
-        """The header table, or nothing where a value in it has no Python form."""
-        if not self.table:
-            return {}
+    def header(self, name: str) -> Any:
+        """The value of one header; None where it is absent or has no Python form.
+
+        Each stands alone: one that can't be decoded does not hide the others.
+        """
+        wanted = name.encode("utf-8", "surrogateescape")
+        if wanted not in self.table:
+            return None
         try:
-            return decode.field_table(U32.pack(len(self.table)) + self.table)[1]
-        except (ValueError, OverflowError, OSError):
+            for found, field in _fields(self.table):
+                if found == wanted:
+                    return decode.embedded_value(field[1 + len(found) :])[1]
+        except (Malformed, *_UNREADABLE):
+            pass
+        return None
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """All headers that have a Python form."""
+        try:
+            names = [found for found, _ in _fields(self.table)]
+        except (Malformed, *_UNREADABLE):
             return {}
+        texts = [name.decode("utf-8", "surrogateescape") for name in names]
+        return {text: self.header(text) for text in texts}
 
 
 def read_content_header(payload: bytes) -> WireProperties:
@@ -178,9 +198,11 @@ def write_publication(
             b"\x01" if publication.mandatory else b"\x00",
         )
     )
-    flags, properties = _properties(publication, user)
-    if len(properties) + _content_head.size + _FRAME_OVERHEAD > frame_max:
-        flags, properties = _properties(publication, user, keep_sent=False)
+    room = frame_max - _content_head.size - _FRAME_OVERHEAD
+    for keep in ("all", "problem", "code"):
+        flags, properties = _properties(publication, user, keep)
+        if len(properties) <= room:
+            break
     header = _content_head.pack(_BASIC_CLASS, 0, len(publication.body), flags) + properties
     size = frame_max - _FRAME_OVERHEAD
     body = publication.body
@@ -193,13 +215,11 @@ def write_publication(
     )
 
 
-def _properties(
-    publication: Publication, user: str | None, keep_sent: bool = True
-) -> tuple[int, bytes]:
+def _properties(publication: Publication, user: str | None, keep: str) -> tuple[int, bytes]:
     if publication.original is not None:
         original = publication.original.properties
         assert isinstance(original, WireProperties)
-        return _copied(original, publication.headers, user, keep_sent)
+        return _copied(original, publication.headers, user, keep)
     return _fresh(publication)
 
 
@@ -221,9 +241,12 @@ def _fresh(publication: Publication) -> tuple[int, bytes]:
 
 
 def _copied(
-    original: WireProperties, added: Mapping[str, Any], user: str | None, keep_sent: bool
+    original: WireProperties, added: Mapping[str, Any], user: str | None, keep: str
 ) -> tuple[int, bytes]:
-    """The properties as they came, with headers added, and without another's ``user_id``."""
+    """The properties as they came, with headers added, and without another's ``user_id``.
+
+    Where a frame has no room for it all, ``keep`` says how much of the headers to keep.
+    """
     flags, raw = original.flags | _HEADERS_FLAG, original.raw
     headers = dict(added)
     start = end = sum(len(raw[slice(*original.spans[n])]) for n in _before_table(original))
@@ -235,9 +258,11 @@ def _copied(
         first, last = original.spans["user_id"]
         tail = raw[end:first] + raw[last:]
         headers["x-original-user-id"] = original.user_id
-    sent = without(original.table, headers.keys()) if keep_sent else b""
-    if not keep_sent:
+    sent = without(original.table, headers.keys()) if keep == "all" else b""
+    if keep != "all":
         headers["x-headers-dropped"] = True
+    if keep == "code":
+        headers.pop("x-problem", None)
     table = sent + write_table(headers)[4:]
     return flags, b"".join((raw[:start], U32.pack(len(table)), table, tail))
 
@@ -247,12 +272,24 @@ def _before_table(original: WireProperties) -> list[str]:
 
 
 def without(table: bytes, names: Any) -> bytes:
-    """A header table's bytes less the fields of these names, and less the broker's own."""
+    """A header table's bytes less the fields of these names, and less the broker's own.
+
+    ``CC`` and ``BCC`` are renamed: the broker would route the copy by them once more.
+    """
     dropped = {name.encode() for name in names} | {b"x-delivery-count", b"x-acquired-count"}
     try:
-        return b"".join(field for name, field in _fields(table) if name not in dropped)
+        return b"".join(
+            _unrouted(name, field) for name, field in _fields(table) if name not in dropped
+        )
     except (Malformed, struct.error, IndexError):
         return b""
+
+
+def _unrouted(name: bytes, field: bytes) -> bytes:
+    if name not in (b"CC", b"BCC"):
+        return field
+    renamed = b"x-original-" + name.lower()
+    return _u8.pack(len(renamed)) + renamed + field[1 + len(name) :]
 
 
 def _fields(table: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -36,6 +36,7 @@ class Handler:
         self._clock = clock
         self._retrying = retrying(StoreUnavailable, StoreConflict, notice=notice)
         self._ledgers: dict[str, Ledger] = {}
+        self._in_doubt = False
 
     async def handle(self, batch: Sequence[Delivery]) -> list[Outcome]:
         """Judge a batch and commit what it decided, in one transaction.
@@ -68,6 +69,10 @@ class Handler:
         except Unprocessable as error:
             raise Poisonous(f"command {delivery.command_id!r}: {error}") from error
 
+    def acquit(self, delivery: Delivery) -> None:
+        """Say that a delivery handled alone is settled, so that its trial has ended well."""
+        self._ledgers[delivery.queue].acquit()
+
     async def _claim(self, queues: set[str]) -> None:
         for queue in queues - self._ledgers.keys():
             fence: Fence = await self._retrying(self._store.claim, queue, self._worker)
@@ -87,10 +92,19 @@ class Handler:
                 await transaction.hold(fence)
             return outcomes, fences
 
+        if self._in_doubt:
+            await self._learn()
+        self._in_doubt = True
         outcomes, fences = await self._store.transact(work)
+        self._in_doubt = False
         for fence in fences:
             self._ledgers[fence.queue].keep(fence)
         return outcomes
+
+    async def _learn(self) -> None:
+        """An attempt failed, and no failure says for sure that nothing of it was stored."""
+        for ledger in self._ledgers.values():
+            ledger.learn(await self._store.read_fence(ledger.current))
 
     def _fences(
         self, requests: list[Request], verdicts: list[tuple[Request, Verdict]]

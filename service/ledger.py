@@ -26,9 +26,10 @@ class Ledger:
     """
 
     def __init__(self, fence: Fence, window: int) -> None:
-        self._fence = fence
         self._window = window
         self._inherited = {(v.command_id, v.digest): v for v in fence.verdicts}
+        self._landed: dict[tuple[str, str, int], Verdict] = {}
+        self._fence = replace(fence, verdicts=tuple(self._inherited.values()))
 
     @property
     def current(self) -> Fence:
@@ -36,20 +37,24 @@ class Ledger:
         return self._fence
 
     def recall(self, request: Request) -> Verdict | None:
-        """The verdict on an earlier delivery of this very command, if there was one."""
-        if not request.delivery.redelivered:
-            return None
-        return self._inherited.get((request.command_id, request.digest))
+        """The verdict on an earlier judgement of this very delivery, if there was one."""
+        key = (request.command_id, request.digest)
+        if landed := self._landed.get((*key, request.delivery.tag)):
+            return landed
+        return self._inherited.get(key) if request.delivery.redelivered else None
+
+    def learn(self, stored: Fence) -> None:
+        """Take in what the store has, after an attempt whose end is unknown: it may have landed."""
+        self._landed = {(v.command_id, v.digest, v.tag): v for v in stored.verdicts}
 
     def fence(self, batch: Sequence[Delivery], judged: Sequence[Verdict]) -> Fence:
         """The fence to hold in the transaction of a batch that came to ``judged``."""
         all_new = not batch[-1].redelivered
         oldest = batch[-1].tag - self._window
-        kept = (
-            v for v in self._fence.verdicts
-            if (not all_new if self._is_inherited(v) else v.tag > oldest)
-        )  # fmt: skip
-        return replace(self._fence, verdicts=(*kept, *judged))
+        again = {(v.command_id, v.digest) for v in judged}
+        inherited = () if all_new else (v for k, v in self._inherited.items() if k not in again)
+        recent = (v for v in self._fence.verdicts if not self._is_inherited(v) and v.tag > oldest)
+        return replace(self._fence, verdicts=(*inherited, *recent, *judged))
 
     def next_trial(self, message: str) -> Trial | None:
         """The trial to put a message on; None where it has had all that it gets."""
@@ -57,9 +62,14 @@ class Ledger:
         times = last.times if last and last.message == message else 0
         return Trial(message, times + 1) if times < MAX_TRIALS else None
 
+    def acquit(self) -> None:
+        """The message on trial is settled: what comes after is not to be counted with it."""
+        self._fence = replace(self._fence, trial=None)
+
     def keep(self, fence: Fence) -> None:
         """The transaction with this fence is committed."""
         self._fence = fence
+        self._landed = {}
         present = {id(v) for v in fence.verdicts}
         self._inherited = {k: v for k, v in self._inherited.items() if id(v) in present}
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from yarl import URL
 
 from service.errors import WrongSetting
 
@@ -14,6 +15,12 @@ ENV_PREFIX = "OUTPLAN_"
 def _amqp_scheme(url: str) -> str:
     if not url.startswith(("amqp://", "amqps://")):
         raise ValueError("should start with amqp:// or amqps://")
+    try:
+        host = URL(url).host
+    except ValueError:
+        host = None
+    if not host:
+        raise ValueError("should be amqp://user:password@host:port/vhost, escaped (RFC 3986)")
     return url
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
+from pydantic import ValidationError
 from pymongo import AsyncMongoClient, InsertOne, ReplaceOne, ReturnDocument
 from pymongo.errors import (
     ConfigurationError,
@@ -35,6 +36,7 @@ from service.errors import (
     StoreUnavailable,
     StoreUnsuitable,
     Unprocessable,
+    WrongSetting,
 )
 from service.messages import Event, Outplan
 from service.validators import EVENTS, FENCES, OUTPLANS, validators
@@ -45,7 +47,8 @@ _DUPLICATE_KEY: Final = 11_000
 _WRITE_CONFLICT: Final = 112
 _REFUSED: Final = frozenset({13, 18, 8_000})  # Unauthorized, AuthenticationFailed, Atlas' own
 _NO_REPLICA_SET: Final = 20  # IllegalOperation: "Transaction numbers are only allowed on …"
-_CULPRIT: Final = frozenset({121, 10_334, 17_280})  # DocumentValidationFailure, object too large
+# DocumentValidationFailure, BSONObjectTooLarge, TransactionTooLarge and what it was called before.
+_UNPROCESSABLE: Final = frozenset({121, 10_334, 17_280, 257, 358})
 # A server that hangs is found out after these; the URL may say otherwise.
 _TIMEOUTS: Final = {
     "serverSelectionTimeoutMS": 5_000,
@@ -164,8 +167,8 @@ class Store:
         client: Any = AsyncIOMotorClient if driver == "motor" else AsyncMongoClient
         try:
             self._client = client(url, **_absent(url, _TIMEOUTS))
-        except (InvalidURI, ConfigurationError, ValueError) as error:
-            raise StoreUnsuitable(f"OUTPLAN_MONGO_URL: {error}") from None
+        except (ConfigurationError, ValueError) as error:
+            raise WrongSetting(_unreadable(error)) from None
         self._database = self._client.get_database(
             database,
             read_preference=ReadPreference.PRIMARY,
@@ -207,6 +210,9 @@ class Store:
         """
         with _translated():
             session = await self._opened_session()
+            before = await self._database[FENCES].find_one({"_id": queue})
+            if before is not None:
+                await self._end_session(before["session"])
             before = await self._database[FENCES].find_one_and_update(
                 {"_id": queue},
                 {
@@ -219,11 +225,23 @@ class Store:
             )
             if before is None:
                 return Fence(queue, 1)
-            if before["session"] != session.session_id["id"]:
-                await self._client.admin.command("killSessions", [{"id": before["session"]}])
-        verdicts = tuple(Verdict(**item) for item in before["verdicts"])
-        trial = Trial(**before["trial"]) if "trial" in before else None
-        return Fence(queue, before["epoch"] + 1, verdicts, trial)
+            await self._end_session(before["session"])
+            return _fence({**before, "epoch": before["epoch"] + 1})
+
+    async def _end_session(self, session_id: Any) -> None:
+        """Abort whatever another holder has open; killing an ended session is no error."""
+        if session_id != self._session.session_id["id"]:
+            await self._client.admin.command("killSessions", [{"id": session_id}])
+
+    async def read_fence(self, fence: Fence) -> Fence:
+        """The fence as it is stored now. Raises Fenced."""
+        with _translated():
+            document = await self._database[FENCES].find_one(
+                {"_id": fence.queue, "epoch": fence.epoch}
+            )
+        if document is None:
+            raise Fenced(f"another worker has taken {fence.queue} over")
+        return _fence(document)
 
     async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
         """Write down what is handled next, and alone. Raises Fenced."""
@@ -323,6 +341,12 @@ def _no_replica_set(hello: dict[str, Any]) -> str:
     )
 
 
+def _unreadable(error: Exception) -> str:
+    # What it quotes of an unescaped URL may be a piece of the password.
+    text = "escape user and password (RFC 3986)" if isinstance(error, InvalidURI) else str(error)
+    return f"OUTPLAN_MONGO_URL cannot be used: {text}"
+
+
 def _absent(url: str, options: dict[str, int]) -> dict[str, int]:
     return {k: v for k, v in options.items() if f"{k.lower()}=" not in url.lower()}
 
@@ -334,7 +358,7 @@ def _translated() -> Iterator[None]:
         yield
     except OutplanError:
         raise
-    except (PyMongoError, BSONError, OverflowError) as error:
+    except (PyMongoError, BSONError, OverflowError, ValidationError) as error:
         raise translation(error) from error
 
 
@@ -347,8 +371,9 @@ def translation(error: Exception) -> OutplanError:
         return StoreUnsuitable(f"MongoDB refuses: {error}; check OUTPLAN_MONGO_URL")
     if _NO_REPLICA_SET in codes:
         return StoreUnsuitable(_no_replica_set({}))
-    culprit = (BSONError, OverflowError, DocumentTooLarge, InvalidOperation)
-    if codes & _CULPRIT or isinstance(error, culprit):
+    # A ValidationError: what is stored does not keep to the contract.
+    culprit = (BSONError, OverflowError, DocumentTooLarge, InvalidOperation, ValidationError)
+    if codes & _UNPROCESSABLE or isinstance(error, culprit):
         return Unprocessable(str(error))
     # Whatever else it is (a full disk, an election, a shutdown): the command is not to blame.
     return StoreUnavailable(str(error))
@@ -356,8 +381,16 @@ def translation(error: Exception) -> OutplanError:
 
 def _codes(error: Exception) -> set[int]:
     codes = {error.code} if isinstance(error, OperationFailure) and error.code else set()
-    details = getattr(error, "details", None) or {}
+    details = getattr(error, "details", None)
+    if not isinstance(details, dict):
+        return codes
     return codes | {item.get("code", 0) for item in details.get("writeErrors", ())}
+
+
+def _fence(document: dict[str, Any]) -> Fence:
+    verdicts = tuple(Verdict(**item) for item in document["verdicts"])
+    trial = Trial(**document["trial"]) if "trial" in document else None
+    return Fence(document["_id"], document["epoch"], verdicts, trial)
 
 
 def _state(document: dict[str, Any]) -> State:

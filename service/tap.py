@@ -65,6 +65,7 @@ class TappedReader:
         self._unread = b""
         self._passed = bytearray()
         self._content: _Content | None = None
+        self._foreign = False
 
     def at_eof(self) -> bool:
         return not self._passed and self._reader.at_eof()
@@ -85,8 +86,11 @@ class TappedReader:
     def _take(self, chunk: bytes) -> None:
         data = self._unread + chunk if self._unread else chunk
         at, length = 0, len(data)
-        if data.startswith(b"AMQP"):  # The broker's answer to a version that it doesn't speak.
+        # No frame, but the broker's answer to a version that it doesn't speak.
+        self._foreign = self._foreign or data.startswith(b"A")
+        if self._foreign:
             self._passed += data
+            self._unread = b""
             return
         passed = len(self._passed)
         while at + _HEAD <= length:
@@ -107,12 +111,12 @@ class TappedReader:
         if kind == METHOD:
             return self._method(payload)
         content = self._content
-        if content is None:
+        if content is None or kind not in (HEADER, BODY):
             return False
         if kind == HEADER:
             content.properties = read_content_header(payload)
             content.missing = content.properties.body_size
-        elif kind == BODY:
+        else:
             content.parts.append(payload)
             content.missing -= len(payload)
         if content.properties is not None and content.missing == 0:

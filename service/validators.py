@@ -29,7 +29,13 @@ _TARGETS: Final[tuple[tuple[list[str], Schema], ...]] = (
 
 
 def _text(**rules: Any) -> Schema:
-    return {"bsonType": "string", **rules}
+    return {"bsonType": "string", **_closed_pattern(rules)}
+
+
+def _closed_pattern(rules: Schema) -> Schema:
+    """``$`` lets a final line break through in MongoDB's regular expressions; ``\\z`` does not."""
+    pattern = rules.get("pattern")
+    return {**rules, "pattern": f"{pattern[:-1]}\\z"} if pattern else rules
 
 
 def _number(minimum: int, maximum: int) -> Schema:
@@ -68,7 +74,8 @@ def _address() -> Schema:
             detail=_text(),
         ),
         "anyOf": [
-            {"properties": {"type": {"enum": types}, "target": rule}} for types, rule in _TARGETS
+            {"properties": {"type": {"enum": types}, "target": _closed_pattern(rule)}}
+            for types, rule in _TARGETS
         ],
     }
 

@@ -199,6 +199,7 @@ class Worker:
             await handover.put(await handler.handle_alone(delivery))
             # On trial until it is settled: its publication may be what ends the worker.
             await handover.join()
+            handler.acquit(delivery)
 
     async def _settle(self, session: Session, handover: _Handover) -> None:
         while (outcomes := await handover.get()) is not None:
@@ -222,7 +223,8 @@ class Worker:
             metrics.commands.labels(status, code).inc()
             if outcome.problem:
                 self._log.info("rejected", code=code, command_id=outcome.delivery.command_id)
-            if (sent := outcome.delivery.properties.timestamp) is not None:
+            sent = outcome.delivery.properties.timestamp
+            if sent is not None and sent >= 0:
                 metrics.lag_seconds.observe(max(0.0, now - sent))
 
 

@@ -2,16 +2,16 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from secrets import token_hex
 from time import sleep
 from typing import Any, cast
 
-from docker.errors import DockerException  # type: ignore[import-untyped]
+from docker.errors import APIError, DockerException  # type: ignore[import-untyped]
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient
 
 from service.testing.processes import SPIN, reserved_ports, start_together
 from service.testing.servers import (
@@ -59,13 +59,13 @@ def container_servers() -> Iterator[Servers]:
 
 
 def _require_docker() -> None:
-    if shutil.which("docker") is None:
+    # By the command, which is needed anyhow: the client leaves a socket open when nobody answers.
+    docker = shutil.which("docker")
+    if docker is None:
         raise ServersUnavailable("found no docker command on the PATH")
-    try:
-        with closing(DockerClient().client) as client:
-            client.ping()
-    except _DOCKER_ERRORS as error:
-        raise ServersUnavailable(f"no Docker daemon answers; start one ({error})") from error
+    asked = subprocess.run([docker, "version"], check=False, capture_output=True, text=True)  # noqa: S603 - no input
+    if asked.returncode != 0:
+        raise ServersUnavailable(f"no Docker daemon answers; start one ({asked.stderr.strip()})")
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _rabbitmq(container: DockerContainer, port: int) -> OwnRabbit:
 
 def _rabbitmq_container(name: str, port: int) -> DockerContainer:
     image = os.environ.get(RABBITMQ_IMAGE_VARIABLE, "rabbitmq:4-management")
-    container = DockerContainer(image, name=name)
+    container = _container(image, name)
     container.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", SPIN)
     container.with_copy_into_container(
         b"[rabbitmq_consistent_hash_exchange].", "/etc/rabbitmq/enabled_plugins"
@@ -101,12 +101,28 @@ def _rabbitmq_container(name: str, port: int) -> DockerContainer:
 
 def _mongo_container(name: str, port: int) -> DockerContainer:
     image = os.environ.get(MONGO_IMAGE_VARIABLE, "mongo:8")
-    container = DockerContainer(image, name=name)
+    container = _container(image, name)
     # The same port inside and outside: under the one address, it finds itself and we find it.
     # The image binds it to all interfaces of the container by itself, and may refuse to be told.
     options = ["--replSet", "rs0", "--port", str(port), "--wiredTigerCacheSizeGB", "0.5"]
     container.with_command(["mongod", *options])
     return _published(container, port, port)
+
+
+def _container(image: str, name: str) -> DockerContainer:
+    with _blamed_on(image):
+        return DockerContainer(image, name=name)
+
+
+@contextmanager
+def _blamed_on(image: str) -> Iterator[None]:
+    try:
+        yield
+    except _DOCKER_ERRORS as error:
+        # The Docker client leaves the connection of a failed pull open.
+        if isinstance(error, APIError) and error.response is not None:
+            error.response.close()
+        raise ServerFailed(f"{image}: {error}") from error
 
 
 def _published(container: DockerContainer, inside: int, outside: int) -> DockerContainer:
@@ -129,14 +145,12 @@ class Container:
     def launch(self) -> None:
         if self.thaw():
             return
-        try:
+        with _blamed_on(self._container.image):
             if self._created:
                 self._container.get_wrapped_container().start()
             else:
                 self._container.start()
                 self._created = True
-        except _DOCKER_ERRORS as error:
-            raise ServerFailed(f"{self._container.image}: {error}") from error
 
     def terminate(self) -> bool:
         if not self.thaw():

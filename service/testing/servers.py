@@ -74,7 +74,11 @@ class Server(Protocol):
 
 
 class RabbitServer(Server, Protocol):
-    """A `Server` that is RabbitMQ."""
+    """A `Server` that is RabbitMQ.
+
+    It notes the existence of a new quorum queue on disk after half a second or so: one that is
+    younger at `kill` is lost with its confirmed messages, and has no leader afterwards.
+    """
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl on it and return what it printed; `ServerFailed` when that fails."""

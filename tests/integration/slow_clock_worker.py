@@ -1,0 +1,16 @@
+"""``python -m tests.integration.slow_clock_worker run``: a worker whose clock is an hour behind."""
+
+from datetime import UTC, datetime, timedelta
+
+from service import bootstrap
+from service.cli import app
+from service.decider import text_time
+
+
+def an_hour_ago() -> str:
+    return text_time(datetime.now(UTC) - timedelta(hours=1))
+
+
+if __name__ == "__main__":
+    bootstrap.utc_now = an_hour_ago
+    app(prog_name="outplan")

@@ -1,0 +1,203 @@
+"""Servers that go away under load and come back: everything confirmed is done, nothing twice."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aio_pika
+import aiohttp
+import pytest
+
+from service.testing.servers import Server, Servers
+from tests.integration.outside import Outside, witness
+from tests.integration.story import (
+    Story,
+    a_story,
+    assert_first_published_in_order,
+    assert_repeats_are_the_same,
+    assert_stored,
+)
+from tests.integration.worker_process import Place, WorkerProcess, running_worker, start_worker
+
+LOST = (aio_pika.exceptions.AMQPError, ConnectionError, TimeoutError, RuntimeError)
+
+
+async def publish_all(place: Place, story: Story, pace: float) -> None:
+    """Send each command until the broker has confirmed it, whatever happens meanwhile."""
+    waiting = list(story.commands)
+    while waiting:
+        try:
+            async with asyncio.timeout(10), await aio_pika.connect(place.amqp_url) as connection:
+                channel = await connection.channel()
+                exchange = await channel.get_exchange(f"{place.prefix}.commands", ensure=False)
+                while waiting:
+                    id_, name, body = waiting[0]
+                    message = aio_pika.Message(
+                        json.dumps(body).encode(), message_id=id_, delivery_mode=2
+                    )
+                    await exchange.publish(message, name)
+                    waiting.pop(0)
+                    await asyncio.sleep(pace)  # The load's own pace, so that it spans the outage.
+        except LOST:
+            await asyncio.sleep(0.1)
+
+
+class Watch:
+    """What /readyz and /livez said, each time they were asked."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
+        self.ready: list[int] = []
+        self.alive: list[int] = []
+        self.troubles: set[str] = set()
+
+    async def run(self) -> None:
+        while True:
+            status, text = await self._worker.http("/readyz")
+            self.ready.append(status)
+            self.troubles |= set(json.loads(text)["troubles"])
+            self.alive.append((await self._worker.http("/livez"))[0])
+            await asyncio.sleep(0.05)
+
+    async def until_last(self, status: int) -> None:
+        async with asyncio.timeout(60):
+            while self.ready[-1:] != [status]:
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def watched(worker: WorkerProcess) -> AsyncIterator[Watch]:
+    watch = Watch(worker)
+    watching = asyncio.create_task(watch.run())
+    try:
+        await watch.until_last(200)
+        yield watch
+        assert not watching.done(), "the health endpoints stopped answering"
+    finally:
+        watching.cancel()
+
+
+async def assert_done_once(place: Place, story: Story) -> None:
+    accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
+    async with witness(place) as outside:
+        await outside.until(lambda: {e.message_id for e in outside.events} >= accepted, seconds=60)
+        assert {e.message_id for e in outside.events} == accepted
+        assert_repeats_are_the_same(outside)
+        assert_first_published_in_order(outside)
+        await assert_stored(outside, story, accepted)
+
+
+async def _done(outside: Outside, count: int) -> None:
+    async with asyncio.timeout(60):
+        while await outside.database["outplan_events"].estimated_document_count() < count:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("which", ["rabbitmq", "mongodb"])
+@pytest.mark.parametrize("how", ["kill", "stop"])
+async def test_a_server_restarted_under_load_costs_nothing(
+    servers: Servers, place: Place, which: str, how: str
+) -> None:
+    server: Server = getattr(servers, which)
+    story = a_story(outplans=10, rounds=10)
+    async with witness(place):
+        pass  # Its queue stays, and takes the events while nobody listens.
+    async with running_worker(place, http=True) as worker, watched(worker) as watch:
+        load = asyncio.create_task(publish_all(place, story, pace=0.004))
+        await asyncio.sleep(0.5)  # Some of the load is through, most of it is not.
+        await asyncio.to_thread(getattr(server, how))
+        await watch.until_last(503)
+        await asyncio.to_thread(server.start)
+        await watch.until_last(200)
+        await load
+        await assert_done_once(place, story)
+
+    assert set(watch.alive) == {200}
+    assert watch.troubles >= {"broker" if which == "rabbitmq" else "store"}
+
+
+@pytest.mark.parametrize("which", ["rabbitmq", "mongodb"])
+async def test_a_server_that_is_not_there_yet_is_waited_for(
+    servers: Servers, place: Place, which: str
+) -> None:
+    server: Server = getattr(servers, which)
+    await asyncio.to_thread(server.stop)
+    worker = await start_worker(place, http=True)
+    try:
+        waiting = await worker.logged("waiting")
+        assert waiting["place"] == ("broker" if which == "rabbitmq" else "store")
+        await asyncio.to_thread(server.start)
+        await worker.logged("ready", seconds=60)
+        assert await worker.stop() == 0
+    finally:
+        await asyncio.to_thread(server.start)
+        await worker.kill()
+
+
+async def test_a_memory_alarm_makes_it_unready_and_loses_nothing(
+    servers: Servers, place: Place
+) -> None:
+    ctl = servers.rabbitmq.ctl
+    async with witness(place) as outside, running_worker(place, http=True) as worker:
+        await outside.send("outplan_create", {"name": "wrong"})
+        await outside.until(lambda: len(outside.rejected) == 1)
+        story = a_story(outplans=3, rounds=3)
+        for id_, name, body in story.commands:
+            await outside.send(name, body, message_id=id_)
+        await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "0.000001")
+        try:
+            async with watched_alarm(worker) as said:
+                assert "alarm" in said
+        finally:
+            await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "0.4")
+        accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
+        await outside.until(lambda: {e.message_id for e in outside.events} >= accepted)
+        assert_repeats_are_the_same(outside)
+        await assert_stored(outside, story, accepted)
+
+
+@asynccontextmanager
+async def watched_alarm(worker: WorkerProcess) -> AsyncIterator[str]:
+    """The reason that /readyz gives once it is red; /livez is green meanwhile."""
+    async with asyncio.timeout(30):
+        while (answer := await worker.http("/readyz"))[0] == 200:
+            await asyncio.sleep(0.05)
+    assert (await worker.http("/livez"))[0] == 200
+    yield answer[1]
+
+
+async def test_a_subscribers_full_queue_holds_events_back_and_loses_none(place: Place) -> None:
+    async with witness(place) as outside, running_worker(place, http=True) as worker:
+        full = await outside.channel.declare_queue(
+            f"{place.prefix}.full",
+            arguments={"x-max-length": 1, "x-overflow": "reject-publish"},
+        )
+        await full.bind(f"{place.prefix}.events", "#")
+        story = a_story(outplans=2, rounds=1)
+        for id_, name, body in story.commands:
+            await outside.send(name, body, message_id=id_)
+        await worker.logged("waiting")
+        assert (await worker.http("/readyz"))[0] == 503
+        seen = set()
+        accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
+        async with asyncio.timeout(60):
+            while seen < accepted:
+                if message := await full.get(fail=False, no_ack=True):
+                    seen.add(message.message_id)
+        await full.delete(if_unused=False, if_empty=False)
+        await outside.until(lambda: {e.message_id for e in outside.events} >= accepted)
+        assert_repeats_are_the_same(outside)
+        await assert_stored(outside, story, accepted)
+
+
+async def test_metrics_tell_what_was_done(place: Place) -> None:
+    async with witness(place) as outside, running_worker(place, http=True) as worker:
+        await outside.ask("outplan_delete", {"id": "7"}, timestamp=1_700_000_000)
+        async with aiohttp.ClientSession() as client:
+            answer = await client.get(f"http://127.0.0.1:{worker.http_port}/metrics")
+            text = await answer.text()
+
+    assert 'outplan_commands_total{code="invalid_command",outcome="rejected"} 1.0' in text
+    assert "outplan_ready 1.0" in text
+    assert "outplan_lag_seconds_count 1.0" in text

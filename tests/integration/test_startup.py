@@ -1,0 +1,167 @@
+"""What only a person can mend is one clear line that says what to do, and an exit code."""
+
+import asyncio
+import json
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aio_pika
+import pytest
+from pymongo import AsyncMongoClient
+from yarl import URL
+
+from tests.integration.outside import Outside, a_create
+from tests.integration.worker_process import Place, free_port, running_worker, start_worker
+
+
+async def fails(place: Place, code: int, *words: str, **environment: str) -> None:
+    worker = await start_worker(place, **environment)
+    assert await worker.ended() == code, worker.log
+    assert worker.errors.count("\n") == 1, worker.errors
+    assert worker.errors.startswith("outplan: ")
+    for word in words:
+        assert word in worker.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OUTPLAN_BATCH_SIZE", "0"),
+        ("OUTPLAN_BATCH_SIZE", "many"),
+        ("OUTPLAN_HTTP_PORT", "70000"),
+        ("OUTPLAN_AMQP_URL", "http://user:secret@localhost/"),
+        ("OUTPLAN_MONGO_URL", "localhost:27017"),
+        ("OUTPLAN_PARTITIONS", "0"),
+        ("OUTPLAN_LOG_FORMAT", "xml"),
+        ("OUTPLAN_PREFIX", "a b"),
+    ],
+)
+async def test_a_wrong_setting_is_named(place: Place, name: str, value: str) -> None:
+    await fails(place, 2, name, **{name: value})
+
+
+async def test_a_wrong_setting_does_not_give_a_password_away(place: Place) -> None:
+    worker = await start_worker(place, OUTPLAN_AMQP_URL="http://user:secret@localhost/")
+    await worker.ended()
+    assert "secret" not in worker.errors
+
+
+async def test_a_misspelt_setting_is_warned_of(place: Place) -> None:
+    async with running_worker(place, OUTPLAN_BATCHSIZE="10") as worker:
+        assert (await worker.logged("unknown variable"))["name"] == "OUTPLAN_BATCHSIZE"
+
+
+async def test_wrong_credentials_for_rabbitmq(place: Place) -> None:
+    url = str(URL(place.amqp_url).with_user("guest").with_password("wrong"))
+    await fails(place, 1, "credentials", "OUTPLAN_AMQP_URL", OUTPLAN_AMQP_URL=url)
+
+
+async def test_a_virtual_host_that_is_not_there(place: Place) -> None:
+    url = str(URL(place.amqp_url).with_path("/nowhere"))
+    await fails(place, 1, "virtual host", OUTPLAN_AMQP_URL=url)
+
+
+async def test_wrong_credentials_for_mongodb(place: Place) -> None:
+    url = place.mongo_url.replace("mongodb://", "mongodb://user:wrong@")
+    await fails(place, 1, "OUTPLAN_MONGO_URL", OUTPLAN_MONGO_URL=url)
+
+
+async def test_a_queue_that_exists_with_other_arguments(place: Place) -> None:
+    async with await aio_pika.connect(place.amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue(f"{place.prefix}.commands", durable=True)
+        await fails(place, 1, f"queue {place.prefix}.commands", "other arguments")
+
+
+async def test_an_exchange_that_exists_with_another_type(place: Place) -> None:
+    async with await aio_pika.connect(place.amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.declare_exchange(f"{place.prefix}.events", "fanout", durable=True)
+        await fails(place, 1, f"exchange {place.prefix}.events", "other arguments")
+
+
+async def test_a_port_that_is_taken(place: Place) -> None:
+    async with running_worker(place, http=True) as worker:
+        await fails(place, 1, "OUTPLAN_HTTP_PORT", OUTPLAN_HTTP_PORT=str(worker.http_port))
+
+
+@pytest.fixture
+async def standalone(tmp_path: Path) -> AsyncIterator[int]:
+    """A mongod that is no replica set."""
+    from service.testing.processes import mongod_path  # noqa: PLC0415  what runs is the point
+
+    port = free_port()
+    process = subprocess.Popen(
+        [mongod_path(), "--dbpath", str(tmp_path), "--port", str(port), "--bind_ip", "127.0.0.1"],
+        stdout=subprocess.DEVNULL,
+    )
+    async with AsyncMongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
+        await client.admin.command("ping")
+    yield port
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("query", ["", "?replicaSet=rs0"])
+async def test_a_mongodb_that_is_no_replica_set(
+    place: Place, standalone: int, query: str
+) -> None:
+    url = f"mongodb://127.0.0.1:{standalone}/{query}"
+    await fails(place, 1, "replica set", "--replSet", OUTPLAN_MONGO_URL=url)
+
+
+async def test_a_replica_set_of_another_name(place: Place) -> None:
+    url = place.mongo_url.replace("replicaSet=rs0", "replicaSet=other")
+    await fails(place, 1, "replica set", "rs0", OUTPLAN_MONGO_URL=url)
+
+
+async def test_it_prints_ready_once_and_in_one_line(place: Place, outside: Outside) -> None:
+    async with running_worker(place) as worker:
+        await outside.ask("outplan_create", a_create())
+        assert await worker.stop() == 0
+
+    assert [line["event"] for line in worker.log].count("ready") == 1
+    assert worker.errors == ""
+
+
+async def test_partitions_keep_order_and_take_all(place: Place, outside: Outside) -> None:
+    async with running_worker(place, OUTPLAN_PREFIX=f"{place.prefix}.p", OUTPLAN_PARTITIONS="4"):
+        async with await aio_pika.connect(place.amqp_url) as connection:
+            channel = await connection.channel()
+            partitioned = Place(
+                place.amqp_url, place.mongo_url, f"{place.prefix}.p", place.database
+            )
+            exchange = await channel.get_exchange(f"{partitioned.prefix}.commands")
+            events = await channel.declare_queue(exclusive=True)
+            await events.bind(f"{partitioned.prefix}.events", "#")
+            ids = [f"0000000{n}-0000-4000-8000-00000000000{n}" for n in range(1, 9)]
+            for n in range(5):
+                for id_ in ids:
+                    await _send(exchange, id_, n)
+            seen: dict[str, list[object]] = {id_: [] for id_ in ids}
+            async with asyncio.timeout(20):
+                async with events.iterator(no_ack=True) as arriving:
+                    async for event in arriving:
+                        seen[str(event.headers["outplan_id"])].append(event.headers["version"])
+                        if all(len(versions) == 5 for versions in seen.values()):
+                            break
+            for queue in range(4):
+                await channel.queue_delete(f"{partitioned.prefix}.commands.{queue}")
+            await channel.queue_delete(f"{partitioned.prefix}.rejected")
+            for name in ("commands", "commands.partitions", "events"):
+                await channel.exchange_delete(f"{partitioned.prefix}.{name}")
+
+    assert all(versions == [1, 2, 3, 4, 5] for versions in seen.values())
+
+
+async def _send(exchange: aio_pika.abc.AbstractExchange, id_: str, n: int) -> None:
+    name = "outplan_create" if n == 0 else "outplan_update"
+    body = a_create(id=id_) if n == 0 else {"id": id_, "try_interval": 1_000 + n}
+    message = aio_pika.Message(
+        json.dumps(body).encode(),
+        message_id=f"{id_} {n}",
+        headers={"outplan_id": id_},
+        delivery_mode=2,
+    )
+    await exchange.publish(message, name)
