@@ -8,7 +8,7 @@ ends the session; nothing is repaired in place.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import aio_pika
@@ -18,7 +18,6 @@ from aiormq.exceptions import (
     AuthenticationError,
     ChannelAccessRefused,
     ChannelPreconditionFailed,
-    ConnectionClosed,
     ConnectionCommandInvalid,
     IncompatibleProtocolError,
     ProbableAuthenticationError,
@@ -58,6 +57,7 @@ class Session(Incoming):
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._confirms = _Confirms()
         self._retrying = retrying(Nacked, notice=notice)
+        self.close_code = 0
         self._consuming: AbstractChannel
         self._publishing: AbstractChannel
 
@@ -133,6 +133,10 @@ class Session(Incoming):
     def on_return(self, reason: str) -> None:
         # Only rejected copies are mandatory: their queue has gone. The next session declares it.
         self.fail(f"queue {self._topology.rejected.name} is gone: {reason}")
+
+    def on_close(self, code: int, reason: str) -> None:
+        self.close_code = code
+        self.fail(f"the broker closed the connection: {code} {reason}")
 
     def fail(self, reason: str) -> None:
         """End the session; what it was told to do goes no further."""
@@ -268,7 +272,7 @@ class _TappedConnection(aio_pika.Connection):
 
 @asynccontextmanager
 async def _connection(
-    url: str, purpose: str, incoming: Incoming
+    url: str, purpose: str, incoming: Session
 ) -> AsyncIterator[aio_pika.Connection]:
     target = URL(url)
     if "heartbeat" not in target.query:
@@ -276,12 +280,20 @@ async def _connection(
     connection = _TappedConnection(
         target, incoming, client_properties={"connection_name": f"outplan {purpose}"}
     )
-    with _translated():
-        await connection.connect(timeout=_CONNECT_SECONDS)
+    try:
+        with _translated():
+            await connection.connect(timeout=_CONNECT_SECONDS)
+    except BrokerUnavailable as error:
+        if incoming.close_code == _NOT_ALLOWED:
+            raise BrokerRefused(
+                f"RabbitMQ refuses the virtual host {target.path!r} in OUTPLAN_AMQP_URL"
+            ) from error
+        raise
     try:
         yield connection
     finally:
-        with _translated_quietly():
+        # It is being closed because it is broken, as likely as not.
+        with suppress(OutplanError), _translated():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
 
@@ -309,22 +321,18 @@ def _translated() -> Iterator[None]:
         yield
     except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
         raise translation(error) from error
-
-
-@contextmanager
-def _translated_quietly() -> Iterator[None]:
-    try:
-        yield
-    except (AMQPError, OSError, RuntimeError, TimeoutError):
-        return  # It is being closed because it is broken, as likely as not.
+    except asyncio.CancelledError as error:
+        # The library cancels its own calls when a connection goes.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise BrokerUnavailable("the connection went away") from error
 
 
 def translation(error: Exception) -> OutplanError:
     """The service's exception for one of the driver's."""
     if isinstance(error, ProbableAuthenticationError | AuthenticationError):
         return BrokerRefused(f"RabbitMQ refuses the credentials in OUTPLAN_AMQP_URL: {error}")
-    if isinstance(error, ConnectionClosed) and error.args[:1] == (_NOT_ALLOWED,):
-        return BrokerRefused(f"RabbitMQ refuses the virtual host in OUTPLAN_AMQP_URL: {error}")
     if isinstance(error, ChannelAccessRefused):
         return BrokerRefused(f"RabbitMQ refuses the permission: {error}")
     if isinstance(error, IncompatibleProtocolError):

@@ -24,6 +24,7 @@ BODY: Final = 3
 FRAME_END: Final = 0xCE
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
+CONNECTION_CLOSE: Final = 0x000A0032
 PUBLISH: Final = 0x003C0028
 RETURN: Final = 0x003C0032
 DELIVER: Final = 0x003C003C
@@ -174,6 +175,12 @@ def read_deliver(payload: bytes) -> tuple[str, int, bool, str, str]:
         payload[exchange_at + 1 : key_at].decode("utf-8", "surrogateescape"),
         payload[key_at + 1 : key_at + 1 + payload[key_at]].decode("utf-8", "surrogateescape"),
     )
+
+
+def read_close(payload: bytes) -> tuple[int, str]:
+    """Decode connection.close: reply code and text."""
+    code = int.from_bytes(payload[4:6], "big")
+    return code, payload[7 : 7 + payload[6]].decode("utf-8", "replace")
 
 
 def read_confirm(payload: bytes) -> tuple[int, bool]:

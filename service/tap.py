@@ -11,6 +11,7 @@ from service.codec import Delivery
 from service.frames import (
     ACK,
     BODY,
+    CONNECTION_CLOSE,
     DELIVER,
     FRAME_HEAD,
     HEADER,
@@ -20,6 +21,7 @@ from service.frames import (
     RETURN,
     U32,
     WireProperties,
+    read_close,
     read_confirm,
     read_content_header,
     read_deliver,
@@ -40,6 +42,9 @@ class Incoming:
 
     def on_return(self, reason: str) -> None:
         """A mandatory message that no queue took; its confirm follows."""
+
+    def on_close(self, code: int, reason: str) -> None:
+        """The broker closes the connection; the library hears it too, and may lose the reason."""
 
 
 class Tap(TransportFactory):
@@ -68,7 +73,9 @@ class TappedReader:
         self._foreign = False
 
     def at_eof(self) -> bool:
-        return not self._passed and self._reader.at_eof()
+        # At the end of a stream the library stops an iteration, also where none goes on, as in
+        # the middle of connecting. The read that follows says what has happened.
+        return False
 
     async def read(self, n: int = -1) -> bytes:
         return await self._reader.read(n)
@@ -134,6 +141,8 @@ class TappedReader:
         elif method == RETURN:
             self._content = _Content(payload, self._returned)
         else:
+            if method == CONNECTION_CLOSE:
+                self._incoming.on_close(*read_close(payload))
             return False
         return True
 

@@ -145,10 +145,8 @@ def _as_processes() -> AbstractContextManager[Servers]:
 def _given_servers() -> Iterator[Servers]:
     missing = [name for name in (AMQP_VARIABLE, MONGO_VARIABLE) if not os.environ.get(name)]
     if missing:
-        raise ServersUnavailable(
-            f"{' and '.join(missing)} must be set: servers are given by "
-            f"{AMQP_VARIABLE} and {MONGO_VARIABLE} together, or not at all"
-        )
+        both = f"{AMQP_VARIABLE} and {MONGO_VARIABLE} go together"
+        raise ServersUnavailable(f"{' and '.join(missing)} must be set: {both}")
     rabbitmq = GivenServer("rabbitmq", os.environ[AMQP_VARIABLE], _broker_version)
     mongodb = GivenServer("mongodb", os.environ[MONGO_VARIABLE], _store_version)
     yield Servers("urls", rabbitmq, mongodb)
@@ -272,19 +270,16 @@ class OwnMongo(OwnServer):
 
 
 def _primary(port: int) -> str:
-    """Return the version once the server is a writable primary, which it is helped to become."""
-    with MongoClient[dict[str, Any]](
-        "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=2_000
-    ) as client:
+    """Return the version if the server is a writable primary, or help it to become one."""
+    address = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+    with MongoClient[dict[str, Any]](address, serverSelectionTimeoutMS=2_000) as client:
         hello = client.admin.command("hello")
         if hello["isWritablePrimary"]:
             return str(client.server_info()["version"])
-        if hello.get("isreplicaset"):  # that is: it is to be one, and does not know its members
-            config = {
-                "_id": "rs0",
-                "members": [{"_id": 0, "host": f"127.0.0.1:{port}"}],
-                "settings": {"electionTimeoutMillis": 1_000},
-            }
+        if hello.get("isreplicaset"):  # that is, it is to be one and knows no members yet
+            members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
+            settings = {"electionTimeoutMillis": 1_000}
+            config = {"_id": "rs0", "members": members, "settings": settings}
             client.admin.command("replSetInitiate", config)
     raise NotPrimaryError("no primary yet")
 

@@ -137,7 +137,9 @@ def _will(command: Sequence[str]) -> int:
     sys.stdin.buffer.read()
     for _ in range(_TRIES):
         # Processes that were killed a moment ago may still hold what is to be removed.
-        code = subprocess.run(command, check=False, capture_output=True).returncode  # noqa: S603
+        code = subprocess.run(  # noqa: S603 - the command is the parent's own
+            command, check=False, capture_output=True
+        ).returncode
         if code == 0:
             break
         time.sleep(0.2)

@@ -86,7 +86,9 @@ class Outside:
         if to_queue:
             await self.channel.default_exchange.publish(message, f"{self.place.prefix}.commands")
         else:
-            exchange = await self.channel.get_exchange(f"{self.place.prefix}.commands", ensure=False)
+            exchange = await self.channel.get_exchange(
+                f"{self.place.prefix}.commands", ensure=False
+            )
             await exchange.publish(message, name or "", mandatory=False)
         return id_ or ""
 

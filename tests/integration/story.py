@@ -88,7 +88,9 @@ async def _answered(outside: Outside, id_: str) -> None:
 
 def assert_replies(outside: Outside, story: Story) -> None:
     for id_, outcome in story.expected.items():
-        said = [r["problem"]["code"] if "problem" in r else r["status"] for r in outside.replies[id_]]
+        said = [
+            r["problem"]["code"] if "problem" in r else r["status"] for r in outside.replies[id_]
+        ]
         assert set(said) == {outcome}, (said, [c for c in story.commands if c[0] == id_])
 
 

@@ -341,11 +341,14 @@ async def test_a_command_that_breaks_its_schema_hears_every_rule(
     problem = await assert_rejected(outside, name, body, "invalid_command")
 
     pointers = {error["pointer"] for error in problem["errors"]}
-    assert pointers == {
-        "outplan_create": {"/customer_id", "/name", "/source/target", "/dial"},
-        "outplan_update": {"/dial_timeout", "/try_interval", "/nam"},
-        "outplan_delete": {"/id", "/force"},
-    }[name]
+    assert (
+        pointers
+        == {
+            "outplan_create": {"/customer_id", "/name", "/source/target", "/dial"},
+            "outplan_update": {"/dial_timeout", "/try_interval", "/nam"},
+            "outplan_delete": {"/id", "/force"},
+        }[name]
+    )
     assert problem["status"] == 422
 
 

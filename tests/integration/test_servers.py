@@ -35,6 +35,7 @@ from service.testing import (
 ROOT = Path(__file__).parents[2]
 AMQP_VARIABLE = "OUTPLAN_TEST_AMQP_URL"
 MONGO_VARIABLE = "OUTPLAN_TEST_MONGO_URL"
+PROGRAMS = {"beam.smp", "epmd", "mongod"}
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1 and ::1
 GONE_WITHIN = 30.0
 
@@ -263,9 +264,8 @@ def test_a_port_that_one_session_has_chosen_is_not_chosen_by_another(
 def test_child_processes_listen_on_this_machine_alone_and_out_of_reach_of_ctrl_c(
     processes: Servers,
 ) -> None:
-    members = family(os.getpid())
-    named = [member.name for member in members]
-    assert {"beam.smp", "epmd", "mongod"} <= set(named)
+    members = {member for member in family(os.getpid()) if member.name in PROGRAMS}
+    assert {member.name for member in members} == PROGRAMS
     assert listened_on(members) <= LOOPBACK
     assert os.getsid(0) not in {os.getsid(member.pid) for member in members}
 
@@ -278,7 +278,7 @@ def test_processes_and_their_folder_are_gone_when_the_context_ends(
     with start_servers("processes"):
         members = family(os.getpid()) - before
         assert any(tmp_path.iterdir())
-    assert {"beam.smp", "epmd", "mongod"} <= {member.name for member in members}
+    assert {member.name for member in members} >= PROGRAMS
     assert not any(tmp_path.iterdir())
     eventually(lambda: not alive(members))
 
@@ -286,7 +286,7 @@ def test_processes_and_their_folder_are_gone_when_the_context_ends(
 def test_processes_and_their_folder_are_gone_after_their_parent_was_killed(tmp_path: Path) -> None:
     with parent_of_servers("processes", tmp_path) as (parent, _):
         members = family(parent.pid)
-        assert {"beam.smp", "epmd", "mongod"} <= {member.name for member in members}
+        assert {member.name for member in members} >= PROGRAMS
         assert any(tmp_path.iterdir())
         parent.kill()
         eventually(lambda: not alive(members))
@@ -296,9 +296,9 @@ def test_processes_and_their_folder_are_gone_after_their_parent_was_killed(tmp_p
 def test_a_server_is_gone_after_its_warden_was_killed_and_can_be_started_again(
     processes: Servers,
 ) -> None:
-    (warden,) = [member for member in family(os.getpid()) if is_warden_of(member, "rabbitmq")]
+    (warden,) = [it for it in family(os.getpid()) if is_warden_of(processes.rabbitmq, it)]
     members = family(warden.pid)
-    assert {"beam.smp", "epmd"} <= {member.name for member in members}
+    assert {member.name for member in members} >= PROGRAMS - {"mongod"}
     os.kill(warden.pid, signal.SIGKILL)
     eventually(lambda: not alive(members))
     processes.rabbitmq.start()
@@ -442,9 +442,14 @@ def alive(processes: set[Process]) -> bool:
     return any((status := status_of(it.pid)) and status[0] == it for it in processes)
 
 
-def is_warden_of(process: Process, server: str) -> bool:
-    command = Path(f"/proc/{process.pid}/cmdline").read_text()
-    return "warden.py\0guard" in command and server in command
+def is_warden_of(rabbitmq: Server, process: Process) -> bool:
+    place = Path(f"/proc/{process.pid}")
+    try:
+        configuration = (place / "cwd" / "rabbitmq.conf").read_text()
+        command = (place / "cmdline").read_text()
+    except FileNotFoundError:
+        return False
+    return "warden.py\0guard" in command and f":{port_of(rabbitmq.url)}\n" in configuration
 
 
 def listened_on(processes: set[Process]) -> set[str]:

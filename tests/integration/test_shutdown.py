@@ -14,7 +14,9 @@ COMMANDS = 2_000
 
 async def preloaded(outside: Outside, count: int) -> None:
     for n in range(0, count, 200):
-        sends = (outside.send("outplan_create", a_create(), reply_to=None) for _ in range(n, n + 200))
+        sends = (
+            outside.send("outplan_create", a_create(), reply_to=None) for _ in range(n, n + 200)
+        )
         await asyncio.gather(*sends)
 
 
@@ -96,7 +98,9 @@ async def test_what_cannot_be_finished_by_the_deadline_stays_in_the_queue(
 async def test_while_it_waits_for_a_server_it_leaves_at_once(
     servers: Servers, place: Place
 ) -> None:
-    nowhere = Place("amqp://guest:guest@127.0.0.1:9/", place.mongo_url, place.prefix, place.database)
+    nowhere = Place(
+        "amqp://guest:guest@127.0.0.1:9/", place.mongo_url, place.prefix, place.database
+    )
     worker = await start_worker(nowhere)
     await worker.logged("waiting")
     async with asyncio.timeout(5):

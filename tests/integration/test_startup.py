@@ -3,14 +3,15 @@
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import aio_pika
 import pytest
-from pymongo import AsyncMongoClient
+from pymongo import MongoClient
 from yarl import URL
 
+from service.testing.processes import find_programs
 from tests.integration.outside import Outside, a_create
 from tests.integration.worker_process import Place, free_port, running_worker, start_worker
 
@@ -87,26 +88,22 @@ async def test_a_port_that_is_taken(place: Place) -> None:
 
 
 @pytest.fixture
-async def standalone(tmp_path: Path) -> AsyncIterator[int]:
+def standalone(tmp_path: Path) -> Iterator[int]:
     """A mongod that is no replica set."""
-    from service.testing.processes import mongod_path  # noqa: PLC0415  what runs is the point
-
     port = free_port()
     process = subprocess.Popen(
-        [mongod_path(), "--dbpath", str(tmp_path), "--port", str(port), "--bind_ip", "127.0.0.1"],
+        [find_programs().mongod, "--dbpath", tmp_path, "--port", str(port)],
         stdout=subprocess.DEVNULL,
     )
-    async with AsyncMongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
-        await client.admin.command("ping")
+    with MongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
+        client.admin.command("ping")
     yield port
     process.kill()
     process.wait()
 
 
 @pytest.mark.parametrize("query", ["", "?replicaSet=rs0"])
-async def test_a_mongodb_that_is_no_replica_set(
-    place: Place, standalone: int, query: str
-) -> None:
+async def test_a_mongodb_that_is_no_replica_set(place: Place, standalone: int, query: str) -> None:
     url = f"mongodb://127.0.0.1:{standalone}/{query}"
     await fails(place, 1, "replica set", "--replSet", OUTPLAN_MONGO_URL=url)
 
@@ -123,45 +120,3 @@ async def test_it_prints_ready_once_and_in_one_line(place: Place, outside: Outsi
 
     assert [line["event"] for line in worker.log].count("ready") == 1
     assert worker.errors == ""
-
-
-async def test_partitions_keep_order_and_take_all(place: Place, outside: Outside) -> None:
-    async with running_worker(place, OUTPLAN_PREFIX=f"{place.prefix}.p", OUTPLAN_PARTITIONS="4"):
-        async with await aio_pika.connect(place.amqp_url) as connection:
-            channel = await connection.channel()
-            partitioned = Place(
-                place.amqp_url, place.mongo_url, f"{place.prefix}.p", place.database
-            )
-            exchange = await channel.get_exchange(f"{partitioned.prefix}.commands")
-            events = await channel.declare_queue(exclusive=True)
-            await events.bind(f"{partitioned.prefix}.events", "#")
-            ids = [f"0000000{n}-0000-4000-8000-00000000000{n}" for n in range(1, 9)]
-            for n in range(5):
-                for id_ in ids:
-                    await _send(exchange, id_, n)
-            seen: dict[str, list[object]] = {id_: [] for id_ in ids}
-            async with asyncio.timeout(20):
-                async with events.iterator(no_ack=True) as arriving:
-                    async for event in arriving:
-                        seen[str(event.headers["outplan_id"])].append(event.headers["version"])
-                        if all(len(versions) == 5 for versions in seen.values()):
-                            break
-            for queue in range(4):
-                await channel.queue_delete(f"{partitioned.prefix}.commands.{queue}")
-            await channel.queue_delete(f"{partitioned.prefix}.rejected")
-            for name in ("commands", "commands.partitions", "events"):
-                await channel.exchange_delete(f"{partitioned.prefix}.{name}")
-
-    assert all(versions == [1, 2, 3, 4, 5] for versions in seen.values())
-
-
-async def _send(exchange: aio_pika.abc.AbstractExchange, id_: str, n: int) -> None:
-    name = "outplan_create" if n == 0 else "outplan_update"
-    body = a_create(id=id_) if n == 0 else {"id": id_, "try_interval": 1_000 + n}
-    message = aio_pika.Message(
-        json.dumps(body).encode(),
-        message_id=f"{id_} {n}",
-        headers={"outplan_id": id_},
-        delivery_mode=2,
-    )
-    await exchange.publish(message, name)

@@ -119,7 +119,7 @@ async def start_worker(
         "-m",
         module,
         "run",
-        env=place.environment(OUTPLAN_HTTP_PORT=str(port), **environment),
+        env=place.environment(**{"OUTPLAN_HTTP_PORT": str(port), **environment}),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=1 << 20,

@@ -32,6 +32,9 @@ class Sent:
     timestamp: int | None = None
     headers: Mapping[str, Any] = field(default_factory=dict)
 
+    def header(self, name: str) -> Any:
+        return self.headers.get(name)
+
 
 def create_body(**fields: Any) -> dict[str, Any]:
     return {"id": ID, "customer_id": CUSTOMER, "name": "first", "source": SOURCE, **fields}

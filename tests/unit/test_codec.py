@@ -2,52 +2,37 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from typing import Any
 
-import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service import contract
 from service.codec import (
-    Delivery,
     Outcome,
-    Publication,
     Request,
     digest,
-    event_body,
     parse,
     problem_body,
     publications,
-    reply_body,
 )
-from service.decider import decide
 from service.messages import (
     MAX_BODY_BYTES,
     MAX_PROBLEM_ERRORS,
     NIL_UUID,
-    PROBLEM_CODES,
-    Event,
     Problem,
-    Reply,
 )
 from service.topology import topology
 from tests.unit.samples import (
-    BEFORE,
     CUSTOMER,
     ID,
-    LATER,
     NOW,
     SOURCE,
-    create,
     create_body,
     delete,
     delivery,
     request,
-    state,
-    update,
 )
 
 TOPOLOGY = topology()
@@ -62,29 +47,6 @@ def problem(found: Request | Problem) -> Problem:
 def code(body: object, name: str = "outplan_create", **properties: Any) -> str:
     found = parse(delivery(body, name, **properties))
     return "" if isinstance(found, Request) else found.code
-
-
-def create_event() -> Event:
-    event = decide(None, create(), "command-1", NOW)
-    assert isinstance(event, Event)
-    return event
-
-
-def update_event() -> Event:
-    event = decide(state(), update(name="é", try_interval=0), "command-2", LATER)
-    assert isinstance(event, Event)
-    return event
-
-
-def accepted(event: Event, **properties: Any) -> Outcome:
-    return Outcome(
-        delivery({}, **properties), "accepted",
-        event=event, version=event.version, outplan=event.data,
-    )  # fmt: skip
-
-
-def rejected(found: Problem, **properties: Any) -> Outcome:
-    return Outcome(delivery({}, **properties), "rejected", problem=found)
 
 
 # --- the order of judgement --------------------------------------------------------------------
@@ -391,216 +353,3 @@ def test_a_digest_is_the_same_after_an_upgrade() -> None:
         b'"source":{"target":"+15559876543","type":"tel"}}' % (CUSTOMER.encode(), ID.encode())
     )
     assert digest_of(create_body(dial_timeout=30_000.0)) == hashlib.sha256(normal).hexdigest()
-
-
-# --- events ------------------------------------------------------------------------------------
-
-
-def test_an_events_bytes_have_the_contracts_order() -> None:
-    envelope = ["id", "type", "publisher", "data_type", "version", "time"]
-    document = [
-        "id", "customer_id", "name", "detail", "source", "dial_timeout", "try_interval",
-        "max_try_count_0", "max_try_count_1", "max_try_count_2", "max_try_count_3",
-        "max_try_count_4", "tm_create", "tm_update", "tm_delete",
-    ]  # fmt: skip
-    created, updated = (json.loads(event_body(e)) for e in (create_event(), update_event()))
-    assert list(created) == [*envelope, "data"]
-    assert list(updated) == [*envelope, "changed", "data"]
-    assert list(updated["data"]) == document
-    assert list(updated["data"]["source"]) == ["type", "target", "target_name", "name", "detail"]
-
-
-def test_an_events_bytes_are_these() -> None:
-    assert event_body(update_event()).decode() == (
-        '{"id":"command-2","type":"outplan_updated","publisher":"outplan-service",'
-        '"data_type":"application/json","version":2,"time":"2026-11-23 06:10:00.123457",'
-        '"changed":["name","try_interval"],"data":{"id":"d5fb7357-7ddb-4f2d-87b5-8ccbfd6c039e",'
-        '"customer_id":"5e4a0680-804e-11ec-8477-2fea5968d85b","name":"é","detail":"",'
-        '"source":{"type":"tel","target":"+15559876543","target_name":"","name":"","detail":""},'
-        '"dial_timeout":30000,"try_interval":0,"max_try_count_0":0,"max_try_count_1":0,'
-        '"max_try_count_2":0,"max_try_count_3":0,"max_try_count_4":0,'
-        '"tm_create":"2026-11-23 06:10:00.123456","tm_update":"2026-11-23 06:10:00.123457",'
-        '"tm_delete":"9999-01-01 00:00:00.000000"}}'
-    )
-
-
-@pytest.mark.parametrize("event", [create_event(), update_event()], ids=["created", "updated"])
-def test_an_event_read_back_has_the_same_bytes(event: Event) -> None:
-    wire = event_body(event)
-    assert event_body(Event.model_validate_json(wire)) == wire
-    assert contract.violations(event.type, orjson.loads(wire)) == ()
-
-
-def test_an_event_is_published_as_the_contract_says() -> None:
-    event = update_event()
-    [found] = publications(
-        accepted(event, correlation_id="c-1", headers={"traceparent": "00-a-b-01", "x": 1}),
-        TOPOLOGY, BEFORE,
-    )  # fmt: skip
-    assert found == Publication(
-        exchange="outplan.events",
-        routing_key=f"outplan_updated.{CUSTOMER}.{ID}",
-        body=event_body(event),
-        headers={
-            "outplan_id": ID, "customer_id": CUSTOMER, "version": 2, "traceparent": "00-a-b-01",
-        },
-        message_id="command-2",
-        type="outplan_updated",
-        correlation_id="c-1",
-        timestamp=1_795_414_200,
-    )  # fmt: skip
-    assert not found.mandatory
-
-
-def test_a_duplicates_event_is_published_byte_for_byte() -> None:
-    first = accepted(update_event())
-    again = replace(first, duplicate=True, delivery=delivery({}, tag=9, redelivered=True))
-    assert publications(again, TOPOLOGY, LATER) == publications(first, TOPOLOGY, NOW)
-
-
-# --- replies -----------------------------------------------------------------------------------
-
-
-def outcomes() -> list[Outcome]:
-    found = Problem.of("version_conflict", "no", "command-1", current_version=3)
-    nameless = Problem.of("missing_message_id", "no", None)
-    return [
-        accepted(create_event(), reply_to="me"),
-        replace(accepted(update_event(), reply_to="me"), duplicate=True),
-        Outcome(delivery({}, reply_to="me"), "unchanged", version=4, outplan=create_event().data),
-        rejected(found, reply_to="me"),
-        rejected(nameless, reply_to="me", message_id=None),
-        rejected(nameless, reply_to="me", message_id="\udcff"),
-    ]
-
-
-@pytest.mark.parametrize("outcome", outcomes(), ids=lambda o: f"{o.status}-{o.duplicate}")
-def test_a_reply_fits_its_schema_and_its_model(outcome: Outcome) -> None:
-    reply = publications(outcome, TOPOLOGY, NOW)[-1]
-    assert reply.body == reply_body(outcome)
-    assert contract.violations("reply", json.loads(reply.body)) == ()
-    assert Reply.model_validate_json(reply.body).status == outcome.status
-
-
-def test_an_accepted_reply_has_the_contracts_members() -> None:
-    body = json.loads(reply_body(accepted(update_event(), message_id="command-2")))
-    assert list(body) == ["command_id", "status", "duplicate", "version", "outplan"]
-    assert (body["command_id"], body["status"], body["duplicate"], body["version"]) == (
-        "command-2", "accepted", False, 2,
-    )  # fmt: skip
-    assert body["outplan"] == json.loads(event_body(update_event()))["data"]
-
-
-def test_a_rejected_reply_has_the_problem_and_no_outplan() -> None:
-    found = Problem.of("not_found", "none", "command-1")
-    body = json.loads(reply_body(rejected(found)))
-    assert list(body) == ["command_id", "status", "duplicate", "problem"]
-    assert body["problem"] == json.loads(problem_body(found))
-
-
-def test_a_reply_goes_through_the_default_exchange_to_whoever_asked() -> None:
-    reply = publications(accepted(create_event(), reply_to="me"), TOPOLOGY, NOW)[-1]
-    assert (reply.exchange, reply.routing_key, reply.type) == ("", "me", "outplan_reply")
-    assert reply.correlation_id == "command-1"
-    assert not reply.mandatory
-
-
-@pytest.mark.parametrize(
-    ("sent", "echoed"), [("c-1", "c-1"), (None, "command-1"), ("", "command-1")]
-)
-def test_a_reply_echoes_the_correlation_id_or_else_the_message_id(
-    sent: str | None, echoed: str
-) -> None:
-    reply = publications(
-        accepted(create_event(), reply_to="me", correlation_id=sent), TOPOLOGY, NOW
-    )[-1]
-    assert reply.correlation_id == echoed
-
-
-@pytest.mark.parametrize("reply_to", [None, ""])
-def test_nobody_asked_and_nobody_is_told(reply_to: str | None) -> None:
-    unchanged = Outcome(
-        delivery({}, reply_to=reply_to), "unchanged", version=1, outplan=create_event().data
-    )
-    assert publications(unchanged, TOPOLOGY, NOW) == []
-
-
-# --- problems and rejected copies --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code_", PROBLEM_CODES)
-def test_every_problem_fits_its_schema(code_: str) -> None:
-    body = json.loads(problem_body(Problem.of(code_, "why", "command-1")))
-    assert contract.violations("problem", body) == ()
-    assert body["type"] == f"urn:outplan:problem:{code_.replace('_', '-')}"
-    assert "errors" not in body
-    assert "current_version" not in body
-
-
-def test_a_problem_without_a_command_id_says_null() -> None:
-    body = json.loads(problem_body(Problem.of("missing_message_id", "why", None)))
-    assert body["command_id"] is None
-
-
-def test_a_rejected_copy_has_the_contracts_headers() -> None:
-    found = Problem.of("not_found", "ä", "command-1")
-    outcome = rejected(found, headers={"traceparent": "00-a-b-01"})
-    [copy] = publications(outcome, TOPOLOGY, NOW)
-    assert (copy.exchange, copy.routing_key) == ("", "outplan.rejected")
-    assert copy.body is outcome.delivery.body
-    assert copy.original is outcome.delivery
-    assert copy.mandatory
-    assert copy.headers == {
-        "x-problem-code": "not_found",
-        "x-problem": problem_body(found).decode(),
-        "x-rejected-at": NOW,
-        "x-original-exchange": "outplan.commands",
-        "x-original-routing-key": "outplan_create",
-    }
-
-
-# --- trace context -----------------------------------------------------------------------------
-
-
-def traced(headers: dict[str, Any]) -> list[dict[str, Any]]:
-    found = publications(accepted(create_event(), reply_to="me", headers=headers), TOPOLOGY, NOW)
-    return [
-        {k: v for k, v in p.headers.items() if k not in ("outplan_id", "customer_id", "version")}
-        for p in found
-    ]
-
-
-def test_the_trace_context_goes_on_in_event_and_reply() -> None:
-    context = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-               "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"}  # fmt: skip
-    assert traced({**context, "outplan_id": "spoofed", "other": "x"}) == [context, context]
-
-
-@pytest.mark.parametrize("value", [None, 1, b"00", ["00"], {"a": "b"}, "x" * 513])
-def test_what_is_no_trace_context_is_left_behind(value: Any) -> None:
-    assert traced({"traceparent": value, "tracestate": "a=b"}) == [{"tracestate": "a=b"}] * 2
-
-
-def test_a_trace_state_of_512_characters_is_carried() -> None:
-    assert traced({"tracestate": "x" * 512}) == [{"tracestate": "x" * 512}] * 2
-
-
-# --- what the broker adds ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("redelivered", "headers", "count"),
-    [
-        (False, {}, 0),
-        (True, {}, 0),
-        (True, {"x-delivery-count": 3}, 3),
-        (False, {"x-delivery-count": 99}, 0),
-        (True, {"x-delivery-count": "3"}, 0),
-        (True, {"x-delivery-count": None}, 0),
-    ],
-)
-def test_earlier_deliveries_are_counted_by_the_broker_and_not_by_the_sender(
-    redelivered: bool, headers: dict[str, Any], count: int
-) -> None:
-    found: Delivery = delivery({}, redelivered=redelivered, headers=headers)
-    assert found.delivery_count == count

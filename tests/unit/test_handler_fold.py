@@ -1,25 +1,28 @@
 """A batch's judgement in order: precedence, duplicates, and what comes back after a crash."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from service import handler as handler_module
-from service.codec import Delivery, Outcome, Request, parse
-from service.decider import State
-from service.errors import Poisonous, StoreUnavailable, Unprocessable
-from service.handler import Fold, Handler
-from service.ledger import MAX_TRIALS, Ledger
-from service.messages import Event
-from service.store import Fence, Record, Snapshot, Trial, Verdict
+from service.codec import Outcome, Request, parse
+from service.errors import Unprocessable
+from service.handler import Fold
+from service.ledger import Ledger
+from service.store import Fence, Record, Snapshot, Verdict
+from tests.unit.asked import (
+    QUEUE,
+    code,
+    create,
+    delete,
+    redelivered,
+    story,
+    update,
+)
 from tests.unit.samples import (
-    BEFORE,
     CUSTOMER,
     ID,
     LATER,
-    NOW,
     OTHER_CUSTOMER,
     OTHER_ID,
     create_body,
@@ -27,22 +30,6 @@ from tests.unit.samples import (
     request,
     state,
 )
-
-QUEUE = "outplan.commands"
-
-
-def create(id_: str = "c-1", **more: Any) -> Request:
-    return request(create_body(), message_id=id_, **more)
-
-
-def update(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> Request:
-    body = {"id": ID, **fields}
-    return request(body, "outplan_update", message_id=id_, tag=tag, redelivered=redelivered)
-
-
-def delete(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> Request:
-    body = {"id": ID, **fields}
-    return request(body, "outplan_delete", message_id=id_, tag=tag, redelivered=redelivered)
 
 
 def fold(
@@ -53,10 +40,6 @@ def fold(
 
 def judged(of: Fold, *requests: Request) -> list[Outcome]:
     return [of.judge(each) for each in requests]
-
-
-def code(outcome: Outcome) -> str:
-    return outcome.problem.code if outcome.problem else outcome.status
 
 
 def known(version: int = 1, *records: Record, **fields: Any) -> Snapshot:
@@ -285,19 +268,6 @@ def test_a_bug_in_deciding_names_the_batch_unprocessable(monkeypatch: pytest.Mon
 # --- the story in ledger's docstring -----------------------------------------------------------
 
 
-def story() -> tuple[Request, Request]:
-    """An early command that is refused, and a later one after which it would be granted."""
-    return update("early", tag=1, name="early", expected_version=2), update(
-        "late", tag=2, name="late", expected_version=1
-    )
-
-
-def redelivered(of: Request, tag: int) -> Request:
-    name = of.delivery.command_name
-    body = of.delivery.body
-    return request(body, name, message_id=of.command_id, tag=tag, redelivered=True)
-
-
 def test_after_a_crash_an_early_refusal_stands_though_it_would_be_granted_now() -> None:
     early, late = story()
     first = fold(known(1))
@@ -321,237 +291,3 @@ def test_without_the_verdict_the_early_command_would_overtake() -> None:
     judged(first, early, late)
     forgetful = fold(known(2, *first.decided, tm_update=first.decided[0].event.time))
     assert code(forgetful.judge(redelivered(early, 1))) == "accepted"
-
-
-# --- the handler around the fold ---------------------------------------------------------------
-
-
-@dataclass
-class Memory:
-    """A store in memory: transactions one at a time, the outcome of a commit lost on demand."""
-
-    states: dict[str, State] = field(default_factory=dict)
-    records: dict[str, Record] = field(default_factory=dict)
-    held: dict[str, Fence] = field(default_factory=dict)
-    claims: list[str] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
-    commits: int = 0
-    lose_next: bool = False
-
-    async def claim(self, queue: str, worker: str) -> Fence:
-        self.claims.append(f"{worker}:{queue}")
-        old = self.held.get(queue, Fence(queue, 0))
-        self.held[queue] = replace(old, epoch=old.epoch + 1)
-        return self.held[queue]
-
-    async def transact(self, work: Callable[["Memory"], Awaitable[Any]]) -> Any:
-        found = await work(self)
-        self.commits += 1
-        if self.lose_next:
-            self.lose_next = False
-            raise StoreUnavailable("the primary stepped down; the commit's result is unknown")
-        return found
-
-    async def load(self, outplan_ids: Iterable[str], command_ids: Iterable[str]) -> Snapshot:
-        return Snapshot(
-            {id_: self.states[id_] for id_ in outplan_ids if id_ in self.states},
-            {id_: self.records[id_] for id_ in command_ids if id_ in self.records},
-        )
-
-    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
-        assert known.items() <= self.states.items()
-        for record in records:
-            event: Event = record.event
-            before = self.states.get(event.data.id)
-            assert event.version == (before.version + 1 if before else 1)
-            self.states[event.data.id] = State(event.data, event.version)
-            self.records[event.id] = record
-
-    async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
-        assert self.held[fence.queue].epoch == fence.epoch
-        self.trials.append(trial)
-        self.held[fence.queue] = replace(self.held[fence.queue], trial=trial)
-
-    async def hold(self, fence: Fence) -> None:
-        assert self.held[fence.queue].epoch == fence.epoch
-        self.held[fence.queue] = fence
-
-
-def handler_on(memory: Memory) -> tuple[Handler, list[BaseException]]:
-    noticed: list[BaseException] = []
-    store: Any = memory
-    return Handler(store, "me", 100, lambda: LATER, noticed.append), noticed
-
-
-def batch(*requests: Request) -> list[Delivery]:
-    return [each.delivery for each in requests]
-
-
-async def test_a_batch_of_nothing_valid_asks_the_store_for_nothing() -> None:
-    memory = Memory()
-    judge, _ = handler_on(memory)
-    outcomes = await judge.handle([delivery(b""), delivery({}, "nonsense")])
-    assert [code(o) for o in outcomes] == ["invalid_json", "unknown_command"]
-    assert (memory.claims, memory.commits) == ([], 0)
-
-
-async def test_outcomes_stand_in_the_order_of_their_deliveries() -> None:
-    judge, _ = handler_on(Memory())
-    bad = delivery(b"{", tag=2)
-    deliveries = [create("c-1", tag=1).delivery, bad, delete("c-3", tag=3).delivery]
-    outcomes = await judge.handle(deliveries)
-    assert [o.delivery for o in outcomes] == deliveries
-    assert [code(o) for o in outcomes] == ["accepted", "invalid_json", "accepted"]
-
-
-async def test_a_queue_is_claimed_once_and_at_its_first_command() -> None:
-    memory = Memory()
-    judge, _ = handler_on(memory)
-    await judge.handle(batch(create("c-1")))
-    await judge.handle(batch(create("c-2"), create("c-3", queue="another")))
-    assert memory.claims == ["me:outplan.commands", "me:another"]
-    assert {fence.epoch for fence in memory.held.values()} == {1}
-
-
-async def test_each_queue_keeps_its_own_verdicts() -> None:
-    memory = Memory()
-    judge, _ = handler_on(memory)
-    await judge.handle(batch(create("c-1"), create("c-2", tag=2, queue="another")))
-    assert [v.command_id for v in memory.held["another"].verdicts] == ["c-2"]
-    assert memory.held[QUEUE].verdicts == ()
-
-
-async def test_after_a_lost_commit_what_was_accepted_is_a_duplicate() -> None:
-    memory = Memory(lose_next=True)
-    judge, noticed = handler_on(memory)
-    [outcome] = await judge.handle(batch(create("c-1")))
-    assert (outcome.status, outcome.duplicate, outcome.version) == ("accepted", True, 1)
-    assert [type(error) for error in noticed] == [StoreUnavailable]
-    assert len(memory.records) == 1
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: a retry after a commit whose result was lost judges afresh what that commit "
-    "refused, against the state that it left behind",
-)
-async def test_after_a_lost_commit_an_early_refusal_stands() -> None:
-    memory = Memory(states={ID: state(1)}, lose_next=True)
-    judge, _ = handler_on(memory)
-    early, late = story()
-    outcomes = await judge.handle(batch(early, late))
-    assert [code(o) for o in outcomes] == ["version_conflict", "accepted"]
-    assert memory.states[ID].outplan.name == "late"
-    assert list(memory.records) == ["late"]
-
-
-async def test_a_next_session_takes_the_verdicts_over() -> None:
-    memory = Memory(states={ID: state(1)})
-    early, late = story()
-    judge, _ = handler_on(memory)
-    await judge.handle(batch(early, late))
-    after_the_crash, _ = handler_on(memory)
-    again = await after_the_crash.handle(batch(redelivered(early, 1), redelivered(late, 2)))
-    assert [(code(o), o.duplicate) for o in again] == [
-        ("version_conflict", False), ("accepted", True),
-    ]  # fmt: skip
-    assert memory.states[ID].version == 2
-
-
-async def test_the_clock_is_read_once_for_each_attempt() -> None:
-    memory = Memory()
-    times = iter([NOW, BEFORE])
-    store: Any = memory
-    judge = Handler(store, "me", 100, lambda: next(times), lambda _: None)
-    [first] = await judge.handle(batch(create("c-1")))
-    [second] = await judge.handle(batch(update("c-2", tag=2, name="x")))
-    assert first.event is not None
-    assert second.event is not None
-    assert (first.event.time, second.event.time) == (NOW, LATER)
-
-
-# --- trials ------------------------------------------------------------------------------------
-
-
-async def died(memory: Memory, sent: Delivery) -> None:
-    """A worker that ends in the middle of its trial, so that nothing of it is settled."""
-    judge, _ = handler_on(memory)
-    before = (dict(memory.states), dict(memory.records))
-    await judge.handle_alone(sent)
-    memory.states, memory.records = before
-
-
-async def test_a_trial_is_written_down_before_the_command_is_judged() -> None:
-    memory = Memory()
-    judge, _ = handler_on(memory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handler_module, "decide", lambda *_: 1 / 0)
-        with pytest.raises(Poisonous, match="ZeroDivisionError"):
-            await judge.handle_alone(create("c-1").delivery)
-    assert [trial.times for trial in memory.trials] == [1]
-    assert memory.commits == 0
-
-
-async def test_a_message_that_ended_too_many_workers_is_rejected_by_the_next() -> None:
-    memory, killer = Memory(), create("c-1").delivery
-    for _ in range(MAX_TRIALS):
-        await died(memory, killer)
-    judge, _ = handler_on(memory)
-    [outcome] = await judge.handle_alone(killer)
-    assert code(outcome) == "delivery_limit"
-    assert outcome.problem is not None
-    assert (outcome.problem.status, outcome.problem.command_id) == (500, "c-1")
-    assert memory.records == {}
-
-
-async def test_another_message_is_not_blamed() -> None:
-    memory = Memory()
-    for _ in range(MAX_TRIALS):
-        await died(memory, create("c-1").delivery)
-    judge, _ = handler_on(memory)
-    [outcome] = await judge.handle_alone(delete("c-2").delivery)
-    assert code(outcome) == "not_found"
-    [outcome] = await judge.handle_alone(create("c-3").delivery)
-    assert code(outcome) == "accepted"
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: a trial that ended well is not taken back, so one copy too many of a command "
-    "is rejected as what ended workers",
-)
-async def test_copies_of_a_command_that_goes_through_are_all_duplicates() -> None:
-    memory = Memory()
-    judge, _ = handler_on(memory)
-    outcomes = [
-        (await judge.handle_alone(create("c-1", tag=n).delivery))[0] for n in range(MAX_TRIALS + 1)
-    ]
-    assert [(code(o), o.duplicate) for o in outcomes] == [
-        ("accepted", False), *[("accepted", True)] * MAX_TRIALS,
-    ]  # fmt: skip
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: its event is stored and will never be published, and its sender hears that "
-    "nothing was",
-)
-async def test_a_command_that_was_accepted_is_not_rejected_for_ending_workers_afterwards() -> None:
-    """As happens when its publication is what ends them."""
-    memory, killer = Memory(), create("c-1").delivery
-    for _ in range(MAX_TRIALS):
-        judge, _ = handler_on(memory)
-        await judge.handle_alone(killer)  # committed; the worker ends before it is settled
-    judge, _ = handler_on(memory)
-    [outcome] = await judge.handle_alone(killer)
-    assert memory.records.keys() == {"c-1"}
-    assert (code(outcome), outcome.duplicate) == ("accepted", True)
-
-
-async def test_a_bug_in_parsing_is_found_out_like_any_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(handler_module, "parse", lambda _: 1 / 0)
-    judge, _ = handler_on(Memory())
-    with pytest.raises(Unprocessable, match="ZeroDivisionError"):
-        await judge.handle([create().delivery])

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from service.bootstrap import wire
 from service.codec import Delivery, Request
 from service.ledger import MAX_TRIALS, Ledger
@@ -147,11 +145,6 @@ def test_a_recalled_verdict_that_was_written_down_again_outlives_the_inherited_o
     assert committed(book, at(4)) == ()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: of two verdicts on one command only the last counts as inherited, so the other "
-    "is kept by the tag of a session long gone",
-)
 def test_a_verdict_written_down_twice_is_dropped_twice() -> None:
     # Session 1 left the verdict; session 2 recalled it, wrote it down, and ended; this is 3.
     old = verdict(asked(), tag=900)
@@ -159,10 +152,6 @@ def test_a_verdict_written_down_twice_is_dropped_twice() -> None:
     assert committed(book, at(5)) == ()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: the verdict kept too long is recalled for a command that was sent anew",
-)
 def test_a_command_sent_anew_is_not_given_the_verdict_of_two_sessions_ago() -> None:
     old = verdict(asked(), tag=900)
     third = ledger(old, replace(old, tag=1))
@@ -170,6 +159,50 @@ def test_a_command_sent_anew_is_not_given_the_verdict_of_two_sessions_ago() -> N
     left = committed(third, at(50))
     # Now the sender sends it again, as section 2 lets it; the worker dies before it is judged.
     assert ledger(*left).recall(asked(redelivered=True)) is None
+
+
+# --- an attempt whose end is unknown -----------------------------------------------------------
+
+
+def landed(book: Ledger, *judged: Verdict) -> Fence:
+    """What the store has if a commit whose answer was lost did land."""
+    return book.fence(at(len(judged)), judged)
+
+
+def test_what_has_landed_is_recalled_for_the_very_delivery() -> None:
+    book, kept = ledger(), verdict(asked(), tag=1)
+    book.learn(landed(book, kept))
+    assert book.recall(asked(redelivered=False, tag=1)) == kept
+    assert book.recall(asked(redelivered=False, tag=2)) is None, "another copy"
+    assert book.recall(asked(name="y", redelivered=False, tag=1)) is None, "other content"
+
+
+def test_what_has_not_landed_is_judged_afresh() -> None:
+    book = ledger()
+    book.learn(book.current)
+    assert book.recall(asked(redelivered=False)) is None
+
+
+def test_what_has_landed_is_forgotten_at_the_next_commit() -> None:
+    book, kept = ledger(), verdict(asked(), tag=1)
+    book.learn(landed(book, kept))
+    assert committed(book, at(1), kept) == (kept,)
+    assert book.recall(asked(redelivered=False, tag=1)) is None
+
+
+def test_what_has_landed_of_an_inherited_verdict_is_recalled_too() -> None:
+    old = verdict(asked(), tag=900)
+    book = ledger(old)
+    again = replace(old, tag=1)
+    book.learn(book.fence(at(1, redelivered=True), [again]))
+    assert book.recall(asked(tag=1)) == again
+    assert committed(book, at(1, redelivered=True), again) == (again,)
+
+
+def test_a_verdict_that_is_judged_again_takes_its_predecessors_place() -> None:
+    one, two = verdict(asked("c-1"), tag=900), verdict(asked("c-2"), tag=901)
+    book, again = ledger(one, two), replace(one, tag=1)
+    assert committed(book, at(1, redelivered=True), again) == (two, again)
 
 
 # --- trials ------------------------------------------------------------------------------------
@@ -197,3 +230,20 @@ def test_a_trial_inherited_from_a_dead_worker_counts() -> None:
 def test_a_batchs_fence_keeps_epoch_and_trial() -> None:
     fence = Ledger(Fence(QUEUE, 7, (), Trial("m", 2)), 3).fence(at(1), [])
     assert (fence.epoch, fence.trial) == (7, Trial("m", 2))
+
+
+def test_a_message_that_is_acquitted_starts_again() -> None:
+    book = Ledger(Fence(QUEUE, 7, (), Trial("m", MAX_TRIALS)), 3)
+    assert book.next_trial("m") is None
+    book.acquit()
+    assert book.next_trial("m") == Trial("m", 1)
+    assert book.current == Fence(QUEUE, 7)
+
+
+def test_an_acquittal_leaves_the_verdicts_alone() -> None:
+    inherited, own = verdict(asked("c-1"), tag=900), verdict(asked("c-2"), tag=1)
+    book = ledger(inherited)
+    committed(book, at(1, redelivered=True), own)
+    book.acquit()
+    assert book.recall(asked("c-1")) is inherited
+    assert book.current.verdicts == (inherited, own)

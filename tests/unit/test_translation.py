@@ -1,7 +1,9 @@
 """No driver's exception leaves the store or the broker, whichever class it is of."""
 
+import asyncio
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +28,8 @@ from service.errors import (
     StoreUnsuitable,
     Unprocessable,
 )
+from service.messages import Outplan
+from service.topology import topology
 
 
 def exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
@@ -143,9 +147,6 @@ def test_a_servers_code_says_whose_fault_it_is(code: int, kind: type[OutplanErro
         358,  # TransactionTooLargeForCache
     ],
 )
-@pytest.mark.xfail(
-    strict=True, reason="BUG: a batch too large for one transaction is tried again for ever, whole"
-)
 def test_a_batch_too_large_for_a_transaction_is_taken_apart(code: int) -> None:
     error = pymongo.errors.OperationFailure("too large", code)
     assert type(store.translation(error)) is Unprocessable
@@ -160,11 +161,6 @@ def test_somebody_elses_success_outweighs_a_culprit_in_the_same_batch() -> None:
 @pytest.mark.parametrize(
     "kind", [pymongo.errors.AutoReconnect, pymongo.errors.NotPrimaryError], ids=lambda k: k.__name__
 )
-@pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="BUG: the driver's signature allows a list of errors here, and it is taken for a dict",
-)
 def test_details_may_be_a_list(kind: type[pymongo.errors.AutoReconnect]) -> None:
     assert type(store.translation(kind("away", ["one", "two"]))) is StoreUnavailable
 
@@ -172,6 +168,12 @@ def test_details_may_be_a_list(kind: type[pymongo.errors.AutoReconnect]) -> None
 def test_a_number_too_large_for_bson_is_the_commands_fault() -> None:
     with pytest.raises(Unprocessable), store._translated():
         raise OverflowError("MongoDB can only handle up to 8-byte ints")
+
+
+def test_what_is_stored_and_breaks_the_contract_is_the_commands_fault() -> None:
+    """Of the one that it is about: its neighbours are not to wait for it."""
+    with pytest.raises(Unprocessable), store._translated():
+        Outplan.model_validate({})
 
 
 OWN = [Fenced("x"), StoreConflict("x"), Unprocessable("x"), Poisonous("x"), BrokerUnavailable("x")]
@@ -206,12 +208,6 @@ def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception]) -> No
     assert caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
-def test_closing_what_is_broken_raises_nothing(kind: type[Exception]) -> None:
-    with broker._translated_quietly():
-        raise amqp_error(kind)
-
-
 @pytest.mark.parametrize(
     "error",
     [ConnectionRefusedError("x"), ConnectionResetError("x"), TimeoutError("x"), OSError("x"),
@@ -223,14 +219,62 @@ def test_a_socket_that_fails_is_a_broker_that_is_away(error: Exception) -> None:
         raise error
 
 
-def test_a_virtual_host_that_is_refused_is_for_a_person_to_mend() -> None:
-    error = aiormq.exceptions.ConnectionClosed(530, "NOT_ALLOWED - vhost nope not found")
-    found = broker.translation(error)
-    assert type(found) is BrokerRefused
-    assert "OUTPLAN_AMQP_URL" in str(found)
-    assert type(broker.translation(aiormq.exceptions.ConnectionClosed(320, "bye"))) is (
-        BrokerUnavailable
-    )
+class Link:
+    """A connection that ends as it is told to, in its making or in its closing."""
+
+    def __init__(self, incoming: broker.Session, code: int, error: BaseException) -> None:
+        self.incoming, self.code, self.error = incoming, code, error
+
+    async def connect(self, timeout: float) -> None:  # noqa: ASYNC109  the library's own signature
+        if self.code:
+            self.incoming.on_close(self.code, "why")
+            raise self.error
+
+    async def close(self) -> None:
+        raise self.error
+
+
+async def linked(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseException) -> None:
+    session = broker.Session(topology(), "guest", lambda _: None)
+    made = partial(Link, code=code, error=error)
+    monkeypatch.setattr(broker, "_TappedConnection", lambda _, incoming, **__: made(incoming))
+    async with broker._connection("amqp://localhost/nope", "consume", session):
+        pass
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("x"), asyncio.CancelledError()])
+async def test_a_virtual_host_that_is_refused_is_for_a_person_to_mend(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Whatever the library makes of it."""
+    with pytest.raises(BrokerRefused, match=r"/nope.*OUTPLAN_AMQP_URL"):
+        await linked(monkeypatch, 530, error)
+    with pytest.raises(BrokerUnavailable):
+        await linked(monkeypatch, 320, error)
+
+
+@pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
+async def test_closing_what_is_broken_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    await linked(monkeypatch, 0, amqp_error(kind))
+
+
+async def test_what_the_library_cancels_is_a_broker_that_is_away() -> None:
+    with pytest.raises(BrokerUnavailable), broker._translated():
+        raise asyncio.CancelledError
+
+
+async def test_whoever_is_cancelled_stays_cancelled() -> None:
+    async def waiting() -> None:
+        with broker._translated():
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(waiting())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def test_a_queue_with_other_arguments_is_refused_with_what_to_do() -> None:

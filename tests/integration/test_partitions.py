@@ -1,0 +1,77 @@
+"""More than one command queue: order per outplan holds, and each queue is consumed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import aio_pika
+import pytest
+
+from service.topology import topology
+from tests.integration.outside import a_create
+from tests.integration.worker_process import Place, running_worker
+
+PARTITIONS = 4
+UPDATES = 30
+IDS = [f"0000000{n}-0000-4000-8000-00000000000{n}" for n in range(1, 9)]
+
+
+@pytest.fixture
+async def channel(place: Place) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+    async with await aio_pika.connect(place.amqp_url) as connection:
+        yield await connection.channel()
+
+
+@pytest.fixture
+async def partitioned(place: Place, channel: aio_pika.abc.AbstractChannel) -> AsyncIterator[Place]:
+    """A place beside ``place`` whose commands are spread over queues."""
+    found = replace(place, prefix=f"{place.prefix}.spread")
+    async with running_worker(found, OUTPLAN_PARTITIONS=str(PARTITIONS)):
+        yield found
+    layout = topology(found.prefix, PARTITIONS)
+    for queue in layout.queues:
+        await channel.queue_delete(queue.name)
+    for exchange in layout.exchanges:
+        await channel.exchange_delete(exchange.name)
+
+
+async def send(exchange: aio_pika.abc.AbstractExchange, id_: str, n: int) -> None:
+    body = {"id": id_, "try_interval": 1_000 + n} if n else a_create(id=id_)
+    message = aio_pika.Message(
+        json.dumps(body).encode(),
+        message_id=f"{id_} {n}",
+        headers={"outplan_id": id_},
+        delivery_mode=2,
+    )
+    await exchange.publish(message, "outplan_update" if n else "outplan_create")
+
+
+async def test_each_outplans_commands_are_applied_in_order(
+    partitioned: Place, channel: aio_pika.abc.AbstractChannel
+) -> None:
+    exchange = await channel.get_exchange(f"{partitioned.prefix}.commands")
+    events = await channel.declare_queue(exclusive=True)
+    await events.bind(f"{partitioned.prefix}.events", "#")
+    for n in range(UPDATES):
+        for id_ in IDS:
+            await send(exchange, id_, n)
+
+    seen: dict[str, list[int]] = {id_: [] for id_ in IDS}
+    async with asyncio.timeout(30), events.iterator(no_ack=True) as arriving:
+        async for event in arriving:
+            data = json.loads(event.body)["data"]
+            seen[data["id"]].append(data["try_interval"])
+            if sum(map(len, seen.values())) == UPDATES * len(IDS):
+                break
+
+    expected = [60_000, *range(1_001, 1_000 + UPDATES)]
+    assert all(intervals == expected for intervals in seen.values())
+
+
+async def test_the_outplans_are_spread(
+    partitioned: Place, channel: aio_pika.abc.AbstractChannel
+) -> None:
+    for n in range(PARTITIONS):
+        queue = await channel.declare_queue(f"{partitioned.prefix}.commands.{n}", passive=True)
+        assert queue.declaration_result.consumer_count == 1

@@ -1,0 +1,259 @@
+"""The store's contract, on both drivers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.errors import WriteError
+
+from service.decider import State, decide, evolve
+from service.errors import Fenced, StoreConflict, StoreUnavailable, Unprocessable
+from service.messages import Create, Event, Update
+from service.store import Fence, Record, Snapshot, Store, Transaction, Trial, Verdict
+from service.testing.servers import Servers
+from tests.integration.outside import a_create
+
+EXAMPLES = Path(__file__).parents[2] / "schemas" / "examples"
+NOW = "2026-11-23 06:10:00.123456"
+QUEUE = "commands"
+DIGEST = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def database() -> str:
+    return f"test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module", params=["motor", "pymongo"])
+async def store(
+    request: pytest.FixtureRequest, servers: Servers, database: str
+) -> AsyncIterator[Store]:
+    found = Store(servers.mongodb.url, database, request.param)
+    await found.prepare()
+    yield found
+    await found.close()
+
+
+@pytest.fixture(scope="module")
+async def mongo(servers: Servers, database: str) -> AsyncIterator[Any]:
+    async with AsyncMongoClient[dict[str, Any]](servers.mongodb.url) as client:
+        yield client[database]
+        await client.drop_database(database)
+
+
+def created(name: str = "one") -> tuple[Record, State]:
+    event = decide(None, Create(**a_create(name=name)), str(uuid4()), NOW)
+    assert isinstance(event, Event)
+    return Record(event, DIGEST), evolve(None, event)
+
+
+def renamed(state: State, name: str) -> Record:
+    event = decide(state, Update(id=state.outplan.id, name=name), str(uuid4()), NOW)
+    assert isinstance(event, Event)
+    return Record(event, DIGEST)
+
+
+async def save(store: Store, *records: Record, known: State | None = None) -> None:
+    states = {known.outplan.id: known} if known else {}
+    await store.transact(lambda transaction: transaction.save(records, states))
+
+
+async def load(store: Store, *records: Record) -> Snapshot:
+    return await store.transact(
+        lambda transaction: transaction.load(
+            {record.event.data.id for record in records}, {record.event.id for record in records}
+        )
+    )
+
+
+async def test_what_is_saved_is_found_again_by_its_ids(store: Store) -> None:
+    record, state = created()
+
+    await save(store, record)
+
+    found = await load(store, record)
+    assert found.states == {state.outplan.id: state}
+    assert found.records == {record.event.id: record}
+
+
+async def test_several_events_of_one_outplan_leave_its_last_state(store: Store) -> None:
+    record, state = created()
+    second = renamed(state, "two")
+    third = renamed(evolve(state, second.event), "three")
+
+    await save(store, record, second, third)
+
+    found = await load(store, record)
+    assert (found.states[state.outplan.id].version, third.event.data.name) == (3, "three")
+
+
+async def test_an_outplan_that_moved_on_meanwhile_is_a_conflict(store: Store) -> None:
+    record, state = created()
+    await save(store, record)
+    await save(store, renamed(state, "first"), known=state)
+
+    with pytest.raises(StoreConflict):
+        await save(store, renamed(state, "late"), known=state)
+
+    found = await load(store, record)
+    assert found.states[state.outplan.id].outplan.name == "first"
+
+
+async def test_an_event_recorded_meanwhile_is_a_conflict_and_nothing_is_stored(
+    store: Store,
+) -> None:
+    record, _ = created()
+    other, _ = created()
+    await save(store, record)
+
+    with pytest.raises(StoreConflict):
+        await save(store, other, record)
+
+    assert (await load(store, other)).records == {}
+
+
+async def test_what_fails_in_a_transaction_leaves_nothing(store: Store) -> None:
+    record, _ = created()
+
+    async def work(transaction: Transaction) -> None:
+        await transaction.save([record], {})
+        raise Unprocessable("after the write")
+
+    with pytest.raises(Unprocessable):
+        await store.transact(work)
+
+    assert (await load(store, record)).records == {}
+
+
+async def test_a_cancelled_transaction_ends_before_the_cancellation_does(store: Store) -> None:
+    record, _ = created()
+    begun = asyncio.Event()
+
+    async def work(transaction: Transaction) -> None:
+        begun.set()
+        await transaction.save([record], {})
+
+    task = asyncio.create_task(store.transact(work))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert record.event.id in (await load(store, record)).records
+
+
+async def test_a_document_that_breaks_the_contract_is_the_batchs_fault(store: Store) -> None:
+    record, state = created()
+    broken = state.outplan.model_copy(update={"dial_timeout": 30})
+
+    with pytest.raises(Unprocessable):
+        await save(store, Record(record.event.model_copy(update={"data": broken}), DIGEST))
+
+
+async def test_a_claim_fences_every_earlier_holder_off(store: Store, servers: Servers) -> None:
+    queue = f"queue-{uuid4()}"
+    first = await store.claim(queue, "one")
+    await store.transact(lambda transaction: transaction.hold(first))
+    second = await store.claim(queue, "two")
+
+    with pytest.raises(Fenced):
+        await store.transact(lambda transaction: transaction.hold(first))
+    with pytest.raises(Fenced):
+        await store.put_on_trial(first, Trial("message", 1))
+    with pytest.raises(Fenced):
+        await store.read_fence(first)
+    await store.transact(lambda transaction: transaction.hold(second))
+    assert (first.epoch, second.epoch) == (1, 2)
+
+
+async def test_verdicts_and_trials_are_handed_on_with_the_claim(store: Store) -> None:
+    queue = f"queue-{uuid4()}"
+    verdict = Verdict("command", DIGEST, 7, "not_found", "no such outplan", None)
+    claimed = await store.claim(queue, "one")
+    held = Fence(queue, claimed.epoch, (verdict,))
+    await store.transact(lambda transaction: transaction.hold(held))
+    await store.put_on_trial(held, Trial("message", 2))
+
+    inherited = await store.claim(queue, "two")
+
+    assert inherited == Fence(queue, 2, (verdict,), Trial("message", 2))
+
+
+async def test_a_claim_aborts_what_a_dead_holder_has_left_open(
+    store: Store, servers: Servers, database: str
+) -> None:
+    queue = f"queue-{uuid4()}"
+    record, _ = created()
+    dead = Store(servers.mongodb.url, database)
+    await dead.claim(queue, "dead")
+    saved, buried = asyncio.Event(), asyncio.Event()
+
+    async def never_ending(transaction: Transaction) -> None:
+        await transaction.save([record], {})
+        saved.set()
+        await buried.wait()
+
+    open_transaction = asyncio.create_task(dead.transact(never_ending))
+    await saved.wait()
+
+    await store.claim(queue, "next")
+    async with asyncio.timeout(5):
+        await save(store, record)
+
+    buried.set()
+    with pytest.raises((StoreUnavailable, StoreConflict)):
+        await open_transaction
+    await dead.close()
+
+
+async def test_preparing_twice_changes_nothing(store: Store, mongo: Any) -> None:
+    before = [item async for item in await mongo.list_collections()]
+    await store.prepare()
+    after = [item async for item in await mongo.list_collections()]
+
+    assert sorted(str(item) for item in before) == sorted(str(item) for item in after)
+
+
+async def test_a_validator_of_an_earlier_version_is_brought_up_to_date(
+    store: Store, mongo: Any
+) -> None:
+    await mongo.command("collMod", "outplans", validator={"$jsonSchema": {"bsonType": "object"}})
+    await store.prepare()
+
+    (options,) = [
+        item["options"] async for item in await mongo.list_collections(filter={"name": "outplans"})
+    ]  # fmt: skip
+    assert "customer_id" in options["validator"]["$jsonSchema"]["required"]
+
+
+def documents(kind: str) -> list[Path]:
+    # In the store the document does carry its version.
+    found = sorted((EXAMPLES / kind / "outplan").glob("*.json"))
+    return [path for path in found if path.stem != "version-in-the-document"]
+
+
+def stored_form(path: Path) -> dict[str, Any]:
+    document = json.loads(path.read_text())
+    return {"_id": document.pop("id", None), **document, "version": 1}
+
+
+@pytest.mark.parametrize("path", documents("invalid"), ids=lambda path: path.stem)
+async def test_no_other_writer_stores_what_the_contract_forbids(
+    store: Store, mongo: Any, path: Path
+) -> None:
+    with pytest.raises(WriteError, match="failed validation"):
+        await mongo["outplans"].insert_one(stored_form(path))
+
+
+@pytest.mark.parametrize("path", documents("valid"), ids=lambda path: path.stem)
+async def test_any_writer_stores_what_the_contract_allows(
+    store: Store, mongo: Any, path: Path
+) -> None:
+    document = stored_form(path)
+    await mongo["outplans"].insert_one(document)
+    await mongo["outplans"].delete_one({"_id": document["_id"]})
