@@ -1,4 +1,4 @@
-"""The only module that knows AMQP connections: sessions, declarations, consuming, publishing.
+"""Sessions with the broker: declaring, consuming, publishing.
 
 A session is a pair of plain connections, one that consumes and one that publishes, so that an
 alarm which blocks the publishing one does not hold up acknowledgements. Anything wrong on either
@@ -7,38 +7,26 @@ ends the session; nothing is repaired in place.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import aio_pika
 from aiormq.abc import AbstractChannel, ChannelFrame
-from aiormq.exceptions import (
-    AMQPError,
-    AuthenticationError,
-    ChannelAccessRefused,
-    ChannelPreconditionFailed,
-    ConnectionCommandInvalid,
-    IncompatibleProtocolError,
-    ProbableAuthenticationError,
-)
 from yarl import URL
 
 from service.codec import Delivery, Publication
-from service.errors import BrokerRefused, BrokerUnavailable, Nacked, OutplanError
+from service.connection import CONNECT_SECONDS, declaring, tapped_connection, translated
+from service.errors import BrokerUnavailable, Nacked
 from service.frames import write_publication
 from service.retry import retrying
-from service.tap import Incoming, Tap
+from service.tap import Incoming
 from service.topology import PREFETCH, Topology
 
 T = TypeVar("T")
 Notice = Callable[[BaseException], None]
 
-_CONNECT_SECONDS: Final = 10
-_CLOSE_SECONDS: Final = 3
-_HEARTBEAT_SECONDS: Final = 10
 _BATCH_BYTES: Final = 16 * 1024 * 1024
-_NOT_ALLOWED: Final = 530
 
 
 class Session(Incoming):
@@ -57,7 +45,6 @@ class Session(Incoming):
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._confirms = _Confirms()
         self._retrying = retrying(Nacked, notice=notice)
-        self.close_code = 0
         self._consuming: AbstractChannel
         self._publishing: AbstractChannel
 
@@ -135,7 +122,6 @@ class Session(Incoming):
         self.fail(f"queue {self._topology.rejected.name} is gone: {reason}")
 
     def on_close(self, code: int, reason: str) -> None:
-        self.close_code = code
         self.fail(f"the broker closed the connection: {code} {reason}")
 
     def fail(self, reason: str) -> None:
@@ -163,7 +149,7 @@ class Session(Incoming):
     async def _channel(self, connection: aio_pika.abc.AbstractConnection) -> AbstractChannel:
         assert connection.transport is not None
         underlying = connection.transport.connection
-        channel = await underlying.channel(timeout=_CONNECT_SECONDS)
+        channel = await underlying.channel(timeout=CONNECT_SECONDS)
         for part in (underlying, channel):
             part.closing.add_done_callback(self._closed)
         return channel
@@ -174,7 +160,7 @@ class Session(Incoming):
 
     async def _declare(self, channel: AbstractChannel) -> None:
         for exchange in self._topology.exchanges:
-            with _declaring(f"exchange {exchange.name}"):
+            with declaring(f"exchange {exchange.name}"):
                 await channel.exchange_declare(
                     exchange.name,
                     exchange_type=exchange.type,
@@ -182,12 +168,12 @@ class Session(Incoming):
                     arguments=dict(exchange.arguments),
                 )
         for queue in self._topology.queues:
-            with _declaring(f"queue {queue.name}"):
+            with declaring(f"queue {queue.name}"):
                 await channel.queue_declare(
                     queue.name, durable=True, arguments=dict(queue.arguments)
                 )
         for b in self._topology.bindings:
-            with _declaring(f"binding {b.source} to {b.destination}"):
+            with declaring(f"binding {b.source} to {b.destination}"):
                 bind = channel.exchange_bind if b.to_exchange else channel.queue_bind
                 await bind(b.destination, b.source, b.routing_key)
 
@@ -209,7 +195,7 @@ class Session(Incoming):
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
                 await self._failed
-            with _translated():
+            with translated():
                 return await waiting
         finally:
             waiting.cancel()
@@ -256,88 +242,12 @@ async def open_session(url: str, topology: Topology, notice: Notice) -> AsyncIte
     """Connect twice, declare, consume. Raises BrokerUnavailable (try again) or BrokerRefused."""
     session = Session(topology, URL(url).user or "guest", notice)
     async with (
-        _connection(url, "consume", session) as consuming,
-        _connection(url, "publish", session) as publishing,
+        tapped_connection(url, "consume", session) as consuming,
+        tapped_connection(url, "publish", session) as publishing,
     ):
-        with _translated():
+        with translated():
             await session.start(consuming, publishing)
         yield session
-
-
-class _TappedConnection(aio_pika.Connection):
-    def __init__(self, url: URL, incoming: Incoming, **kwargs: Any) -> None:
-        super().__init__(url, **kwargs)
-        self.kwargs = {**self.kwargs, "transport_factory": Tap(incoming)}
-
-
-@asynccontextmanager
-async def _connection(
-    url: str, purpose: str, incoming: Session
-) -> AsyncIterator[aio_pika.Connection]:
-    target = URL(url)
-    if "heartbeat" not in target.query:
-        target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    connection = _TappedConnection(
-        target, incoming, client_properties={"connection_name": f"outplan {purpose}"}
-    )
-    try:
-        with _translated():
-            await connection.connect(timeout=_CONNECT_SECONDS)
-    except BrokerUnavailable as error:
-        if incoming.close_code == _NOT_ALLOWED:
-            raise BrokerRefused(
-                f"RabbitMQ refuses the virtual host {target.path!r} in OUTPLAN_AMQP_URL"
-            ) from error
-        raise
-    try:
-        yield connection
-    finally:
-        # It is being closed because it is broken, as likely as not.
-        with suppress(OutplanError), _translated():
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await connection.close()
-
-
-@contextmanager
-def _declaring(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ChannelPreconditionFailed as error:
-        raise BrokerRefused(
-            f"{what} exists with other arguments: {error}. Delete it once it is empty, or set "
-            "OUTPLAN_PREFIX"
-        ) from error
-    except ConnectionCommandInvalid as error:
-        raise BrokerRefused(
-            f"{what}: {error}. Enable the plugin rabbitmq_consistent_hash_exchange, or set "
-            "OUTPLAN_PARTITIONS=1"
-        ) from error
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """No driver exception leaves this module."""
-    try:
-        yield
-    except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
-        raise translation(error) from error
-    except asyncio.CancelledError as error:
-        # The library cancels its own calls when a connection goes.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise BrokerUnavailable("the connection went away") from error
-
-
-def translation(error: Exception) -> OutplanError:
-    """The service's exception for one of the driver's."""
-    if isinstance(error, ProbableAuthenticationError | AuthenticationError):
-        return BrokerRefused(f"RabbitMQ refuses the credentials in OUTPLAN_AMQP_URL: {error}")
-    if isinstance(error, ChannelAccessRefused):
-        return BrokerRefused(f"RabbitMQ refuses the permission: {error}")
-    if isinstance(error, IncompatibleProtocolError):
-        return BrokerRefused(f"what answers at OUTPLAN_AMQP_URL is no AMQP 0-9-1: {error}")
-    return BrokerUnavailable(f"{type(error).__name__}: {error}")
 
 
 async def _untapped(_message: Any) -> None:

@@ -10,22 +10,14 @@ import orjson
 from pydantic import ValidationError
 
 from service import contract
-from service.messages import (
-    COMMANDS,
-    MAX_BODY_BYTES,
-    MAX_PROBLEM_ERRORS,
-    Command,
-    Event,
-    Outplan,
-    Problem,
-    ProblemError,
-)
+from service.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS
+from service.messages import COMMANDS, Command, Event, Outplan, Problem, ProblemError
 from service.topology import Topology
 
 JSON: Final = "application/json"
 _ENCODINGS: Final = frozenset({None, "", "utf-8", "identity"})
 _TRACE_HEADERS: Final = ("traceparent", "tracestate")
-_MAX_TRACE_CHARS: Final = 512  # what W3C Trace Context asks of everyone to carry
+_MAX_TRACE_BYTES: Final = 512  # what W3C Trace Context asks of everyone to carry
 
 
 class Properties(Protocol):
@@ -291,7 +283,11 @@ def _rejected_copy(
 
 def _trace_context(delivery: Delivery) -> dict[str, str]:
     found = {name: delivery.properties.header(name) for name in _TRACE_HEADERS}
-    return {k: v for k, v in found.items() if isinstance(v, str) and len(v) <= _MAX_TRACE_CHARS}
+    return {k: v for k, v in found.items() if isinstance(v, str) and _fits(v)}
+
+
+def _fits(value: str) -> bool:
+    return len(value.encode("utf-8", "surrogateescape")) <= _MAX_TRACE_BYTES
 
 
 def _seconds(text: str) -> int:

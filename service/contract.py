@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-from service.messages import MAX_PROBLEM_ERRORS, ProblemError
+from service.fields import MAX_PROBLEM_ERRORS
+from service.messages import ProblemError
 
 _BASE: Final = "https://outplan.invalid/schemas/"
 _MAX_DETAIL: Final = 300

@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid5
 
-from service.messages import NEVER, Command, Create, Delete, Event, EventType, Outplan, Update
+from service.fields import NEVER
+from service.messages import Command, Create, Delete, Event, EventType, Outplan, Update
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 # Ids of outplans whose creator gave none: UUIDv5 of the message_id in this namespace.

@@ -16,7 +16,7 @@ from typing import Any, Final
 from pamqp import decode
 
 from service.codec import JSON, Publication
-from service.messages import PUBLISHER
+from service.fields import PUBLISHER
 
 METHOD: Final = 1
 HEADER: Final = 2

@@ -6,11 +6,12 @@ from hashlib import sha256
 
 from service.codec import Delivery, Outcome, Request, parse
 from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
+from service.documents import Fence, Record, Snapshot, Verdict
 from service.errors import Poisonous, StoreConflict, StoreUnavailable, Unprocessable
 from service.ledger import Ledger
 from service.messages import Event, Problem
 from service.retry import retrying
-from service.store import Fence, Record, Snapshot, Store, Transaction, Verdict
+from service.store import Store, Transaction
 
 Parsed = Request | tuple[Delivery, Problem]
 
@@ -79,7 +80,11 @@ class Handler:
             self._ledgers[queue] = Ledger(fence, self._window)
 
     async def _attempt(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
+        in_doubt = self._in_doubt
+
         async def work(transaction: Transaction) -> tuple[list[Outcome], list[Fence]]:
+            if in_doubt:
+                await self._learn(transaction)
             known = await transaction.load(
                 {outplan_id(request.command, request.command_id) for request in requests},
                 {request.command_id for request in requests},
@@ -92,8 +97,6 @@ class Handler:
                 await transaction.hold(fence)
             return outcomes, fences
 
-        if self._in_doubt:
-            await self._learn()
         self._in_doubt = True
         outcomes, fences = await self._store.transact(work)
         self._in_doubt = False
@@ -101,10 +104,10 @@ class Handler:
             self._ledgers[fence.queue].keep(fence)
         return outcomes
 
-    async def _learn(self) -> None:
+    async def _learn(self, transaction: Transaction) -> None:
         """An attempt failed, and no failure says for sure that nothing of it was stored."""
         for ledger in self._ledgers.values():
-            ledger.learn(await self._store.read_fence(ledger.current))
+            ledger.learn(await transaction.read_fence(ledger.current))
 
     def _fences(
         self, requests: list[Request], verdicts: list[tuple[Request, Verdict]]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from service.codec import Delivery, Request
-from service.store import Fence, Trial, Verdict
+from service.documents import Fence, Trial, Verdict
 
 MAX_TRIALS: Final = 5
 
@@ -45,7 +45,11 @@ class Ledger:
 
     def learn(self, stored: Fence) -> None:
         """Take in what the store has, after an attempt whose end is unknown: it may have landed."""
-        self._landed = {(v.command_id, v.digest, v.tag): v for v in stored.verdicts}
+        self._landed = {
+            (v.command_id, v.digest, v.tag): v
+            for v in stored.verdicts
+            if v != self._inherited.get((v.command_id, v.digest))
+        }
 
     def fence(self, batch: Sequence[Delivery], judged: Sequence[Verdict]) -> Fence:
         """The fence to hold in the transaction of a batch that came to ``judged``."""

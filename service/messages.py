@@ -4,11 +4,9 @@ The JSON Schema files in ``schemas/`` are the source of truth; these models are 
 form, and a property test holds the two together in both directions.
 """
 
-import re
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,91 +17,30 @@ from pydantic import (
     model_validator,
 )
 
-NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
-NEVER: Final = "9999-01-01 00:00:00.000000"
-PUBLISHER: Final = "outplan-service"
-MAX_BODY_BYTES: Final = 262_144
-MAX_MESSAGE_ID_BYTES: Final = 255
-MAX_PROBLEM_ERRORS: Final = 32
-
-UUID_PATTERN: Final = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
-STORED_UUID_PATTERN: Final = UUID_PATTERN.replace("A-F", "")
-TIMESTAMP_PATTERN: Final = (
-    r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-    r" ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}$"
+from service.fields import (
+    MAX_PROBLEM_ERRORS,
+    NEVER,
+    NIL_UUID,
+    POINTER_PATTERN,
+    PUBLISHER,
+    TARGET_PATTERNS,
+    UUID_TARGET,
+    AddressType,
+    Detail,
+    DialTimeout,
+    Integer,
+    MessageId,
+    Name,
+    Printable,
+    StoredUuid,
+    Text,
+    Timestamp,
+    TryCount,
+    TryInterval,
+    Uuid,
+    Version,
+    refuse_null,
 )
-NO_CONTROL_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
-# The address form of HTML's <input type=email>, the most widely shared definition there is.
-EMAIL_PATTERN: Final = (
-    r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
-    r"(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$"
-)
-E164_PATTERN: Final = r"^\+[0-9]{7,15}$"
-SIP_PATTERN: Final = r"^[^@]+@[^@]+$"
-POINTER_PATTERN: Final = r"^(/([^~/]|~[01])*)*$"
-
-
-def _refuse_nil(value: str) -> str:
-    if value == NIL_UUID:
-        raise ValueError("the nil UUID names nothing")
-    return value
-
-
-def _refuse_null(value: Any) -> Any:
-    if value is None:
-        raise ValueError("null is not a value here; leave the field out")
-    return value
-
-
-def _whole_number(value: Any) -> Any:
-    """JSON Schema calls 30000.0 an integer; it is stored as one."""
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-Uuid = Annotated[
-    str,
-    Strict(),
-    StringConstraints(pattern=UUID_PATTERN, to_lower=True),
-    AfterValidator(_refuse_nil),
-]
-StoredUuid = Annotated[
-    str, Strict(), StringConstraints(pattern=STORED_UUID_PATTERN), AfterValidator(_refuse_nil)
-]
-Integer = Annotated[int, Strict(), BeforeValidator(_whole_number)]
-Text = Annotated[str, Strict()]
-Printable = Annotated[str, Strict(), StringConstraints(pattern=NO_CONTROL_PATTERN)]
-Timestamp = Annotated[str, Strict(), StringConstraints(pattern=TIMESTAMP_PATTERN)]
-Name = Annotated[
-    str, Strict(), StringConstraints(min_length=1, max_length=255, pattern=NO_CONTROL_PATTERN)
-]
-Detail = Annotated[str, Strict(), StringConstraints(max_length=65_535)]
-DialTimeout = Annotated[Integer, Field(ge=1_000, le=600_000)]
-TryCount = Annotated[Integer, Field(ge=0, le=1_000)]
-Version = Annotated[Integer, Field(ge=1, le=9_007_199_254_740_991)]
-MessageId = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=255)]
-
-
-def _zero_or_a_second(value: int) -> int:
-    if 0 < value < 1_000:
-        raise ValueError("0 (retry at once) or at least 1000 ms")
-    return value
-
-
-TryInterval = Annotated[Integer, Field(ge=0, le=2_147_483_647), AfterValidator(_zero_or_a_second)]
-AddressType = Literal[
-    "tel", "whatsapp", "email", "sip", "agent", "ai", "ai_team", "conference", "webchat",
-    "web_session", "extension", "line",
-]  # fmt: skip
-
-_TARGET_PATTERNS: Final[dict[str, re.Pattern[str]]] = {
-    "tel": re.compile(E164_PATTERN.replace("$", r"\Z")),
-    "whatsapp": re.compile(E164_PATTERN.replace("$", r"\Z")),
-    "email": re.compile(EMAIL_PATTERN[:-1] + r"\Z"),
-    "sip": re.compile(SIP_PATTERN.replace("$", r"\Z")),
-    "extension": re.compile(r"(?s)^.{1,255}\Z"),
-    "line": re.compile(r"(?s)^.{1,255}\Z"),
-}
-_UUID_TARGET: Final = re.compile(UUID_PATTERN.replace("$", r"\Z"))
 
 
 class Model(BaseModel):
@@ -127,14 +64,14 @@ class Address(Model):
         if not isinstance(value, dict):
             return value
         kind, target = value.get("type"), value.get("target")
-        if isinstance(kind, str) and isinstance(target, str) and kind not in _TARGET_PATTERNS:
+        if isinstance(kind, str) and isinstance(target, str) and kind not in TARGET_PATTERNS:
             return {**value, "target": target.lower()}
         return value
 
     @model_validator(mode="after")
     def _target_fits_type(self) -> Self:
-        pattern = _TARGET_PATTERNS.get(self.type, _UUID_TARGET)
-        is_nil = pattern is _UUID_TARGET and self.target == NIL_UUID
+        pattern = TARGET_PATTERNS.get(self.type, UUID_TARGET)
+        is_nil = pattern is UUID_TARGET and self.target == NIL_UUID
         if is_nil or not pattern.match(self.target):
             raise ValueError(f"target does not fit type {self.type}")
         return self
@@ -145,7 +82,7 @@ def _stored_form(value: Any, info: ValidationInfo) -> Any:
     if info.mode == "json" and isinstance(value, dict):
         _require(value, tuple(Address.model_fields))
         kind, target = value["type"], value["target"]
-        by_uuid = isinstance(kind, str) and kind not in _TARGET_PATTERNS
+        by_uuid = isinstance(kind, str) and kind not in TARGET_PATTERNS
         if by_uuid and isinstance(target, str) and target != target.lower():
             raise ValueError("the stored form of a UUID is in lower case")
     return value
@@ -184,7 +121,7 @@ class Outplan(Model):
 class Create(Model):
     """``outplan_create``: the settable fields. Without ``id`` the worker derives one."""
 
-    id: Annotated[Uuid | None, BeforeValidator(_refuse_null)] = None
+    id: Annotated[Uuid | None, BeforeValidator(refuse_null)] = None
     customer_id: Uuid
     name: Name
     detail: Detail = ""
@@ -207,18 +144,18 @@ class Update(Model):
     )  # fmt: skip
 
     id: Uuid
-    customer_id: Annotated[Uuid | None, BeforeValidator(_refuse_null)] = None
-    expected_version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
-    name: Annotated[Name | None, BeforeValidator(_refuse_null)] = None
-    detail: Annotated[Detail | None, BeforeValidator(_refuse_null)] = None
-    source: Annotated[Address | None, BeforeValidator(_refuse_null)] = None
-    dial_timeout: Annotated[DialTimeout | None, BeforeValidator(_refuse_null)] = None
-    try_interval: Annotated[TryInterval | None, BeforeValidator(_refuse_null)] = None
-    max_try_count_0: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
-    max_try_count_1: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
-    max_try_count_2: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
-    max_try_count_3: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
-    max_try_count_4: Annotated[TryCount | None, BeforeValidator(_refuse_null)] = None
+    customer_id: Annotated[Uuid | None, BeforeValidator(refuse_null)] = None
+    expected_version: Annotated[Version | None, BeforeValidator(refuse_null)] = None
+    name: Annotated[Name | None, BeforeValidator(refuse_null)] = None
+    detail: Annotated[Detail | None, BeforeValidator(refuse_null)] = None
+    source: Annotated[Address | None, BeforeValidator(refuse_null)] = None
+    dial_timeout: Annotated[DialTimeout | None, BeforeValidator(refuse_null)] = None
+    try_interval: Annotated[TryInterval | None, BeforeValidator(refuse_null)] = None
+    max_try_count_0: Annotated[TryCount | None, BeforeValidator(refuse_null)] = None
+    max_try_count_1: Annotated[TryCount | None, BeforeValidator(refuse_null)] = None
+    max_try_count_2: Annotated[TryCount | None, BeforeValidator(refuse_null)] = None
+    max_try_count_3: Annotated[TryCount | None, BeforeValidator(refuse_null)] = None
+    max_try_count_4: Annotated[TryCount | None, BeforeValidator(refuse_null)] = None
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
@@ -231,8 +168,8 @@ class Delete(Model):
     """``outplan_delete``: a soft delete."""
 
     id: Uuid
-    customer_id: Annotated[Uuid | None, BeforeValidator(_refuse_null)] = None
-    expected_version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
+    customer_id: Annotated[Uuid | None, BeforeValidator(refuse_null)] = None
+    expected_version: Annotated[Version | None, BeforeValidator(refuse_null)] = None
 
 
 Command = Create | Update | Delete
@@ -255,7 +192,7 @@ class Event(Model):
     data_type: Literal["application/json"] = "application/json"
     version: Version
     time: Timestamp
-    changed: Annotated[tuple[Text, ...] | None, BeforeValidator(_refuse_null)] = None
+    changed: Annotated[tuple[Text, ...] | None, BeforeValidator(refuse_null)] = None
     data: Outplan
 
     @model_validator(mode="before")
@@ -336,9 +273,9 @@ class Problem(Model):
     errors: Annotated[
         tuple[ProblemError, ...] | None,
         Field(max_length=MAX_PROBLEM_ERRORS),
-        BeforeValidator(_refuse_null),
+        BeforeValidator(refuse_null),
     ] = None
-    current_version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
+    current_version: Annotated[Version | None, BeforeValidator(refuse_null)] = None
 
     @model_validator(mode="after")
     def _fits_its_code(self) -> Self:
@@ -370,9 +307,9 @@ class Reply(Model):
     command_id: Text | None
     status: Literal["accepted", "unchanged", "rejected"]
     duplicate: Annotated[bool, Strict()] = False
-    version: Annotated[Version | None, BeforeValidator(_refuse_null)] = None
-    outplan: Annotated[Outplan | None, BeforeValidator(_refuse_null)] = None
-    problem: Annotated[Problem | None, BeforeValidator(_refuse_null)] = None
+    version: Annotated[Version | None, BeforeValidator(refuse_null)] = None
+    outplan: Annotated[Outplan | None, BeforeValidator(refuse_null)] = None
+    problem: Annotated[Problem | None, BeforeValidator(refuse_null)] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -8,9 +8,9 @@ commands' ids; so every failure is answered by starting the batch again.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from inspect import isawaitable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -29,6 +29,17 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from service.decider import State
+from service.documents import (
+    Fence,
+    Record,
+    Snapshot,
+    Trial,
+    event_document,
+    fence_of,
+    outplan_document,
+    record_of,
+    state_of,
+)
 from service.errors import (
     Fenced,
     OutplanError,
@@ -38,7 +49,7 @@ from service.errors import (
     Unprocessable,
     WrongSetting,
 )
-from service.messages import Event, Outplan
+from service.messages import Event
 from service.validators import EVENTS, FENCES, OUTPLANS, validators
 
 T = TypeVar("T")
@@ -58,51 +69,6 @@ _TIMEOUTS: Final = {
 }
 
 
-class Record(NamedTuple):
-    """An event as stored, with the digest of the command that it came from."""
-
-    event: Event
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was judged of a command that left no event; kept until the broker has its ack."""
-
-    command_id: str
-    digest: str
-    tag: int
-    code: str | None = None
-    detail: str = ""
-    current_version: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A message handled alone, written down before: what is left here has ended a worker."""
-
-    message: str
-    times: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """A worker's claim on a command queue: ``epoch`` is stale once another has claimed it."""
-
-    queue: str
-    epoch: int
-    verdicts: tuple[Verdict, ...] = ()
-    trial: Trial | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the store knew when the transaction began."""
-
-    states: dict[str, State] = field(default_factory=dict)
-    records: dict[str, Record] = field(default_factory=dict)
-
-
 class Transaction:
     """One attempt at a batch; made by ``Store.transact``."""
 
@@ -115,15 +81,15 @@ class Transaction:
         outplans = await self._find(OUTPLANS, outplan_ids)
         events = await self._find(EVENTS, command_ids)
         return Snapshot(
-            {doc["_id"]: _state(doc) for doc in outplans},
-            {doc["_id"]: _record(doc) for doc in events},
+            {doc["_id"]: state_of(doc) for doc in outplans},
+            {doc["_id"]: record_of(doc) for doc in events},
         )
 
     async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
         """Write the events, and each outplan they leave, over the version in ``known``."""
         if not records:
             return
-        events = [InsertOne(_event_document(record)) for record in records]
+        events = [InsertOne(event_document(record)) for record in records]
         await self._write(EVENTS, events)
         latest = {record.event.data.id: record.event for record in records}
         writes = [_outplan_write(event, known.get(id_)) for id_, event in latest.items()]
@@ -131,13 +97,24 @@ class Transaction:
         if result.inserted_count + result.matched_count != len(writes):
             raise StoreConflict("an outplan has another version than was read")
 
+    async def read_fence(self, fence: Fence) -> Fence:
+        """The fence as it is stored now. Raises Fenced."""
+        document = await self._database[FENCES].find_one(_held(fence), session=self._session)
+        if document is None:
+            raise Fenced(f"another worker has taken {fence.queue} over")
+        return fence_of(document)
+
     async def hold(self, fence: Fence) -> None:
         """Keep the fence, with its verdicts; Fenced where another worker has claimed it."""
+        # The counter makes each batch a real write, which another's claim collides with.
+        update: dict[str, Any] = {
+            "$inc": {"batches": 1},
+            "$set": {"verdicts": [asdict(verdict) for verdict in fence.verdicts]},
+        }
+        if fence.trial is None:
+            update["$unset"] = {"trial": ""}
         result = await self._database[FENCES].update_one(
-            {"_id": fence.queue, "epoch": fence.epoch},
-            # The counter makes each batch a real write, which another's claim collides with.
-            {"$inc": {"batches": 1}, "$set": {"verdicts": [asdict(v) for v in fence.verdicts]}},
-            session=self._session,
+            _held(fence), update, session=self._session
         )
         if result.matched_count != 1:
             raise Fenced(f"another worker has taken {fence.queue} over")
@@ -226,28 +203,18 @@ class Store:
             if before is None:
                 return Fence(queue, 1)
             await self._end_session(before["session"])
-            return _fence({**before, "epoch": before["epoch"] + 1})
+            return fence_of({**before, "epoch": before["epoch"] + 1})
 
     async def _end_session(self, session_id: Any) -> None:
         """Abort whatever another holder has open; killing an ended session is no error."""
         if session_id != self._session.session_id["id"]:
             await self._client.admin.command("killSessions", [{"id": session_id}])
 
-    async def read_fence(self, fence: Fence) -> Fence:
-        """The fence as it is stored now. Raises Fenced."""
-        with _translated():
-            document = await self._database[FENCES].find_one(
-                {"_id": fence.queue, "epoch": fence.epoch}
-            )
-        if document is None:
-            raise Fenced(f"another worker has taken {fence.queue} over")
-        return _fence(document)
-
     async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
         """Write down what is handled next, and alone. Raises Fenced."""
         with _translated():
             result = await self._database[FENCES].update_one(
-                {"_id": fence.queue, "epoch": fence.epoch}, {"$set": {"trial": asdict(trial)}}
+                _held(fence), {"$set": {"trial": asdict(trial)}}
             )
         if result.matched_count != 1:
             raise Fenced(f"another worker has taken {fence.queue} over")
@@ -387,50 +354,12 @@ def _codes(error: Exception) -> set[int]:
     return codes | {item.get("code", 0) for item in details.get("writeErrors", ())}
 
 
-def _fence(document: dict[str, Any]) -> Fence:
-    verdicts = tuple(Verdict(**item) for item in document["verdicts"])
-    trial = Trial(**document["trial"]) if "trial" in document else None
-    return Fence(document["_id"], document["epoch"], verdicts, trial)
-
-
-def _state(document: dict[str, Any]) -> State:
-    version = document.pop("version")
-    return State(Outplan.model_validate({"id": document.pop("_id"), **document}), version)
-
-
-def _record(document: dict[str, Any]) -> Record:
-    event = Event(
-        id=document["_id"],
-        type=document["type"],
-        version=document["version"],
-        time=document["time"],
-        **({"changed": document["changed"]} if "changed" in document else {}),
-        data=document["data"],
-    )
-    return Record(event, document["digest"])
-
-
-def _event_document(record: Record) -> dict[str, Any]:
-    event = record.event
-    document = {
-        "_id": event.id,
-        "outplan_id": event.data.id,
-        "customer_id": event.data.customer_id,
-        "version": event.version,
-        "type": event.type,
-        "time": event.time,
-        "digest": record.digest,
-        "data": event.data.model_dump(),
-    }
-    if event.changed is not None:
-        document["changed"] = list(event.changed)
-    return document
+def _held(fence: Fence) -> dict[str, Any]:
+    return {"_id": fence.queue, "epoch": fence.epoch}
 
 
 def _outplan_write(event: Event, known: State | None) -> Any:
-    document = event.data.model_dump()
-    id_ = document.pop("id")
-    document = {"_id": id_, **document, "version": event.version}
+    document = outplan_document(event)
     if known is None:
         return InsertOne(document)
-    return ReplaceOne({"_id": id_, "version": known.version}, document)
+    return ReplaceOne({"_id": document["_id"], "version": known.version}, document)

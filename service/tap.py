@@ -34,6 +34,8 @@ _HEAD: Final = 7
 class Incoming:
     """What the tap hands over, each called from the reading task."""
 
+    close_code: int = 0
+
     def on_delivery(self, delivery: Delivery) -> None:
         """A message for a consumer. Its ``queue`` is the consumer tag."""
 
@@ -142,7 +144,8 @@ class TappedReader:
             self._content = _Content(payload, self._returned)
         else:
             if method == CONNECTION_CLOSE:
-                self._incoming.on_close(*read_close(payload))
+                self._incoming.close_code, reason = read_close(payload)
+                self._incoming.on_close(self._incoming.close_code, reason)
             return False
         return True
 

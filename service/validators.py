@@ -7,6 +7,7 @@ run against both.
 
 from typing import Any, Final
 
+from service import fields
 from service import messages as m
 
 OUTPLANS: Final = "outplans"
@@ -17,13 +18,13 @@ Schema = dict[str, Any]
 
 _UUID: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _TARGETS: Final[tuple[tuple[list[str], Schema], ...]] = (
-    (["tel", "whatsapp"], {"pattern": m.E164_PATTERN}),
-    (["email"], {"pattern": m.EMAIL_PATTERN}),
-    (["sip"], {"pattern": m.SIP_PATTERN}),
+    (["tel", "whatsapp"], {"pattern": fields.E164_PATTERN}),
+    (["email"], {"pattern": fields.EMAIL_PATTERN}),
+    (["sip"], {"pattern": fields.SIP_PATTERN}),
     (["extension", "line"], {"minLength": 1, "maxLength": 255}),
     (
         ["agent", "ai", "ai_team", "conference", "webchat", "web_session"],
-        {"pattern": _UUID, "not": {"enum": [m.NIL_UUID]}},
+        {"pattern": _UUID, "not": {"enum": [fields.NIL_UUID]}},
     ),
 )
 
@@ -53,11 +54,11 @@ def _closed(**properties: Schema) -> Schema:
 
 
 def _uuid() -> Schema:
-    return _text(pattern=_UUID, **{"not": {"enum": [m.NIL_UUID]}})
+    return _text(pattern=_UUID, **{"not": {"enum": [fields.NIL_UUID]}})
 
 
 def _time() -> Schema:
-    return _text(pattern=m.TIMESTAMP_PATTERN)
+    return _text(pattern=fields.TIMESTAMP_PATTERN)
 
 
 def _version() -> Schema:
@@ -70,7 +71,7 @@ def _address() -> Schema:
             type=_text(),
             target=_text(),
             target_name=_text(),
-            name=_text(pattern=m.NO_CONTROL_PATTERN),
+            name=_text(pattern=fields.NO_CONTROL_PATTERN),
             detail=_text(),
         ),
         "anyOf": [
@@ -84,7 +85,7 @@ def _fields() -> dict[str, Schema]:
     """The document without its id."""
     return {
         "customer_id": _uuid(),
-        "name": _text(minLength=1, maxLength=255, pattern=m.NO_CONTROL_PATTERN),
+        "name": _text(minLength=1, maxLength=255, pattern=fields.NO_CONTROL_PATTERN),
         "detail": _text(maxLength=65_535),
         "source": _address(),
         "dial_timeout": _number(1_000, 600_000),

@@ -8,7 +8,8 @@ from typing import Any, Final, get_args
 import pytest
 import yaml  # type: ignore[import-untyped]  # has no stubs among its files
 
-from service.messages import COMMANDS, PUBLISHER, EventType
+from service.fields import PUBLISHER
+from service.messages import COMMANDS, EventType
 from service.topology import Binding, topology
 
 SCHEMAS: Final = Path(__file__).parents[2] / "schemas"

@@ -10,7 +10,8 @@ from typing import Any, Final
 import pytest
 
 from service import contract
-from service.messages import MAX_PROBLEM_ERRORS, Update
+from service.fields import MAX_PROBLEM_ERRORS
+from service.messages import Update
 
 VALID: Final[dict[str, Any]] = json.loads(contract.schema_text("outplan_create"))["examples"][1]
 ID: Final[str] = VALID["id"]

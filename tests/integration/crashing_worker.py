@@ -6,7 +6,7 @@ decide on a command whose name is "killer". A command named "bug" makes it raise
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from service import handler
@@ -14,13 +14,15 @@ from service.broker import Session
 from service.cli import app
 from service.codec import Delivery, Publication
 from service.decider import Decision
+from service.decider import decide as real_decide
+from service.documents import Snapshot
 from service.messages import Command
-from service.store import Snapshot, Store, Transaction
+from service.store import Store, Transaction
 
 CRASH_AT = os.environ.get("CRASH_AT")
 
 _receive, _publish = Session.receive, Session.publish
-_load, _transact, _decide = Transaction.load, Store.transact, handler.decide
+_load, _transact = Transaction.load, Store.transact
 _big = False
 
 
@@ -45,8 +47,10 @@ async def publish(self: Session, publications: Sequence[Publication]) -> None:
     _crash("published")
 
 
-async def load(self: Transaction, *ids: Any) -> Snapshot:
-    snapshot = await _load(self, *ids)
+async def load(
+    self: Transaction, outplan_ids: Iterable[str], command_ids: Iterable[str]
+) -> Snapshot:
+    snapshot = await _load(self, outplan_ids, command_ids)
     _crash("loaded")
     return snapshot
 
@@ -62,13 +66,13 @@ def decide(state: Any, command: Command, command_id: str, now: str) -> Decision:
         os.kill(os.getpid(), signal.SIGKILL)
     if getattr(command, "name", None) == "bug":
         raise ZeroDivisionError("a bug")
-    return _decide(state, command, command_id, now)
+    return real_decide(state, command, command_id, now)
 
 
 if __name__ == "__main__":
     Session.receive = receive  # type: ignore[method-assign]
     Session.publish = publish  # type: ignore[method-assign]
     Transaction.load = load  # type: ignore[method-assign]
-    Store.transact = transact  # type: ignore[assignment,method-assign]
-    handler.decide = decide
+    Store.transact = transact  # type: ignore[method-assign]
+    setattr(handler, "decide", decide)  # noqa: B010  the handler has it by import
     app(prog_name="outplan")

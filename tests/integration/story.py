@@ -129,6 +129,6 @@ async def assert_stored(outside: Outside, story: Story, accepted: set[str]) -> N
         if outplan["_id"] in story.intervals:
             assert changes == story.intervals[outplan["_id"]]
     assert by_outplan == {}
-    for event in outside.events:
-        recorded = next(e for e in history if e["_id"] == event.message_id)
-        assert json.loads(event.body)["data"] == recorded["data"]
+    recorded = {event["_id"]: event["data"] for event in history}
+    for message in outside.events:
+        assert json.loads(message.body)["data"] == recorded[message.message_id]

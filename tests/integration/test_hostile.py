@@ -16,8 +16,9 @@ from uuid import uuid4
 import pytest
 
 from service.broker import open_session
-from service.codec import Delivery, Properties
-from service.messages import MAX_BODY_BYTES, NIL_UUID
+from service.codec import Delivery
+from service.fields import MAX_BODY_BYTES, NIL_UUID
+from service.frames import WireProperties
 from service.testing.servers import Servers
 from service.topology import topology
 from tests.integration.outside import CUSTOMER, TEL, Document, Outside, a_create, witness
@@ -197,11 +198,16 @@ async def test_every_refused_one_is_kept_byte_for_byte(rejected: dict[str, Deliv
     assert list(rejected) == list(refused)
     assert {k: copy.body for k, copy in rejected.items()} == {k: c.body for k, c in refused.items()}
     for key, each in refused.items():
-        assert rejected[key].properties.headers["x-problem-code"] == each.expected
-        assert_kept(each, rejected[key].properties)
+        assert wire(rejected[key]).headers["x-problem-code"] == each.expected
+        assert_kept(each, wire(rejected[key]))
 
 
-def assert_kept(case: Case, properties: Properties) -> None:
+def wire(delivery: Delivery) -> WireProperties:
+    assert isinstance(delivery.properties, WireProperties)
+    return delivery.properties
+
+
+def assert_kept(case: Case, properties: WireProperties) -> None:
     for name, value in case.properties.items():
         if name == "headers":
             continue
@@ -213,7 +219,7 @@ def assert_kept(case: Case, properties: Properties) -> None:
 async def test_odd_headers_are_kept_beside_the_problem(rejected: dict[str, Delivery]) -> None:
     n = next(n for n, c in enumerate(CASES) if c.name == "odd headers, refused")
 
-    kept = dict(rejected[f"case {n}"].properties.headers)
+    kept = dict(wire(rejected[f"case {n}"]).headers)
 
     assert json.loads(kept.pop("x-problem"))["code"] == "invalid_command"
     for name in ("outplan_id", "traceparent", "decimal", "time", "nested", "", "ключ"):
@@ -225,7 +231,7 @@ async def test_headers_that_leave_no_room_are_dropped_and_that_is_said(
 ) -> None:
     n = next(n for n, c in enumerate(CASES) if c.name == "a header that fills a frame")
 
-    headers = rejected[f"case {n}"].properties.headers
+    headers = wire(rejected[f"case {n}"]).headers
 
     assert headers["x-headers-dropped"] is True
     assert "h" not in headers

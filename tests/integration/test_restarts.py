@@ -179,7 +179,7 @@ async def test_a_subscribers_full_queue_holds_events_back_and_loses_none(place: 
             await outside.send(name, body, message_id=id_)
         await worker.logged("waiting")
         assert (await worker.http("/readyz"))[0] == 503
-        seen = set()
+        seen: set[str | None] = set()
         accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
         async with asyncio.timeout(60):
             while seen < accepted:

@@ -1,7 +1,5 @@
 """What only a person can mend is one clear line that says what to do, and an exit code."""
 
-import asyncio
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from tests.integration.worker_process import Place, free_port, running_worker, s
 
 
 async def fails(place: Place, code: int, *words: str, **environment: str) -> None:
-    worker = await start_worker(place, **environment)
+    worker = await start_worker(place, module="service", http=False, **environment)
     assert await worker.ended() == code, worker.log
     assert worker.errors.count("\n") == 1, worker.errors
     assert worker.errors.startswith("outplan: ")

@@ -12,9 +12,10 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import WriteError
 
 from service.decider import State, decide, evolve
+from service.documents import Fence, Record, Snapshot, Trial, Verdict
 from service.errors import Fenced, StoreConflict, StoreUnavailable, Unprocessable
 from service.messages import Create, Event, Update
-from service.store import Fence, Record, Snapshot, Store, Transaction, Trial, Verdict
+from service.store import Store, Transaction
 from service.testing.servers import Servers
 from tests.integration.outside import a_create
 
@@ -166,7 +167,7 @@ async def test_a_claim_fences_every_earlier_holder_off(store: Store, servers: Se
     with pytest.raises(Fenced):
         await store.put_on_trial(first, Trial("message", 1))
     with pytest.raises(Fenced):
-        await store.read_fence(first)
+        await store.transact(lambda transaction: transaction.read_fence(first))
     await store.transact(lambda transaction: transaction.hold(second))
     assert (first.epoch, second.epoch) == (1, 2)
 

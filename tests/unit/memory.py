@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.decider import State
+from service.documents import Fence, Record, Snapshot, Trial
 from service.errors import StoreUnavailable
 from service.messages import Event
-from service.store import Fence, Record, Snapshot, Trial
 
 
 @dataclass

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from service.codec import Delivery, Request, parse
 from service.decider import State
-from service.messages import NEVER, Create, Delete, Outplan, Update
+from service.fields import NEVER
+from service.messages import Create, Delete, Outplan, Update
 
 ID: Final = "d5fb7357-7ddb-4f2d-87b5-8ccbfd6c039e"
 OTHER_ID: Final = "0192f0c1-5b1e-7c3a-9d52-3f6c1f0a7e11"

@@ -17,12 +17,8 @@ from service.codec import (
     problem_body,
     publications,
 )
-from service.messages import (
-    MAX_BODY_BYTES,
-    MAX_PROBLEM_ERRORS,
-    NIL_UUID,
-    Problem,
-)
+from service.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS, NIL_UUID
+from service.messages import Problem
 from service.topology import topology
 from tests.unit.samples import (
     CUSTOMER,

@@ -19,12 +19,7 @@ from service.codec import (
 )
 from service.decider import decide
 from service.frames import read_content_header, write_table
-from service.messages import (
-    PROBLEM_CODES,
-    Event,
-    Problem,
-    Reply,
-)
+from service.messages import PROBLEM_CODES, Event, Problem, Reply
 from service.topology import topology
 from tests.unit.samples import (
     BEFORE,

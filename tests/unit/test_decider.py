@@ -21,7 +21,8 @@ from service.decider import (
     outplan_id,
     text_time,
 )
-from service.messages import NEVER, Command, Create, Event, Outplan, Update
+from service.fields import NEVER
+from service.messages import Command, Create, Event, Outplan, Update
 from tests.unit.samples import (
     BEFORE,
     CUSTOMER,

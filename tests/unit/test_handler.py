@@ -103,11 +103,6 @@ async def test_after_an_attempt_that_stored_nothing_all_is_judged_afresh() -> No
     assert [type(error) for error in noticed] == [StoreUnavailable]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: what an attempt may have left is known by its tag, and a verdict of a session "
-    "long gone may have the same",
-)
 async def test_after_an_attempt_that_stored_nothing_a_command_sent_anew_is_judged_afresh() -> None:
     memory = Memory(states={ID: state(1)})
     early, late = story()

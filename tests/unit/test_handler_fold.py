@@ -6,10 +6,10 @@ import pytest
 
 from service import handler as handler_module
 from service.codec import Outcome, Request, parse
+from service.documents import Fence, Record, Snapshot, Verdict
 from service.errors import Unprocessable
 from service.handler import Fold
 from service.ledger import Ledger
-from service.store import Fence, Record, Snapshot, Verdict
 from tests.unit.asked import (
     QUEUE,
     code,

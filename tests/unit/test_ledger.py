@@ -6,9 +6,9 @@ from typing import Any
 
 from service.bootstrap import wire
 from service.codec import Delivery, Request
+from service.documents import Fence, Trial, Verdict
 from service.ledger import MAX_TRIALS, Ledger
 from service.settings import Settings
-from service.store import Fence, Trial, Verdict
 from service.telemetry import Health, Metrics
 from service.topology import PREFETCH
 from tests.unit.samples import ID, delivery, request

@@ -15,7 +15,7 @@ import pytest
 from aiormq.abc import DeliveredMessage
 from pamqp import commands, header
 
-from service import broker, store
+from service import broker, connection, store
 from service.errors import (
     BrokerRefused,
     BrokerUnavailable,
@@ -196,14 +196,14 @@ def test_a_bug_is_not_called_an_outage() -> None:
 
 @pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
 def test_every_exception_of_rabbitmqs_driver_has_its_translation(kind: type[Exception]) -> None:
-    found = broker.translation(amqp_error(kind))
+    found = connection.translation(amqp_error(kind))
     assert type(found) is AMQP_KINDS.get(kind.__name__, BrokerUnavailable)
 
 
 @pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
 def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception]) -> None:
     error = amqp_error(kind)
-    with pytest.raises(OutplanError) as caught, broker._translated():
+    with pytest.raises(OutplanError) as caught, connection.translated():
         raise error
     assert caught.value.__cause__ is error
 
@@ -215,7 +215,7 @@ def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception]) -> No
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_a_socket_that_fails_is_a_broker_that_is_away(error: Exception) -> None:
-    with pytest.raises(BrokerUnavailable), broker._translated():
+    with pytest.raises(BrokerUnavailable), connection.translated():
         raise error
 
 
@@ -225,8 +225,9 @@ class Link:
     def __init__(self, incoming: broker.Session, code: int, error: BaseException) -> None:
         self.incoming, self.code, self.error = incoming, code, error
 
-    async def connect(self, timeout: float) -> None:  # noqa: ASYNC109  the library's own signature
+    async def connect(self, **_: object) -> None:
         if self.code:
+            self.incoming.close_code = self.code
             self.incoming.on_close(self.code, "why")
             raise self.error
 
@@ -237,8 +238,8 @@ class Link:
 async def linked(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseException) -> None:
     session = broker.Session(topology(), "guest", lambda _: None)
     made = partial(Link, code=code, error=error)
-    monkeypatch.setattr(broker, "_TappedConnection", lambda _, incoming, **__: made(incoming))
-    async with broker._connection("amqp://localhost/nope", "consume", session):
+    monkeypatch.setattr(connection, "_TappedConnection", lambda _, incoming, **__: made(incoming))
+    async with connection.tapped_connection("amqp://localhost/nope", "consume", session):
         pass
 
 
@@ -261,13 +262,13 @@ async def test_closing_what_is_broken_raises_nothing(
 
 
 async def test_what_the_library_cancels_is_a_broker_that_is_away() -> None:
-    with pytest.raises(BrokerUnavailable), broker._translated():
+    with pytest.raises(BrokerUnavailable), connection.translated():
         raise asyncio.CancelledError
 
 
 async def test_whoever_is_cancelled_stays_cancelled() -> None:
     async def waiting() -> None:
-        with broker._translated():
+        with connection.translated():
             await asyncio.sleep(60)
 
     task = asyncio.create_task(waiting())
@@ -278,20 +279,20 @@ async def test_whoever_is_cancelled_stays_cancelled() -> None:
 
 
 def test_a_queue_with_other_arguments_is_refused_with_what_to_do() -> None:
-    with pytest.raises(BrokerRefused, match="queue a") as caught, broker._declaring("queue a"):
+    with pytest.raises(BrokerRefused, match="queue a") as caught, connection.declaring("queue a"):
         raise aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg")
     assert "OUTPLAN_PREFIX" in str(caught.value)
 
 
 def test_a_missing_plugin_is_refused_with_what_to_do() -> None:
     plugin = "rabbitmq_consistent_hash_exchange"
-    with pytest.raises(BrokerRefused, match=plugin), broker._declaring("exchange a"):
+    with pytest.raises(BrokerRefused, match=plugin), connection.declaring("exchange a"):
         raise aiormq.exceptions.ConnectionCommandInvalid("unknown exchange type")
 
 
 @pytest.mark.parametrize(
     "found",
-    [broker.translation(amqp_error(kind)) for kind in OF_AMQP]
+    [connection.translation(amqp_error(kind)) for kind in OF_AMQP]
     + [store.translation(mongo_error(kind)) for kind in OF_MONGO],
     ids=lambda found: type(found).__name__,
 )

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 
-from service import contract
+from service import contract, fields
 from service import messages as m
 from service.messages import Outplan
 from service.validators import EVENTS, FENCES, OUTPLANS, validators
 from tests.unit.samples import create_body
 
 FITTING: list[tuple[str, str]] = [
-    (m.TIMESTAMP_PATTERN, m.NEVER),
-    (m.E164_PATTERN, "+15559876543"),
-    (m.EMAIL_PATTERN, "a@b.example"),
-    (m.SIP_PATTERN, "a@b"),
-    (m.NO_CONTROL_PATTERN, "a name"),
+    (fields.TIMESTAMP_PATTERN, fields.NEVER),
+    (fields.E164_PATTERN, "+15559876543"),
+    (fields.EMAIL_PATTERN, "a@b.example"),
+    (fields.SIP_PATTERN, "a@b"),
+    (fields.NO_CONTROL_PATTERN, "a name"),
 ]
-ONE_LINE = [(pattern, value) for pattern, value in FITTING if pattern != m.SIP_PATTERN]
+ONE_LINE = [(pattern, value) for pattern, value in FITTING if pattern != fields.SIP_PATTERN]
 
 
 def as_python_has_it(pattern: str) -> str:
@@ -118,7 +118,7 @@ def test_no_pattern_lets_a_final_line_break_through(pattern: str, value: str) ->
 def test_a_sip_target_may_have_a_line_break_here_as_in_the_schemas() -> None:
     """Two parts that are not empty is all that the contract asks for."""
     target = "a@b\n"
-    assert re.search(as_python_has_it(of_the_validators(m.SIP_PATTERN)), target)
+    assert re.search(as_python_has_it(of_the_validators(fields.SIP_PATTERN)), target)
     body = create_body(source={"type": "sip", "target": target})
     assert contract.violations("outplan_create", body) == ()
 
@@ -132,4 +132,6 @@ def test_every_pattern_is_for_the_whole_text() -> None:
 
 def test_an_addresss_name_is_as_printable_as_the_outplans() -> None:
     source = schema_of(OUTPLANS)["properties"]["source"]
-    assert source["properties"]["name"].get("pattern") == of_the_validators(m.NO_CONTROL_PATTERN)
+    assert source["properties"]["name"].get("pattern") == of_the_validators(
+        fields.NO_CONTROL_PATTERN
+    )

@@ -1,0 +1,93 @@
+"""The contract's field types: patterns, limits, and what pydantic makes of them."""
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
+
+NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
+NEVER: Final = "9999-01-01 00:00:00.000000"
+PUBLISHER: Final = "outplan-service"
+MAX_BODY_BYTES: Final = 262_144
+MAX_MESSAGE_ID_BYTES: Final = 255
+MAX_PROBLEM_ERRORS: Final = 32
+
+UUID_PATTERN: Final = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+STORED_UUID_PATTERN: Final = UUID_PATTERN.replace("A-F", "")
+TIMESTAMP_PATTERN: Final = (
+    r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r" ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}$"
+)
+NO_CONTROL_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
+# The address form of HTML's <input type=email>, the most widely shared definition there is.
+EMAIL_PATTERN: Final = (
+    r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+    r"(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$"
+)
+E164_PATTERN: Final = r"^\+[0-9]{7,15}$"
+SIP_PATTERN: Final = r"^[^@]+@[^@]+$"
+POINTER_PATTERN: Final = r"^(/([^~/]|~[01])*)*$"
+
+
+def _refuse_nil(value: str) -> str:
+    if value == NIL_UUID:
+        raise ValueError("the nil UUID names nothing")
+    return value
+
+
+def refuse_null(value: Any) -> Any:
+    """Say that a field which may be left out may not be null."""
+    if value is None:
+        raise ValueError("null is not a value here; leave the field out")
+    return value
+
+
+def _whole_number(value: Any) -> Any:
+    """JSON Schema calls 30000.0 an integer; it is stored as one."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Uuid = Annotated[
+    str,
+    Strict(),
+    StringConstraints(pattern=UUID_PATTERN, to_lower=True),
+    AfterValidator(_refuse_nil),
+]
+StoredUuid = Annotated[
+    str, Strict(), StringConstraints(pattern=STORED_UUID_PATTERN), AfterValidator(_refuse_nil)
+]
+Integer = Annotated[int, Strict(), BeforeValidator(_whole_number)]
+Text = Annotated[str, Strict()]
+Printable = Annotated[str, Strict(), StringConstraints(pattern=NO_CONTROL_PATTERN)]
+Timestamp = Annotated[str, Strict(), StringConstraints(pattern=TIMESTAMP_PATTERN)]
+Name = Annotated[
+    str, Strict(), StringConstraints(min_length=1, max_length=255, pattern=NO_CONTROL_PATTERN)
+]
+Detail = Annotated[str, Strict(), StringConstraints(max_length=65_535)]
+DialTimeout = Annotated[Integer, Field(ge=1_000, le=600_000)]
+TryCount = Annotated[Integer, Field(ge=0, le=1_000)]
+Version = Annotated[Integer, Field(ge=1, le=9_007_199_254_740_991)]
+MessageId = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=255)]
+
+
+def _zero_or_a_second(value: int) -> int:
+    if 0 < value < 1_000:
+        raise ValueError("0 (retry at once) or at least 1000 ms")
+    return value
+
+
+TryInterval = Annotated[Integer, Field(ge=0, le=2_147_483_647), AfterValidator(_zero_or_a_second)]
+AddressType = Literal[
+    "tel", "whatsapp", "email", "sip", "agent", "ai", "ai_team", "conference", "webchat",
+    "web_session", "extension", "line",
+]  # fmt: skip
+
+TARGET_PATTERNS: Final[dict[str, re.Pattern[str]]] = {
+    "tel": re.compile(E164_PATTERN.replace("$", r"\Z")),
+    "whatsapp": re.compile(E164_PATTERN.replace("$", r"\Z")),
+    "email": re.compile(EMAIL_PATTERN[:-1] + r"\Z"),
+    "sip": re.compile(SIP_PATTERN.replace("$", r"\Z")),
+    "extension": re.compile(r"(?s)^.{1,255}\Z"),
+    "line": re.compile(r"(?s)^.{1,255}\Z"),
+}
+UUID_TARGET: Final = re.compile(UUID_PATTERN.replace("$", r"\Z"))
