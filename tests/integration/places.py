@@ -16,10 +16,11 @@ async def a_place(servers: Servers) -> AsyncIterator[Place]:
     """A prefix and a database that nobody else uses; emptied and dropped at the end."""
     place = Place(servers.rabbitmq.url, servers.mongodb.url)
     yield place
-    await _clear(place)
+    await clear(place)
 
 
-async def _clear(place: Place) -> None:
+async def clear(place: Place) -> None:
+    """Delete what the service has declared there, and drop the database."""
     layout = topology(place.prefix)
     async with await aio_pika.connect(place.amqp_url) as connection:
         channel = await connection.channel()

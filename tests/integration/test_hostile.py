@@ -139,7 +139,6 @@ CASES = [
     case("a timestamp past all years, refused", "invalid_command", b"{}", timestamp=2**63 - 1),
     case("an app_id that is no text", "invalid_command", b"{}", app_id=b"\xff"),
     case("a priority of 255", "accepted", create(), priority=255),
-    case("a delivery mode of 77", "invalid_command", b"{}", delivery_mode=77),
 ]  # fmt: skip
 
 
