@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import uniform
@@ -170,11 +170,7 @@ class Worker:
         try:
             while batch := await session.receive(self._limits.batch):
                 self._wiring.metrics.redelivered.inc(sum(d.redelivered for d in batch))
-                since = time.monotonic()
                 await self._judge(handler, batch, handover)
-                self._wiring.health.well("store")
-                self._wiring.metrics.batch_size.observe(len(batch))
-                self._wiring.metrics.commit_seconds.observe(time.monotonic() - since)
         except _END_OF_SESSION as error:
             # What was committed before it is still published and acknowledged.
             await handover.put(error)
@@ -187,16 +183,25 @@ class Worker:
             self._log.warning("one by one", commands=len(batch), deliveries=worst)
             return await self._judge_one_by_one(handler, batch, handover)
         try:
-            return await handover.put(await handler.handle(batch))
+            outcomes = await self._timed(handler.handle(batch), len(batch))
         except Unprocessable as error:
             self._log.error("one by one", commands=len(batch), detail=str(error))
-        return await self._judge_one_by_one(handler, batch, handover)
+            return await self._judge_one_by_one(handler, batch, handover)
+        return await handover.put(outcomes)
+
+    async def _timed(self, handling: Awaitable[list[Outcome]], commands: int) -> list[Outcome]:
+        since = time.monotonic()
+        outcomes = await handling
+        self._wiring.health.well("store")
+        self._wiring.metrics.batch_size.observe(commands)
+        self._wiring.metrics.commit_seconds.observe(time.monotonic() - since)
+        return outcomes
 
     async def _judge_one_by_one(
         self, handler: Handler, batch: list[Delivery], handover: _Handover
     ) -> None:
         for delivery in batch:
-            await handover.put(await handler.handle_alone(delivery))
+            await handover.put(await self._timed(handler.handle_alone(delivery), 1))
             # On trial until it is settled: its publication may be what ends the worker.
             await handover.join()
             handler.acquit(delivery)
