@@ -44,5 +44,35 @@ def run() -> None:
         structlog.get_logger().info("starting", version=version("outplan-service"))
         uvloop.run(bootstrap.run(settings))
     except Fatal as error:
-        print(f"outplan: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        raise _failure(error, error.exit_code) from None
+
+
+@app.command()
+def demo() -> None:
+    """Show what becomes of five commands, on servers and a worker of the demo's own."""
+    # A worker has no need of these modules; the same below.
+    from service.testing.demo import DemoFailed, play  # noqa: PLC0415
+    from service.testing.sandbox import WorkerFailed  # noqa: PLC0415
+    from service.testing.servers import ServersUnavailable  # noqa: PLC0415
+
+    try:
+        play()
+    except (DemoFailed, ServersUnavailable, WorkerFailed) as error:
+        raise _failure(error) from None
+
+
+@app.command()
+def sandbox() -> None:
+    """Keep servers and a worker of the sandbox's own up, to try out, until Ctrl-C."""
+    from service.testing.sandbox import WorkerFailed, stay  # noqa: PLC0415
+    from service.testing.servers import ServersUnavailable  # noqa: PLC0415
+
+    try:
+        stay()
+    except (ServersUnavailable, WorkerFailed) as error:
+        raise _failure(error) from None
+
+
+def _failure(error: Exception, code: int = 1) -> typer.Exit:
+    print(f"outplan: {error}", file=sys.stderr)
+    return typer.Exit(code)

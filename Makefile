@@ -1,0 +1,62 @@
+# What to do with a checkout. Needs Python 3.11 to 3.13 with venv; everything else is fetched.
+# Python's part goes to .venv, pinned by constraints.txt; each step leaves a stamp there, so that
+# it is done once. The servers are real: see scripts/install-servers.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STAMPS := .venv/.stamps
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test check bench wheel-test servers clean
+
+help: ## list what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMPS)/testing servers ## five commands and what becomes of them, in about a minute
+	@$(BIN)/outplan demo
+
+run: $(STAMPS)/testing servers ## servers and a worker to try out, until Ctrl-C
+	@$(BIN)/outplan sandbox
+
+test: $(STAMPS)/test servers ## all tests, on real servers (PYTEST_ARGS=-x ...)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMPS)/check ## formatting, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMPS)/bench servers ## the rate, against a handler per message (BENCH_ARGS=...)
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+wheel-test: $(STAMPS)/build servers ## build wheel and sdist, and try the wheel in an empty place
+	@scripts/wheel-test $(BIN)/python
+
+clean: ## remove all that was made here
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+servers:
+	@scripts/install-servers
+
+$(STAMPS)/venv: constraints.txt
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --constraint constraints.txt pip hatchling
+	@mkdir -p $(STAMPS) && touch $@
+
+# The build backend stands in the environment, pinned like the rest, instead of being fetched.
+$(STAMPS)/testing: $(STAMPS)/venv pyproject.toml
+	@echo "installing the service and what its tests' servers need"
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[testing]'
+	@touch $@
+
+$(STAMPS)/test $(STAMPS)/check $(STAMPS)/bench $(STAMPS)/build: $(STAMPS)/testing
+	@echo "installing the dependency group $(@F)"
+	@$(PIP) install --constraint constraints.txt --group $(@F)
+	@touch $@
