@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aio_pika
-import aiohttp
 import pytest
 
 from service.testing.servers import Server, Servers
@@ -192,12 +191,12 @@ async def test_a_subscribers_full_queue_holds_events_back_and_loses_none(place: 
 
 
 async def test_metrics_tell_what_was_done(place: Place) -> None:
+    counted = 'outplan_commands_total{code="invalid_command",outcome="rejected"} 1.0'
     async with witness(place) as outside, running_worker(place, http=True) as worker:
         await outside.ask("outplan_delete", {"id": "7"}, timestamp=1_700_000_000)
-        async with aiohttp.ClientSession() as client:
-            answer = await client.get(f"http://127.0.0.1:{worker.http_port}/metrics")
-            text = await answer.text()
+        async with asyncio.timeout(5):  # A command is counted when it is acknowledged.
+            while counted not in (text := (await worker.http("/metrics"))[1]):
+                await asyncio.sleep(0.02)
 
-    assert 'outplan_commands_total{code="invalid_command",outcome="rejected"} 1.0' in text
     assert "outplan_ready 1.0" in text
     assert "outplan_lag_seconds_count 1.0" in text
