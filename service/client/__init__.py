@@ -1,0 +1,1 @@
+"""For programs that speak to the service; it needs no MongoDB."""
