@@ -39,7 +39,10 @@ def main() -> None:
     parser.add_argument("body", help="JSON, or - for standard input")
     options = parser.parse_args()
     body = sys.stdin.buffer.read() if options.body == "-" else options.body.encode()
-    print(asyncio.run(ask(options, body)).decode())
+    try:
+        print(asyncio.run(ask(options, body)).decode())
+    except TimeoutError:
+        sys.exit("no reply for 30 s: the command waits in its queue; is a worker running?")
 
 
 if __name__ == "__main__":
