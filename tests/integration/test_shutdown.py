@@ -25,7 +25,7 @@ async def test_under_load_it_finishes_what_is_in_hand_and_leaves_the_rest(
     place: Place, outside: Outside, number: signal.Signals
 ) -> None:
     await preloaded(outside, COMMANDS)
-    async with running_worker(place, OUTPLAN_BATCH_SIZE="20") as worker:
+    async with running_worker(place, OUTPLAN_BATCH_SIZE="10") as worker:
         await outside.until(lambda: len(outside.events) >= COMMANDS // 10)
         worker.signal(number)
 

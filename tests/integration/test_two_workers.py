@@ -15,12 +15,16 @@ from tests.integration.story import (
 from tests.integration.worker_process import Place, WorkerProcess, running_worker, start_worker
 
 HOT = [f"0000000{n}-0000-4000-8000-00000000000{n}" for n in range(1, 4)]
-UPDATES = 900
+BETWEEN_FALLS = 150
 
 
-async def sending(outside: Outside, story: Story) -> None:
-    """Updates of a few hot outplans, in order, at the pace of the broker's confirms."""
-    for n in range(UPDATES):
+async def sending(
+    outside: Outside, story: Story, enough: asyncio.Event, most: int = 50_000
+) -> None:
+    """Updates of a few hot outplans, in order, at the pace of the confirms, until it is enough."""
+    for n in range(most):
+        if enough.is_set():
+            return
         id_ = HOT[n % len(HOT)]
         body = {"id": id_, "try_interval": 1_000 + n}
         story.add("outplan_update", body, "accepted")
@@ -39,7 +43,7 @@ async def hot_outplans(outside: Outside) -> Story:
 
 async def the_fall(outside: Outside, victim: WorkerProcess, number: signal.Signals) -> int:
     seen = len(outside.events)
-    await outside.until(lambda: len(outside.events) >= seen + UPDATES // 6)
+    await outside.until(lambda: len(outside.events) >= seen + BETWEEN_FALLS)
     victim.signal(number)
     return await victim.ended()
 
@@ -58,10 +62,12 @@ async def test_when_one_of_two_workers_falls_the_other_goes_on_in_order(
 ) -> None:
     async with running_worker(place) as first, running_worker(place) as second:
         story = await hot_outplans(outside)
-        load = asyncio.create_task(sending(outside, story))
+        enough = asyncio.Event()
+        load = asyncio.create_task(sending(outside, story, enough))
         await the_fall(outside, first, number)
         async with running_worker(place):
             await the_fall(outside, second, number)
+            enough.set()
             await load
             await assert_all_in_order(outside, story)
 
@@ -73,7 +79,7 @@ async def test_a_worker_that_was_stopped_comes_back_fenced_off(
         story = await hot_outplans(outside)
         await outside.until(lambda: len(outside.events) == len(HOT))
         sleeper.signal(signal.SIGSTOP)
-        load = asyncio.create_task(sending(outside, story))
+        load = asyncio.create_task(sending(outside, story, asyncio.Event(), most=900))
         async with running_worker(place):
             # The broker gives up on the sleeper when its heartbeats stay away.
             await outside.until(lambda: len(outside.events) > len(HOT) + 10, seconds=60)
