@@ -195,7 +195,7 @@ def play() -> None:
     with sandbox() as box:
         screen.servers(box.servers)
         asyncio.run(_tell(box, screen))
-    screen.heading("All came out as told. The worker and the servers are gone again.")
+    screen.heading("All came out as told. What was started is gone again.")
 
 
 async def _tell(box: Sandbox, screen: Screen) -> None:

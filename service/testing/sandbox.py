@@ -87,7 +87,7 @@ def stay() -> None:
                 pass
             raise WorkerFailed(f"the worker has ended. Its log ends:\n{worker.log()}")
     except KeyboardInterrupt:
-        print("\nThe worker and the servers are gone again.")
+        print("\nWhat was started is gone again.")
 
 
 @contextmanager
