@@ -226,7 +226,7 @@ def test_where_nothing_is_to_be_had_the_error_says_what_to_set_or_install(
 
 def test_docker_without_a_daemon_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///var/empty/no-daemon.sock")
-    with pytest.raises(ServersUnavailable, match="(?i)no docker"), start_servers("docker"):
+    with pytest.raises(ServersUnavailable, match=r"(?i)no docker"), start_servers("docker"):
         pass
 
 
