@@ -16,13 +16,13 @@ STAMPS := .venv/.stamps
 help: ## list what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMPS)/testing servers ## five commands and what becomes of them, in about a minute
+demo: servers $(STAMPS)/testing ## five commands and what becomes of them, in about a minute
 	@$(BIN)/outplan demo
 
-run: $(STAMPS)/testing servers ## servers and a worker to try out, until Ctrl-C
+run: servers $(STAMPS)/testing ## servers and a worker to try out, until Ctrl-C
 	@$(BIN)/outplan sandbox
 
-test: $(STAMPS)/test servers ## all tests, on real servers (PYTEST_ARGS=-x ...)
+test: servers $(STAMPS)/test ## all tests, on real servers (PYTEST_ARGS=-x ...)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(STAMPS)/check ## formatting, lint, types, import layers
@@ -31,10 +31,10 @@ check: $(STAMPS)/check ## formatting, lint, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMPS)/bench servers ## the rate, against a handler per message (BENCH_ARGS=...)
+bench: servers $(STAMPS)/bench ## the rate, against a handler per message (BENCH_ARGS=...)
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
-wheel-test: $(STAMPS)/build servers ## build wheel and sdist, and try the wheel in an empty place
+wheel-test: servers $(STAMPS)/build ## build wheel and sdist, and try the wheel in an empty place
 	@scripts/wheel-test $(BIN)/python
 
 clean: ## remove all that was made here
