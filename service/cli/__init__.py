@@ -1,0 +1,33 @@
+"""The command line: ``outplan run`` and its neighbours."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from service.cli import servers, worker
+
+app = typer.Typer(
+    help="Outplan commands from RabbitMQ to MongoDB, and events out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(worker.run)
+app.command()(servers.demo)
+app.command()(servers.sandbox)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("outplan-service"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Settings come from OUTPLAN_… variables; see docs/running.md."""
