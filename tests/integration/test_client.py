@@ -1,0 +1,319 @@
+"""The client against real servers: each outcome told as it is."""
+
+import asyncio
+import gc
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import aio_pika
+import pytest
+from yarl import URL
+
+from service.client import (
+    AlreadyExists,
+    CommandRejected,
+    InvalidCommand,
+    InvalidJson,
+    MessageIdReused,
+    NotFound,
+    OutcomeUnknown,
+    OutplanClient,
+    Refused,
+    Request,
+    TooLarge,
+    UnknownCommand,
+    Unreachable,
+    VersionConflict,
+)
+from service.messages import Address, CommandName
+from tests.integration.outside import CUSTOMER, Outside
+from tests.integration.worker_process import Place, WorkerProcess, running_worker
+
+# The memory of a flow does not depend on it; OUTPLAN_TEST_MANY=1000000 shows that too.
+MANY = int(os.environ.get("OUTPLAN_TEST_MANY", "5000"))
+SOURCE = Address(type="tel", target="+15559876543")
+
+
+def an_outplan(**fields: Any) -> dict[str, Any]:
+    return {"customer_id": CUSTOMER, "name": "evenings", "source": SOURCE, **fields}
+
+
+@pytest.fixture
+async def client(place: Place, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
+    async with OutplanClient(place.amqp_url, prefix=place.prefix) as found:
+        yield found
+
+
+@pytest.fixture
+async def trusting(place: Place, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
+    """It leaves it to the worker to judge bodies."""
+    async with OutplanClient(place.amqp_url, prefix=place.prefix, validate=False) as found:
+        yield found
+
+
+async def test_an_outplans_life_is_told_step_by_step(
+    client: OutplanClient, outside: Outside
+) -> None:
+    created = await client.create(**an_outplan(try_interval=5_000))
+    assert (created.status, created.duplicate, created.version) == ("accepted", False, 1)
+    id_ = created.outplan.id
+    assert created.outplan.created_at is not None
+    assert created.outplan.created_at.utcoffset() is not None
+
+    updated = await client.update(UUID(id_), try_interval=6_000, expected_version=1)
+    assert (updated.version, updated.outplan.try_interval) == (2, 6_000)
+    same = await client.update(id_, try_interval=6_000)
+    assert (same.status, same.version) == ("unchanged", 2)
+
+    deleted = await client.delete(id_, customer_id=CUSTOMER)
+    assert (deleted.status, deleted.version, deleted.outplan.deleted) == ("accepted", 3, True)
+    assert deleted.outplan.deleted_at is not None
+    assert (await client.delete(id_)).status == "unchanged"
+
+    history = await outside.history(id_)
+    assert [e["_id"] for e in history] == [r.message_id for r in (created, updated, deleted)]
+
+
+async def test_a_command_says_all_that_the_contract_asks_for(
+    client: OutplanClient, outside: Outside, worker: WorkerProcess, place: Place
+) -> None:
+    queue = await outside.channel.declare_queue(exclusive=True)
+    await queue.bind(f"{place.prefix}.commands", "outplan_create")
+    result = await client.create(**an_outplan(), message_id="a-create")
+    message = await queue.get()
+
+    # The id that the worker derives is foretold, so that partitions keep the outplan's order.
+    assert message.headers == {"outplan_id": result.outplan.id}
+    assert (message.message_id, message.type) == ("a-create", "outplan_create")
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert message.timestamp is not None
+    assert json.loads(message.body)["source"] == SOURCE.model_dump()
+
+
+async def test_each_rejection_is_an_error_of_its_own(client: OutplanClient) -> None:
+    id_ = str(uuid4())
+    await client.create(**an_outplan(id=id_), message_id=f"{id_} first")
+
+    with pytest.raises(NotFound) as not_found:
+        await client.update(str(uuid4()), name="other")
+    assert (not_found.value.problem.status, not_found.value.code) == (404, "not_found")
+    with pytest.raises(AlreadyExists):
+        await client.create(**an_outplan(id=id_))
+    with pytest.raises(MessageIdReused):
+        await client.create(**an_outplan(id=id_, name="other"), message_id=f"{id_} first")
+    with pytest.raises(VersionConflict) as conflict:
+        await client.delete(id_, expected_version=7)
+    assert conflict.value.current_version == 1
+
+
+async def test_a_typing_error_costs_no_round_trip(client: OutplanClient, outside: Outside) -> None:
+    with pytest.raises(InvalidCommand) as invalid:
+        await client.create(**an_outplan(dial_timeout=30, dial_timout=30_000))
+    assert {e.pointer for e in invalid.value.errors} == {"/dial_timeout", "/dial_timout"}
+    assert "milliseconds" in str(invalid.value)
+    with pytest.raises(TooLarge):
+        await client.create(**an_outplan(detail="\N{BELL}" * 65_535, id=str(uuid4())))
+
+    # Whatever had been sent would have been rejected before this.
+    await client.create(**an_outplan())
+    assert outside.rejected == []
+
+
+@pytest.mark.parametrize(
+    ("error", "request_"),
+    [
+        (InvalidCommand, Request.update("7", name="")),
+        (InvalidJson, Request.update(str(uuid4()), name="\ud800")),
+        (TooLarge, Request.update(str(uuid4()), detail="x" * 262_144)),
+        (UnknownCommand, Request(cast(CommandName, "outplan_paint"), {})),
+    ],
+)
+async def test_unvalidated_the_worker_judges(
+    trusting: OutplanClient, outside: Outside, error: type[CommandRejected], request_: Request
+) -> None:
+    with pytest.raises(error) as rejected:
+        await trusting.ask(request_)
+    assert rejected.value.problem.command_id == request_.message_id
+    assert (await outside.rejected_of(request_.message_id)).message_id == request_.message_id
+
+
+async def test_asked_again_under_the_same_id_it_is_a_duplicate(
+    client: OutplanClient, outside: Outside
+) -> None:
+    first = await client.create(**an_outplan(), message_id="once")
+    again = await client.create(**an_outplan(), message_id="once")
+    assert (first.duplicate, again.duplicate) == (False, True)
+    assert again.outplan == first.outplan
+    assert len(await outside.history(first.outplan.id)) == 1
+
+
+async def test_one_id_asked_many_times_at_once_has_one_effect(
+    client: OutplanClient, outside: Outside
+) -> None:
+    asked = [client.create(**an_outplan(), message_id="at once") for _ in range(20)]
+    results = await asyncio.gather(*asked)
+    assert sorted(r.duplicate for r in results) == [False] + [True] * 19
+    assert len(await outside.history(results[0].outplan.id)) == 1
+
+
+async def test_a_slow_answer_is_asked_for_again_without_a_second_effect(
+    place: Place, outside: Outside, worker: WorkerProcess
+) -> None:
+    async with OutplanClient(place.amqp_url, prefix=place.prefix, resend_after=0.1) as client:
+        worker.signal(signal.SIGSTOP)
+        asking = asyncio.create_task(client.create(**an_outplan(), message_id="slow"))
+        copies = await outside.channel.declare_queue(exclusive=True)
+        await copies.bind(f"{place.prefix}.commands", "#")
+        async with copies.iterator(no_ack=True) as sent:
+            for _ in range(2):
+                assert (await anext(sent)).message_id == "slow"
+        worker.signal(signal.SIGCONT)
+        result = await asking
+
+    assert result.status == "accepted"
+    assert [e["_id"] for e in await outside.history(result.outplan.id)] == ["slow"]
+
+
+async def test_without_an_answer_the_outcome_is_unknown_and_can_be_asked_for_later(
+    place: Place, outside: Outside
+) -> None:
+    async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=0.3) as hurried:
+        with pytest.raises(OutcomeUnknown) as unknown:
+            await hurried.create(**an_outplan())
+    id_ = unknown.value.message_id
+    assert id_ in str(unknown.value)
+
+    async with running_worker(place):
+        await outside.event_of(id_)
+        async with OutplanClient(place.amqp_url, prefix=place.prefix) as client:
+            assert (await client.create(**an_outplan(), message_id=id_)).duplicate is True
+
+
+async def test_what_no_queue_takes_is_no_verdict(place: Place, outside: Outside) -> None:
+    await outside.channel.queue_delete(f"{place.prefix}.commands")
+    async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=0.3) as client:
+        with pytest.raises(OutcomeUnknown, match="NO_ROUTE"):
+            await client.create(**an_outplan())
+        with pytest.raises(OutcomeUnknown, match="NO_ROUTE"):
+            await client.send(Request.create(**an_outplan()))
+
+
+async def test_a_broker_that_is_not_there_is_unreachable() -> None:
+    with pytest.raises(Unreachable, match=r"0\.2 s: .*[Cc]onnect"):
+        async with OutplanClient("amqp://guest:guest@127.0.0.1:1/", timeout=0.2):
+            pass
+
+
+async def test_a_place_without_a_service_is_said_to_be_that(place: Place, outside: Outside) -> None:
+    with pytest.raises(Unreachable, match=r"no exchange 'nowhere\.commands'"):
+        async with OutplanClient(place.amqp_url, prefix="nowhere", timeout=0.5):
+            pass
+
+
+async def test_wrong_credentials_are_said_at_once(place: Place, outside: Outside) -> None:
+    wrong = URL(place.amqp_url).with_password("wrong")
+    with pytest.raises(Refused, match="ACCESS_REFUSED"):
+        async with OutplanClient(str(wrong), prefix=place.prefix, timeout=60):
+            pass
+
+
+async def test_a_virtual_host_that_is_not_there_is_said_to_be_that(
+    place: Place, outside: Outside
+) -> None:
+    wrong = URL(place.amqp_url).with_path("/nowhere")
+    with pytest.raises(Unreachable, match="virtual host '/nowhere'"):
+        async with OutplanClient(str(wrong), prefix=place.prefix, timeout=0.5):
+            pass
+
+
+async def test_a_command_sent_without_waiting_is_with_the_broker(
+    place: Place, outside: Outside
+) -> None:
+    async with OutplanClient(place.amqp_url, prefix=place.prefix) as client:
+        sent = await client.send(Request.create(**an_outplan()))
+    assert await outside.waiting() == 1
+    async with running_worker(place):
+        assert (await outside.event_of(sent))["version"] == 1
+
+
+async def test_each_of_many_has_its_own_verdict_in_the_order_given(client: OutplanClient) -> None:
+    id_ = str(uuid4())
+
+    async def requests() -> AsyncIterator[Request]:
+        yield Request.create(**an_outplan(id=id_))
+        yield Request.create(**an_outplan(name=""))
+        # Sent in turn for one outplan, however many are in flight.
+        for n in range(50):
+            yield Request.update(id_, name=f"name {n}", expected_version=n + 1)
+        yield Request.update(id_, name="name 49")
+        yield Request.delete(str(uuid4()))
+
+    told: list[int] = []
+    verdicts = [
+        v async for v in client.send_many(requests(), progress=lambda p: told.append(p.done))
+    ]
+
+    assert [v.status for v in verdicts] == (
+        ["accepted", "rejected"] + ["accepted"] * 50 + ["unchanged", "rejected"]
+    )
+    assert isinstance(verdicts[1].error, InvalidCommand)
+    assert isinstance(verdicts[-1].error, NotFound)
+    assert told == list(range(1, 55))
+
+
+async def test_memory_stays_flat_however_many_are_sent(place: Place) -> None:
+    given = taken = most = 0
+    objects: list[int] = []
+
+    def requests() -> Iterator[Request]:
+        nonlocal given, most
+        for _ in range(MANY):
+            given += 1
+            most = max(most, given - taken)
+            yield Request.create(**an_outplan())
+
+    # No witness here: it keeps whatever it hears.
+    async with (
+        running_worker(place),
+        OutplanClient(place.amqp_url, prefix=place.prefix) as client,
+    ):
+        async for verdict in client.send_many(requests(), in_flight=100):
+            taken += 1
+            assert verdict.status == "accepted"
+            if taken in (1_000, MANY - 500):
+                gc.collect()
+                objects.append(len(gc.get_objects()))
+
+    assert taken == MANY
+    assert most <= 102  # in flight, one that waits for a place, and the one that is taken
+    assert objects[1] - objects[0] < MANY / 4  # what grows has an object a command
+
+
+async def test_a_flow_that_is_left_early_leaves_nothing_running(client: OutplanClient) -> None:
+    def requests() -> Iterator[Request]:
+        while True:
+            yield Request.create(**an_outplan())
+
+    before = asyncio.all_tasks()
+    flow = client.send_many(requests(), in_flight=10)
+    async for verdict in flow:
+        assert verdict.status == "accepted"
+        break
+    await flow.aclose()  # type: ignore[attr-defined] # an async generator's
+    await client.delete(verdict.result.outplan.id)  # type: ignore[union-attr]
+    assert {t for t in asyncio.all_tasks() - before if "flow" in repr(t)} == set()
+
+
+async def test_a_call_that_is_cancelled_leaves_the_client_usable(
+    client: OutplanClient, worker: WorkerProcess
+) -> None:
+    worker.signal(signal.SIGSTOP)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await client.create(**an_outplan(), message_id="given up")
+    worker.signal(signal.SIGCONT)
+    assert (await client.create(**an_outplan(), message_id="given up")).status == "accepted"

@@ -1,0 +1,111 @@
+"""Which answer is a verdict: any "accepted", and else only the latest attempt's."""
+
+import json
+
+import pytest
+
+from service.client.calls import Call, Switchboard
+from service.client.errors import (
+    REJECTIONS,
+    CommandRejected,
+    OutcomeUnknown,
+    VersionConflict,
+    rejection,
+)
+from service.client.wire import Trouble
+from service.messages import PROBLEM_CODES, Problem
+from tests.unit.samples import outplan
+
+
+def accepted(version: int = 1) -> bytes:
+    reply = {
+        "command_id": "c",
+        "status": "accepted",
+        "duplicate": False,
+        "version": version,
+        "outplan": outplan().model_dump(),
+    }
+    return json.dumps(reply).encode()
+
+
+def not_found() -> bytes:
+    problem = Problem.of("not_found", "there is none", "c").model_dump(exclude_none=True)
+    reply = {"command_id": "c", "status": "rejected", "duplicate": False, "problem": problem}
+    return json.dumps(reply).encode()
+
+
+@pytest.fixture
+async def switchboard() -> Switchboard:
+    return Switchboard("client")
+
+
+async def test_an_answer_to_the_only_attempt_is_the_verdict(switchboard: Switchboard) -> None:
+    call = Call(switchboard)
+    switchboard.on_reply(call.attempt(), not_found())
+    assert call.verdict.result().status == "rejected"
+
+
+async def test_accepted_counts_whichever_attempt_it_answers(switchboard: Switchboard) -> None:
+    call = Call(switchboard)
+    first, _ = call.attempt(), call.attempt()
+    switchboard.on_reply(first, accepted())
+    assert call.verdict.result().status == "accepted"
+
+
+async def test_a_rejection_of_an_earlier_attempt_leaves_the_verdict_to_the_latest(
+    switchboard: Switchboard,
+) -> None:
+    call = Call(switchboard)
+    first, second = call.attempt(), call.attempt()
+    switchboard.on_reply(first, not_found())
+    assert not call.verdict.done()
+    switchboard.on_reply(second, accepted())
+    assert call.verdict.result().status == "accepted"
+
+
+async def test_a_second_answer_changes_nothing(switchboard: Switchboard) -> None:
+    call = Call(switchboard)
+    attempt = call.attempt()
+    switchboard.on_reply(attempt, accepted(1))
+    switchboard.on_reply(attempt, accepted(2))
+    switchboard.on_reply(attempt, b"{")
+    assert call.verdict.result().version == 1
+
+
+async def test_an_answer_that_cannot_be_read_is_trouble(switchboard: Switchboard) -> None:
+    call = Call(switchboard)
+    switchboard.on_reply(call.attempt(), b"{}")
+    with pytest.raises(Trouble, match="could not be read"):
+        call.verdict.result()
+
+
+async def test_calls_do_not_hear_each_others_answers_nor_those_after_their_end(
+    switchboard: Switchboard,
+) -> None:
+    one, other = Call(switchboard), Call(switchboard)
+    attempt = one.attempt()
+    other.attempt()
+    switchboard.hang_up(one)
+    for id_ in (attempt, None, "somebody's"):
+        switchboard.on_reply(id_, accepted())
+    assert not one.verdict.done()
+    assert not other.verdict.done()
+
+
+def test_every_code_of_the_contract_has_an_error_of_its_own() -> None:
+    assert REJECTIONS.keys() == PROBLEM_CODES.keys()
+    assert len(set(REJECTIONS.values())) == len(PROBLEM_CODES)
+    for code in PROBLEM_CODES:
+        problem = Problem.of(code, "the reason", "c")
+        error = rejection(problem)
+        assert isinstance(error, CommandRejected)
+        assert (error.problem, error.code) == (problem, code)
+        assert "the reason" in str(error)
+
+
+def test_a_conflict_tells_the_version_and_the_unknown_what_to_ask_for() -> None:
+    conflict = rejection(Problem.of("version_conflict", "no", "c", current_version=4))
+    assert isinstance(conflict, VersionConflict)
+    assert conflict.current_version == 4
+    unknown = OutcomeUnknown("c-1", "no answer")
+    assert (unknown.message_id, unknown.trouble) == ("c-1", "no answer")

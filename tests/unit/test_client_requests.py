@@ -1,0 +1,131 @@
+"""Commands as bytes, ids in order, and times in three forms."""
+
+import json
+import sys
+import time
+from importlib.util import module_from_spec
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from service.client import tracing
+from service.client.errors import InvalidCommand, TooLarge
+from service.client.ids import new_id
+from service.client.received import Outplan
+from service.client.requests import Request
+from service.decider import outplan_id
+from service.messages import COMMANDS, Address, CommandName
+from tests.unit.samples import ID, create_body, outplan
+
+WITHOUT_ID = {name: value for name, value in create_body().items() if name != "id"}
+
+
+def test_command_ids_are_uuids_of_version_7_in_the_order_of_their_making() -> None:
+    ids = [new_id() for _ in range(10_000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    parsed = UUID(ids[-1])
+    assert (parsed.version, parsed.variant) == (7, "specified in RFC 4122")
+    assert abs((parsed.int >> 80) / 1_000 - time.time()) < 60
+
+
+def test_a_clock_set_back_does_not_upset_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = new_id()
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    assert new_id() > before
+
+
+@pytest.mark.parametrize("body", [create_body(id=ID.upper()), WITHOUT_ID])
+def test_the_outplan_is_the_one_that_the_worker_will_name(body: dict[str, Any]) -> None:
+    request = Request.create(**body, message_id="c-1")
+    command = COMMANDS["outplan_create"].model_validate(body)
+    assert request.outplan_id == outplan_id(command, "c-1")
+
+
+def test_models_and_uuids_become_plain_json() -> None:
+    id_ = uuid4()
+    source = Address(type="tel", target="+15559876543")
+    body = json.loads(Request.update(id_, source=source, name="\N{SNOWMAN}").encoded())
+    assert body == {"id": str(id_), "source": source.model_dump(), "name": "\N{SNOWMAN}"}
+
+
+def test_every_broken_rule_is_told_before_anything_is_sent() -> None:
+    with pytest.raises(InvalidCommand) as invalid:
+        Request.update(ID, name="", dial_timeout=30, message_id="c-1").encoded()
+    assert {e.pointer for e in invalid.value.errors} == {"/name", "/dial_timeout"}
+    assert invalid.value.problem.command_id == "c-1"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "x" * 65_536])
+def test_text_that_the_worker_would_not_take_is_invalid(text: str) -> None:
+    with pytest.raises(InvalidCommand):
+        Request.update(ID, detail=text).encoded()
+
+
+def test_a_body_over_the_limit_is_too_large() -> None:
+    # As many characters as are allowed, of four bytes, and a few bytes more.
+    with pytest.raises(TooLarge):
+        Request.create(**create_body(detail="\N{PILE OF POO}" * 65_535)).encoded()
+
+
+def test_unvalidated_anything_that_has_a_form_in_json_is_sent() -> None:
+    request = Request(cast(CommandName, "outplan_paint"), {"id": "7", "colour": "\ud800"})
+    assert b"colour" in request.encoded(validate=False)
+    assert request.outplan_id == "7"
+
+
+@pytest.mark.parametrize("message_id", ["", "x" * 256, "\N{BLACK STAR}" * 86])
+def test_a_message_id_that_amqp_does_not_carry_is_refused(message_id: str) -> None:
+    with pytest.raises(ValueError, match="255 bytes"):
+        Request.delete(ID, message_id=message_id)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2022-04-28 01:50:23.414000", "2022-04-28T01:50:23.414000+00:00"),
+        ("2022-04-28T01:50:23.414Z", "2022-04-28T01:50:23.414000+00:00"),
+        ("2022-04-28T03:50:23.414000123+02:00", "2022-04-28T01:50:23.414000+00:00"),
+        ("9999-01-01 00:00:00.000000", None),
+        ("9999-01-01T00:00:00Z", None),
+        (None, None),
+    ],
+)
+def test_a_time_is_read_in_each_of_its_forms(text: str | None, moment: str | None) -> None:
+    document = {**outplan().model_dump(), "tm_update": text, "tm_delete": text}
+    read = Outplan.model_validate_json(json.dumps(document))
+    assert (read.updated_at and read.updated_at.isoformat()) == moment
+    assert read.deleted is (moment is not None)
+
+
+@pytest.mark.parametrize("text", ["yesterday", 7, "", "9999-12-31T23:59:59-14:00"])
+def test_what_is_no_time_is_not_read(text: object) -> None:
+    document = {**outplan().model_dump(), "tm_update": text}
+    with pytest.raises(ValueError, match="tm_update"):
+        Outplan.model_validate_json(json.dumps(document))
+
+
+def test_a_field_of_a_later_version_is_no_obstacle() -> None:
+    document = {**outplan().model_dump(), "colour": "green"}
+    assert Outplan.model_validate_json(json.dumps(document)).model_dump() == outplan().model_dump()
+
+
+def test_the_current_spans_context_goes_with_a_command() -> None:
+    assert tracing.trace_headers() == {}
+    tracer = TracerProvider().get_tracer("test")
+    with tracer.start_as_current_span("call") as span:
+        trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+        assert tracing.trace_headers()["traceparent"].split("-")[1] == trace_id
+
+
+def test_without_opentelemetry_there_is_no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace.propagation", None)
+    source = tracing.__spec__
+    assert source is not None
+    assert source.loader is not None
+    bare = module_from_spec(source)
+    source.loader.exec_module(bare)
+    assert bare.trace_headers() == {}

@@ -1,0 +1,86 @@
+"""What is news, what a repeat, what a gap."""
+
+import pytest
+
+from service.client.received import Event
+from service.client.versions import Filter, Gap, Versions
+from service.fields import NEVER
+from service.messages import EventType
+from tests.unit.samples import CUSTOMER, ID, outplan
+
+OTHER = "0192f0c1-0000-7000-8000-00000000000f"
+LATER = "2026-11-23 07:00:00.000000"
+
+
+def event(version: int, type_: EventType | None = None, id_: str = ID) -> Event:
+    kind = type_ or ("outplan_created" if version == 1 else "outplan_updated")
+    end = LATER if kind == "outplan_deleted" else NEVER
+    body = {
+        "id": f"command {version}",
+        "type": kind,
+        "version": version,
+        "time": LATER,
+        "data": {**outplan().model_dump(), "id": id_, "tm_delete": end},
+    }
+    return Event.model_validate(
+        body if kind != "outplan_updated" else {**body, "changed": ["name"]}
+    )
+
+
+def heard(*events: Event, wanted: Filter | None = None, known: int = 0) -> list[int | Gap]:
+    versions = Versions(wanted or Filter(), {ID: known} if known else {})
+    items = [item for each in events for item in versions.judge(each)]
+    return [item if isinstance(item, Gap) else item.version for item in items]
+
+
+def test_each_version_is_heard_once() -> None:
+    assert heard(*map(event, [1, 1, 2, 1, 2, 3])) == [1, 2, 3]
+
+
+def test_a_gap_is_told_before_what_follows_it_and_told_once() -> None:
+    assert heard(*map(event, [1, 4, 5, 9])) == [1, Gap(ID, 2, 3), 4, 5, Gap(ID, 6, 8), 9]
+
+
+def test_what_comes_out_of_order_was_told_as_a_gap() -> None:
+    assert heard(*map(event, [1, 3, 2, 4])) == [1, Gap(ID, 2, 2), 3, 4]
+
+
+def test_the_first_that_is_heard_of_an_outplan_opens_no_gap() -> None:
+    assert heard(*map(event, [7, 8])) == [7, 8]
+
+
+def test_what_the_caller_knows_counts_as_heard() -> None:
+    assert heard(*map(event, [3, 5]), known=3) == [Gap(ID, 4, 4), 5]
+
+
+def test_outplans_are_counted_apart() -> None:
+    assert heard(event(1), event(1, id_=OTHER), event(2), event(2, id_=OTHER)) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["outplan_created", "outplan_deleted"], [1, 5]),
+        (["outplan_updated"], [3]),
+        (["outplan_deleted", "outplan_updated"], [3, Gap(ID, 4, 4), 5]),
+    ],
+)
+def test_versions_that_were_not_asked_for_are_no_gap(
+    kinds: list[EventType], expected: list[int | Gap]
+) -> None:
+    story = [event(1), event(3), event(5, "outplan_deleted")]
+    assert heard(*story, wanted=Filter.of(kinds, None, None)) == expected
+
+
+def test_what_an_earlier_filter_of_a_durable_queue_lets_in_is_dropped() -> None:
+    assert heard(event(1), wanted=Filter.of([], OTHER, None)) == []
+    assert heard(event(1), wanted=Filter.of([], CUSTOMER, OTHER)) == []
+    assert heard(event(1), wanted=Filter.of([], CUSTOMER.upper(), ID.upper())) == [1]
+
+
+def test_a_filter_binds_by_what_it_asks_for() -> None:
+    assert Filter().binding_keys == ("*.*.*",)
+    assert Filter.of(["outplan_updated", "outplan_deleted"], CUSTOMER, ID).binding_keys == (
+        f"outplan_deleted.{CUSTOMER}.{ID}",
+        f"outplan_updated.{CUSTOMER}.{ID}",
+    )
