@@ -16,10 +16,12 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was judged of a command that left no event; kept until the broker has its ack."""
+    """What was judged of a message that left no event; kept until the broker has its ack.
 
-    command_id: str
-    digest: str
+    ``message`` is the delivery's fingerprint.
+    """
+
+    message: str
     tag: int
     code: str | None = None
     detail: str = ""

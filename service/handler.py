@@ -1,19 +1,49 @@
 """decode → validate → load → decide → commit. Returns outcomes; settles nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from hashlib import sha256
+from typing import Protocol, TypeVar
 
 from service.codec import Delivery, Outcome, Request, parse
 from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
-from service.documents import Fence, Record, Snapshot, Verdict
+from service.documents import Fence, Record, Snapshot, Trial, Verdict
 from service.errors import Poisonous, StoreConflict, StoreUnavailable, Unprocessable
 from service.ledger import Ledger
 from service.messages import Event, Problem
 from service.retry import retrying
-from service.store import Store, Transaction
 
 Parsed = Request | tuple[Delivery, Problem]
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """What a batch reads and writes: all of it stored at its end, or nothing.
+
+    save        StoreConflict where an outplan has another version than ``known``, or an event's
+                id or place in its outplan's history is taken
+    read_fence  and hold: Fenced where another worker has claimed the queue since
+    """
+
+    async def load(self, outplan_ids: Iterable[str], command_ids: Iterable[str]) -> Snapshot: ...
+    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None: ...
+    async def read_fence(self, fence: Fence) -> Fence: ...
+    async def hold(self, fence: Fence) -> None: ...
+
+
+class Store(Protocol):
+    """Where the handler's batches are kept: ``service.store`` has the real one.
+
+    Any call may raise StoreUnavailable, which does not say that nothing was stored.
+
+    claim         raises the queue's epoch, which fences every earlier holder off
+    put_on_trial  writes down at once what is handled next, and alone. Raises Fenced
+    transact      runs ``work`` in one transaction, and all of it where its caller is cancelled.
+                  Raises what ``work`` does, StoreConflict and Unprocessable
+    """
+
+    async def claim(self, queue: str, worker: str) -> Fence: ...
+    async def put_on_trial(self, fence: Fence, trial: Trial) -> None: ...
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T: ...
 
 
 class Handler:
@@ -59,7 +89,7 @@ class Handler:
         """
         await self._claim({delivery.queue})
         ledger = self._ledgers[delivery.queue]
-        trial = ledger.next_trial(_fingerprint(delivery))
+        trial = ledger.next_trial(delivery.fingerprint)
         if trial is None:
             detail = "each worker that tried it ended; see the workers' logs"
             return [_rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))]
@@ -138,7 +168,7 @@ class Fold:
         record = self._records.get(item.command_id)
         if record is not None and record.digest == item.digest:
             return _accepted(item.delivery, record.event, duplicate=True)
-        if verdict := self._ledgers[item.delivery.queue].recall(item):
+        if verdict := self._ledgers[item.delivery.queue].recall(item.delivery):
             return self._without_trace(item, verdict)
         if record is not None:
             detail = "this message_id was accepted before with other content"
@@ -181,11 +211,6 @@ def _parsed(delivery: Delivery) -> Parsed:
     return found if isinstance(found, Request) else (delivery, found)
 
 
-def _fingerprint(delivery: Delivery) -> str:
-    name = f"{delivery.properties.message_id} {delivery.command_name}\n"
-    return sha256(name.encode("utf-8", "surrogateescape") + delivery.body).hexdigest()
-
-
 def _accepted(delivery: Delivery, event: Event, duplicate: bool = False) -> Outcome:
     return Outcome(
         delivery,
@@ -202,13 +227,7 @@ def _rejected(delivery: Delivery, problem: Problem) -> Outcome:
 
 
 def _verdict(request: Request, decision: Refusal | Unchanged) -> Verdict:
+    message, tag = request.delivery.fingerprint, request.delivery.tag
     if isinstance(decision, Unchanged):
-        return Verdict(request.command_id, request.digest, 0)
-    return Verdict(
-        request.command_id,
-        request.digest,
-        0,
-        decision.code,
-        decision.detail,
-        decision.current_version,
-    )
+        return Verdict(message, tag)
+    return Verdict(message, tag, decision.code, decision.detail, decision.current_version)

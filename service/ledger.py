@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from service.codec import Delivery, Request
+from service.codec import Delivery
 from service.documents import Fence, Trial, Verdict
 
 MAX_TRIALS: Final = 5
@@ -27,8 +27,8 @@ class Ledger:
 
     def __init__(self, fence: Fence, window: int) -> None:
         self._window = window
-        self._inherited = {(v.command_id, v.digest): v for v in fence.verdicts}
-        self._landed: dict[tuple[str, str, int], Verdict] = {}
+        self._inherited = {v.message: v for v in fence.verdicts}
+        self._landed: dict[tuple[str, int], Verdict] = {}
         self._fence = replace(fence, verdicts=tuple(self._inherited.values()))
 
     @property
@@ -36,26 +36,26 @@ class Ledger:
         """The fence as last written, as far as this session knows."""
         return self._fence
 
-    def recall(self, request: Request) -> Verdict | None:
-        """The verdict on an earlier judgement of this very delivery, if there was one."""
-        key = (request.command_id, request.digest)
-        if landed := self._landed.get((*key, request.delivery.tag)):
+    def recall(self, delivery: Delivery) -> Verdict | None:
+        """The verdict on an earlier judgement of this very message, if there was one."""
+        if not self._landed and not (self._inherited and delivery.redelivered):
+            return None
+        message = delivery.fingerprint
+        if landed := self._landed.get((message, delivery.tag)):
             return landed
-        return self._inherited.get(key) if request.delivery.redelivered else None
+        return self._inherited.get(message) if delivery.redelivered else None
 
     def learn(self, stored: Fence) -> None:
         """Take in what the store has, after an attempt whose end is unknown: it may have landed."""
         self._landed = {
-            (v.command_id, v.digest, v.tag): v
-            for v in stored.verdicts
-            if v != self._inherited.get((v.command_id, v.digest))
+            (v.message, v.tag): v for v in stored.verdicts if v != self._inherited.get(v.message)
         }
 
     def fence(self, batch: Sequence[Delivery], judged: Sequence[Verdict]) -> Fence:
         """The fence to hold in the transaction of a batch that came to ``judged``."""
         all_new = not batch[-1].redelivered
         oldest = batch[-1].tag - self._window
-        again = {(v.command_id, v.digest) for v in judged}
+        again = {v.message for v in judged}
         inherited = () if all_new else (v for k, v in self._inherited.items() if k not in again)
         recent = (v for v in self._fence.verdicts if not self._is_inherited(v) and v.tag > oldest)
         return replace(self._fence, verdicts=(*inherited, *recent, *judged))
@@ -78,4 +78,4 @@ class Ledger:
         self._inherited = {k: v for k, v in self._inherited.items() if id(v) in present}
 
     def _is_inherited(self, verdict: Verdict) -> bool:
-        return self._inherited.get((verdict.command_id, verdict.digest)) is verdict
+        return self._inherited.get(verdict.message) is verdict

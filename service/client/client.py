@@ -17,7 +17,7 @@ from service.client.errors import OutcomeUnknown, rejection
 from service.client.flow import Progress, Verdict, flow
 from service.client.received import Outplan, Reply
 from service.client.requests import Conditions, CreateFields, Request, UpdateFields
-from service.client.session import Link, Route, Session
+from service.client.session import Link, Publisher, Route
 from service.client.tracing import trace_headers
 from service.client.wire import Trouble, patient
 
@@ -71,7 +71,7 @@ class OutplanClient:
         self._linking: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        self._link = Link(self._route, self._switchboard.on_reply)
+        self._link = self._new_link()
         self._linking = asyncio.create_task(self._link.run())
         try:
             await self._link.opened(self._timeout)
@@ -187,6 +187,9 @@ class OutplanClient:
             return call.verdict.result()
         raise session.lost.result() if session.lost.done() else Trouble("no answer")
 
+    def _new_link(self) -> Link:
+        return Link(self._route, self._switchboard.on_reply)
+
     def _sending(self, request: Request) -> "_Sending":
         headers = trace_headers()
         if (outplan_id := request.outplan_id) is not None:
@@ -223,7 +226,7 @@ class _Sending:
         )
 
 
-async def _confirmed(session: Session, sending: _Sending, call: Call | None) -> None:
+async def _confirmed(session: Publisher, sending: _Sending, call: Call | None) -> None:
     """Publish; returns with the broker's confirm, or with the verdict, should it be faster."""
     properties = sending.properties(call.attempt() if call else None)
     publishing = session.publish(sending.request.name, sending.body, properties)

@@ -9,16 +9,16 @@ first command of the next, or nowhere.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from pamqp.commands import Basic
 
 from service.client.errors import Refused, Unreachable
-from service.client.wire import Wire, connected, patient, translated
+from service.client.wire import Trouble, Wire, connected, patient, translated
 from service.topology import topology
 
 _log = logging.getLogger("service.client")
@@ -39,6 +39,23 @@ class Route:
     @property
     def exchange(self) -> str:
         return topology(self.prefix).commands.name
+
+
+class Publisher(Protocol):
+    """What calls need of a session; ``service.testing`` has one without a broker.
+
+    ``lost`` tells its end. ``publish`` returns a task that ends with the broker's confirm, or
+    raises Trouble.
+    """
+
+    lost: "asyncio.Future[Trouble]"
+
+    def publish(
+        self, routing_key: str, body: bytes, properties: Basic.Properties
+    ) -> "asyncio.Task[None]": ...
+
+
+Opening = Callable[[Route, OnReply], AbstractAsyncContextManager[Publisher]]
 
 
 class Session:
@@ -111,13 +128,14 @@ async def open_session(route: Route, on_reply: OnReply) -> AsyncIterator[Session
 class Link:
     """Has a session, and another when that is lost, for as long as ``run`` runs."""
 
-    def __init__(self, route: Route, on_reply: OnReply) -> None:
+    def __init__(self, route: Route, on_reply: OnReply, opening: Opening = open_session) -> None:
         self._route = route
         self._on_reply = on_reply
-        self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        self._opening = opening
+        self._session: asyncio.Future[Publisher] = asyncio.get_running_loop().create_future()
         self.trouble = "not connected yet"
 
-    async def session(self) -> Session:
+    async def session(self) -> Publisher:
         """Await a session. Raises Refused where there never was one."""
         return await asyncio.shield(self._session)
 
@@ -144,7 +162,7 @@ class Link:
             unmended = (Refused,)
 
     async def _once(self) -> None:
-        async with open_session(self._route, self._on_reply) as session:
+        async with self._opening(self._route, self._on_reply) as session:
             self._session.set_result(session)
             await asyncio.wait([session.lost])
             self._session = asyncio.get_running_loop().create_future()

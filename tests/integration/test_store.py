@@ -1,8 +1,9 @@
-"""The store's contract, on both drivers."""
+"""The store's contract, on both drivers and in memory."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,8 +15,10 @@ from pymongo.errors import WriteError
 from service.decider import State, decide, evolve
 from service.documents import Fence, Record, Snapshot, Trial, Verdict
 from service.errors import Fenced, StoreConflict, StoreUnavailable, Unprocessable
+from service.handler import Store, Transaction
 from service.messages import Create, Event, Update
-from service.store import Store, Transaction
+from service.store import Store as MongoStore
+from service.testing.memory_store import MemoryStore
 from service.testing.servers import Servers
 from tests.integration.outside import a_create
 
@@ -23,6 +26,7 @@ EXAMPLES = Path(__file__).parents[2] / "schemas" / "examples"
 NOW = "2026-11-23 06:10:00.123456"
 QUEUE = "commands"
 DIGEST = "0" * 64
+DRIVERS = ["motor", "pymongo"]
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +34,41 @@ def database() -> str:
     return f"test-{uuid4().hex[:12]}"
 
 
-@pytest.fixture(scope="module", params=["motor", "pymongo"])
-async def store(
-    request: pytest.FixtureRequest, servers: Servers, database: str
-) -> AsyncIterator[Store]:
-    found = Store(servers.mongodb.url, database, request.param)
+@asynccontextmanager
+async def on_mongo(servers: Servers, database: str, driver: str) -> AsyncIterator[MongoStore]:
+    found = MongoStore(servers.mongodb.url, database, driver)
     await found.prepare()
     yield found
     await found.close()
+
+
+@pytest.fixture(scope="module", params=[*DRIVERS, "memory"])
+async def store(
+    request: pytest.FixtureRequest, servers: Servers, database: str
+) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    async with on_mongo(servers, database, request.param) as found:
+        yield found
+
+
+@pytest.fixture
+async def rival(store: Store, servers: Servers, database: str) -> AsyncIterator[Store]:
+    """The same documents, for another worker."""
+    if isinstance(store, MemoryStore):
+        yield store
+        return
+    async with on_mongo(servers, database, "motor") as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+async def mongo_store(
+    request: pytest.FixtureRequest, servers: Servers, database: str
+) -> AsyncIterator[MongoStore]:
+    async with on_mongo(servers, database, request.param) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +187,7 @@ async def test_a_document_that_breaks_the_contract_is_the_batchs_fault(store: St
         await save(store, Record(record.event.model_copy(update={"data": broken}), DIGEST))
 
 
-async def test_a_claim_fences_every_earlier_holder_off(store: Store, servers: Servers) -> None:
+async def test_a_claim_fences_every_earlier_holder_off(store: Store) -> None:
     queue = f"queue-{uuid4()}"
     first = await store.claim(queue, "one")
     await store.transact(lambda transaction: transaction.hold(first))
@@ -174,7 +205,7 @@ async def test_a_claim_fences_every_earlier_holder_off(store: Store, servers: Se
 
 async def test_verdicts_and_trials_are_handed_on_with_the_claim(store: Store) -> None:
     queue = f"queue-{uuid4()}"
-    verdict = Verdict("command", DIGEST, 7, "not_found", "no such outplan", None)
+    verdict = Verdict("a message", 7, "not_found", "no such outplan", None)
     claimed = await store.claim(queue, "one")
     held = Fence(queue, claimed.epoch, (verdict,))
     await store.transact(lambda transaction: transaction.hold(held))
@@ -185,12 +216,42 @@ async def test_verdicts_and_trials_are_handed_on_with_the_claim(store: Store) ->
     assert inherited == Fence(queue, 2, (verdict,), Trial("message", 2))
 
 
-async def test_a_claim_aborts_what_a_dead_holder_has_left_open(
-    store: Store, servers: Servers, database: str
+async def test_a_batch_keeps_its_verdicts_and_ends_the_trial(store: Store) -> None:
+    queue = f"queue-{uuid4()}"
+    claimed = await store.claim(queue, "one")
+    await store.put_on_trial(claimed, Trial("message", 1))
+    judged = Fence(queue, claimed.epoch, (Verdict("a message", 7),))
+
+    await store.transact(lambda transaction: transaction.hold(judged))
+
+    assert await store.transact(lambda transaction: transaction.read_fence(claimed)) == judged
+
+
+async def test_a_claim_in_the_middle_of_a_transaction_leaves_nothing_of_it(
+    store: Store, rival: Store
 ) -> None:
     queue = f"queue-{uuid4()}"
     record, _ = created()
-    dead = Store(servers.mongodb.url, database)
+    claimed = await store.claim(queue, "one")
+
+    async def overtaken(transaction: Transaction) -> None:
+        await transaction.load({record.event.data.id}, {record.event.id})
+        await rival.claim(queue, "two")
+        await transaction.save([record], {})
+        await transaction.hold(claimed)
+
+    with pytest.raises((Fenced, StoreConflict, StoreUnavailable)):
+        await store.transact(overtaken)
+
+    assert (await load(rival, record)).records == {}
+
+
+async def test_a_claim_aborts_what_a_dead_holder_has_left_open(
+    mongo_store: MongoStore, servers: Servers, database: str
+) -> None:
+    queue = f"queue-{uuid4()}"
+    record, _ = created()
+    dead = MongoStore(servers.mongodb.url, database)
     await dead.claim(queue, "dead")
     saved, buried = asyncio.Event(), asyncio.Event()
 
@@ -202,9 +263,9 @@ async def test_a_claim_aborts_what_a_dead_holder_has_left_open(
     open_transaction = asyncio.create_task(dead.transact(never_ending))
     await saved.wait()
 
-    await store.claim(queue, "next")
+    await mongo_store.claim(queue, "next")
     async with asyncio.timeout(5):
-        await save(store, record)
+        await save(mongo_store, record)
 
     buried.set()
     with pytest.raises((StoreUnavailable, StoreConflict)):
@@ -212,19 +273,19 @@ async def test_a_claim_aborts_what_a_dead_holder_has_left_open(
     await dead.close()
 
 
-async def test_preparing_twice_changes_nothing(store: Store, mongo: Any) -> None:
+async def test_preparing_twice_changes_nothing(mongo_store: MongoStore, mongo: Any) -> None:
     before = [item async for item in await mongo.list_collections()]
-    await store.prepare()
+    await mongo_store.prepare()
     after = [item async for item in await mongo.list_collections()]
 
     assert sorted(str(item) for item in before) == sorted(str(item) for item in after)
 
 
 async def test_a_validator_of_an_earlier_version_is_brought_up_to_date(
-    store: Store, mongo: Any
+    mongo_store: MongoStore, mongo: Any
 ) -> None:
     await mongo.command("collMod", "outplans", validator={"$jsonSchema": {"bsonType": "object"}})
-    await store.prepare()
+    await mongo_store.prepare()
 
     (options,) = [
         item["options"] async for item in await mongo.list_collections(filter={"name": "outplans"})
@@ -245,7 +306,7 @@ def stored_form(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", documents("invalid"), ids=lambda path: path.stem)
 async def test_no_other_writer_stores_what_the_contract_forbids(
-    store: Store, mongo: Any, path: Path
+    mongo_store: MongoStore, mongo: Any, path: Path
 ) -> None:
     with pytest.raises(WriteError, match="failed validation"):
         await mongo["outplans"].insert_one(stored_form(path))
@@ -253,7 +314,7 @@ async def test_no_other_writer_stores_what_the_contract_forbids(
 
 @pytest.mark.parametrize("path", documents("valid"), ids=lambda path: path.stem)
 async def test_any_writer_stores_what_the_contract_allows(
-    store: Store, mongo: Any, path: Path
+    mongo_store: MongoStore, mongo: Any, path: Path
 ) -> None:
     document = stored_form(path)
     await mongo["outplans"].insert_one(document)

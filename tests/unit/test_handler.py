@@ -1,7 +1,5 @@
 """Batches through the handler: claims, attempts whose end is unknown, trials."""
 
-from typing import Any
-
 import pytest
 
 from service import handler as handler_module
@@ -18,7 +16,7 @@ from tests.unit.asked import (
     story,
     update,
 )
-from tests.unit.memory import Memory
+from tests.unit.memory import Died, Memory
 from tests.unit.samples import (
     BEFORE,
     ID,
@@ -31,8 +29,7 @@ from tests.unit.samples import (
 
 def handler_on(memory: Memory) -> tuple[Handler, list[BaseException]]:
     noticed: list[BaseException] = []
-    store: Any = memory
-    return Handler(store, "me", 100, lambda: LATER, noticed.append), noticed
+    return Handler(memory, "me", 100, lambda: LATER, noticed.append), noticed
 
 
 def batch(*requests: Request) -> list[Delivery]:
@@ -62,15 +59,17 @@ async def test_a_queue_is_claimed_once_and_at_its_first_command() -> None:
     await judge.handle(batch(create("c-1")))
     await judge.handle(batch(create("c-2"), create("c-3", queue="another")))
     assert memory.claims == ["me:outplan.commands", "me:another"]
-    assert {fence.epoch for fence in memory.held.values()} == {1}
+    assert {fence.epoch for fence in memory.fences.values()} == {1}
 
 
 async def test_each_queue_keeps_its_own_verdicts() -> None:
     memory = Memory()
     judge, _ = handler_on(memory)
-    await judge.handle(batch(create("c-1"), create("c-2", tag=2, queue="another")))
-    assert [v.command_id for v in memory.held["another"].verdicts] == ["c-2"]
-    assert memory.held[QUEUE].verdicts == ()
+    there = create("c-2", tag=2, queue="another")
+    await judge.handle(batch(create("c-1"), there))
+    kept = memory.fences["another"].verdicts
+    assert [v.message for v in kept] == [there.delivery.fingerprint]
+    assert memory.fences[QUEUE].verdicts == ()
 
 
 async def test_after_a_lost_commit_what_was_accepted_is_a_duplicate() -> None:
@@ -90,7 +89,8 @@ async def test_after_a_lost_commit_an_early_refusal_stands() -> None:
     assert [code(o) for o in outcomes] == ["version_conflict", "accepted"]
     assert memory.states[ID].outplan.name == "late"
     assert list(memory.records) == ["late"]
-    assert [v.command_id for v in memory.held[QUEUE].verdicts] == ["early"]
+    kept = memory.fences[QUEUE].verdicts
+    assert [v.message for v in kept] == [early.delivery.fingerprint]
 
 
 async def test_after_an_attempt_that_stored_nothing_all_is_judged_afresh() -> None:
@@ -131,8 +131,7 @@ async def test_a_next_session_takes_the_verdicts_over() -> None:
 async def test_the_clock_is_read_once_for_each_attempt() -> None:
     memory = Memory()
     times = iter([NOW, BEFORE])
-    store: Any = memory
-    judge = Handler(store, "me", 100, lambda: next(times), lambda _: None)
+    judge = Handler(memory, "me", 100, lambda: next(times), lambda _: None)
     [first] = await judge.handle(batch(create("c-1")))
     [second] = await judge.handle(batch(update("c-2", tag=2, name="x")))
     assert first.event is not None
@@ -146,9 +145,9 @@ async def test_the_clock_is_read_once_for_each_attempt() -> None:
 async def died(memory: Memory, sent: Delivery) -> None:
     """A worker that ends in the middle of its trial, so that nothing of it is settled."""
     judge, _ = handler_on(memory)
-    before = (dict(memory.states), dict(memory.records))
-    await judge.handle_alone(sent)
-    memory.states, memory.records = before
+    memory.die_next = True
+    with pytest.raises(Died):
+        await judge.handle_alone(sent)
 
 
 async def test_a_trial_is_written_down_before_the_command_is_judged() -> None:

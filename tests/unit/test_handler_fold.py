@@ -204,9 +204,9 @@ def test_what_leaves_no_trace_is_written_down_under_its_delivery_tag() -> None:
         update("c-3", tag=13, name="x"),
     ]
     judged(each, *requests)
-    assert [(r.command_id, v.command_id, v.digest, v.tag, v.code) for r, v in each.verdicts] == [
-        ("c-1", "c-1", requests[0].digest, 11, None),
-        ("c-2", "c-2", requests[1].digest, 12, "version_conflict"),
+    assert [(r.command_id, v.message, v.tag, v.code) for r, v in each.verdicts] == [
+        ("c-1", requests[0].delivery.fingerprint, 11, None),
+        ("c-2", requests[1].delivery.fingerprint, 12, "version_conflict"),
     ]
 
 
@@ -214,7 +214,7 @@ def test_what_leaves_no_trace_is_written_down_under_its_delivery_tag() -> None:
 
 
 def refusal(of: Request, code_: str = "version_conflict", version: int | None = 1) -> Verdict:
-    return Verdict(of.command_id, of.digest, 900, code_, "said before", version)
+    return Verdict(of.delivery.fingerprint, 900, code_, "said before", version)
 
 
 def test_a_recorded_command_is_a_duplicate_before_any_verdict() -> None:
@@ -251,7 +251,7 @@ def test_a_message_that_was_not_delivered_before_is_judged_afresh() -> None:
 
 def test_a_recalled_nothing_to_change_is_unchanged_again() -> None:
     sent = update("c-2", redelivered=True, name="first")
-    kept = Verdict(sent.command_id, sent.digest, 900)
+    kept = Verdict(sent.delivery.fingerprint, 900)
     outcome = fold(known(3, name="later"), (kept,)).judge(sent)
     assert (outcome.status, outcome.version, outcome.event) == ("unchanged", 3, None)
 

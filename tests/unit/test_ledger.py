@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from service.bootstrap import wire
 from service.codec import Delivery, Request
 from service.documents import Fence, Trial, Verdict
@@ -21,8 +23,13 @@ def asked(id_: str = "c-1", redelivered: bool = True, tag: int = 1, **fields: An
     return request(body, "outplan_update", message_id=id_, redelivered=redelivered, tag=tag)
 
 
+def sent_again(**properties: Any) -> Request:
+    body = {"id": ID, "name": "x"}
+    return request(body, "outplan_update", message_id="c-1", redelivered=True, tag=1, **properties)
+
+
 def verdict(of: Request, tag: int = 1, code: str = "not_found") -> Verdict:
-    return Verdict(of.command_id, of.digest, tag, code, "because")
+    return Verdict(of.delivery.fingerprint, tag, code, "because")
 
 
 def ledger(*verdicts: Verdict, window: int = 3) -> Ledger:
@@ -44,26 +51,35 @@ def committed(book: Ledger, batch: Sequence[Delivery], *judged: Verdict) -> tupl
 
 def test_a_redelivered_command_has_its_verdict_back() -> None:
     kept = verdict(asked())
-    assert ledger(kept).recall(asked()) is kept
+    assert ledger(kept).recall(asked().delivery) is kept
 
 
 def test_a_new_message_is_judged_afresh_whatever_was_said_before() -> None:
-    assert ledger(verdict(asked())).recall(asked(redelivered=False)) is None
+    assert ledger(verdict(asked())).recall(asked(redelivered=False).delivery) is None
 
 
 def test_other_content_under_the_same_message_id_is_another_command() -> None:
-    assert ledger(verdict(asked())).recall(asked(name="y")) is None
+    assert ledger(verdict(asked())).recall(asked(name="y").delivery) is None
 
 
 def test_the_same_content_under_another_message_id_is_another_command() -> None:
-    assert ledger(verdict(asked())).recall(asked("c-2")) is None
+    assert ledger(verdict(asked())).recall(asked("c-2").delivery) is None
+
+
+@pytest.mark.parametrize(
+    "told_by", [{"correlation_id": "2"}, {"reply_to": "another"}, {"timestamp": 2}]
+)
+def test_the_same_command_sent_again_is_another_message(told_by: dict[str, Any]) -> None:
+    """It is judged afresh, as the contract says, also when both come back."""
+    assert ledger(verdict(asked())).recall(sent_again(**told_by).delivery) is None
+    assert ledger(verdict(asked())).recall(sent_again().delivery) is not None
 
 
 def test_a_verdict_of_this_very_session_is_not_recalled() -> None:
     """What this session has judged comes back to the next one only."""
     book = ledger()
     committed(book, at(1), verdict(asked(), tag=1))
-    assert book.recall(asked()) is None
+    assert book.recall(asked().delivery) is None
 
 
 # --- what is kept ------------------------------------------------------------------------------
@@ -111,14 +127,14 @@ def test_inherited_verdicts_are_kept_as_long_as_messages_come_back() -> None:
     book = ledger(one, two)
     assert committed(book, at(1, redelivered=True)) == (one, two)
     assert committed(book, at(500, redelivered=True)) == (one, two)
-    assert book.recall(asked("c-2")) is two
+    assert book.recall(asked("c-2").delivery) is two
 
 
 def test_inherited_verdicts_are_dropped_at_the_first_new_message() -> None:
     inherited = verdict(asked(), tag=900)
     book = ledger(inherited)
     assert committed(book, [*at(1, redelivered=True), *at(2)]) == ()
-    assert book.recall(asked()) is None
+    assert book.recall(asked().delivery) is None
 
 
 def test_inherited_verdicts_are_kept_while_a_batch_may_still_be_retried() -> None:
@@ -126,9 +142,9 @@ def test_inherited_verdicts_are_kept_while_a_batch_may_still_be_retried() -> Non
     book = ledger(inherited)
     for _ in range(3):
         assert book.fence(at(1), []).verdicts == ()
-        assert book.recall(asked()) is inherited, "only keep changes it"
+        assert book.recall(asked().delivery) is inherited, "only keep changes it"
     book.keep(book.fence(at(1), []))
-    assert book.recall(asked()) is None
+    assert book.recall(asked().delivery) is None
 
 
 def test_an_inherited_tag_is_another_sessions_and_is_not_compared() -> None:
@@ -158,7 +174,7 @@ def test_a_command_sent_anew_is_not_given_the_verdict_of_two_sessions_ago() -> N
     left = committed(third, at(5))  # it goes on with new messages; the first sending is long acked
     left = committed(third, at(50))
     # Now the sender sends it again, as section 2 lets it; the worker dies before it is judged.
-    assert ledger(*left).recall(asked(redelivered=True)) is None
+    assert ledger(*left).recall(asked(redelivered=True).delivery) is None
 
 
 # --- an attempt whose end is unknown -----------------------------------------------------------
@@ -172,22 +188,22 @@ def landed(book: Ledger, *judged: Verdict) -> Fence:
 def test_what_has_landed_is_recalled_for_the_very_delivery() -> None:
     book, kept = ledger(), verdict(asked(), tag=1)
     book.learn(landed(book, kept))
-    assert book.recall(asked(redelivered=False, tag=1)) == kept
-    assert book.recall(asked(redelivered=False, tag=2)) is None, "another copy"
-    assert book.recall(asked(name="y", redelivered=False, tag=1)) is None, "other content"
+    assert book.recall(asked(redelivered=False, tag=1).delivery) == kept
+    assert book.recall(asked(redelivered=False, tag=2).delivery) is None, "another copy"
+    assert book.recall(asked(name="y", redelivered=False, tag=1).delivery) is None, "other content"
 
 
 def test_what_has_not_landed_is_judged_afresh() -> None:
     book = ledger()
     book.learn(book.current)
-    assert book.recall(asked(redelivered=False)) is None
+    assert book.recall(asked(redelivered=False).delivery) is None
 
 
 def test_what_has_landed_is_forgotten_at_the_next_commit() -> None:
     book, kept = ledger(), verdict(asked(), tag=1)
     book.learn(landed(book, kept))
     assert committed(book, at(1), kept) == (kept,)
-    assert book.recall(asked(redelivered=False, tag=1)) is None
+    assert book.recall(asked(redelivered=False, tag=1).delivery) is None
 
 
 def test_what_has_landed_of_an_inherited_verdict_is_recalled_too() -> None:
@@ -195,7 +211,7 @@ def test_what_has_landed_of_an_inherited_verdict_is_recalled_too() -> None:
     book = ledger(old)
     again = replace(old, tag=1)
     book.learn(book.fence(at(1, redelivered=True), [again]))
-    assert book.recall(asked(tag=1)) == again
+    assert book.recall(asked(tag=1).delivery) == again
     assert committed(book, at(1, redelivered=True), again) == (again,)
 
 
@@ -245,5 +261,5 @@ def test_an_acquittal_leaves_the_verdicts_alone() -> None:
     book = ledger(inherited)
     committed(book, at(1, redelivered=True), own)
     book.acquit()
-    assert book.recall(asked("c-1")) is inherited
+    assert book.recall(asked("c-1").delivery) is inherited
     assert book.current.verdicts == (inherited, own)
