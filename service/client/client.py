@@ -1,7 +1,7 @@
 """The client that publishers use: commands out, verdicts back."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -151,7 +151,7 @@ class OutplanClient:
         *,
         in_flight: int = 500,
         progress: Callable[[Progress], None] | None = None,
-    ) -> AsyncIterator[Verdict[Result]]:
+    ) -> AsyncGenerator[Verdict[Result]]:
         """Ask for each of many, ``in_flight`` at a time; their verdicts, in the order given.
 
         What is given in turn for one outplan is sent in turn. Memory does not grow with their

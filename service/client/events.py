@@ -86,12 +86,12 @@ class Events:
 
     async def __anext__(self) -> Item:
         while not self._ready:
-            await self._settle()
+            await self.settle()
             await self._take()
         return self._ready.popleft()
 
-    async def _settle(self) -> None:
-        """Acknowledge what the loop has done with."""
+    async def settle(self) -> None:
+        """Acknowledge what the loop was given last, as taking the next would: for a loop's end."""
         message, self._unacked = self._unacked, None
         if message is not None and self._arrivals is not None:
             # Shielded: whoever gives up waiting for the next has still done with this one.
@@ -229,7 +229,7 @@ class _Arrivals:
 
 def _read(message: DeliveredMessage, versions: Versions) -> list[Item]:
     try:
-        event = Event.model_validate_json(message.body)
+        event = Event.read(message.body)
     except ValueError as error:
         return [Unreadable(message.routing_key or "", message.body, str(error))]
     return list(versions.judge(event))

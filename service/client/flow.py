@@ -1,7 +1,14 @@
 """Many commands at a time, in bounded memory, their verdicts in the order given."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -57,7 +64,7 @@ async def flow(
     ask: Callable[[Request], Awaitable[ResultT]],
     in_flight: int,
     progress: Callable[[Progress], None] | None,
-) -> AsyncIterator[Verdict[ResultT]]:
+) -> AsyncGenerator[Verdict[ResultT]]:
     """Ask for each; what ``ask`` raises beside a verdict ends the flow. ValueError below 1."""
     if in_flight < 1:
         raise ValueError("in_flight is at least 1")

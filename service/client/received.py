@@ -6,9 +6,9 @@ outplan is an ordinary one.
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, PrivateAttr
 
 from service import messages
 from service.fields import NEVER, Timestamp, refuse_null
@@ -58,12 +58,25 @@ class Outplan(messages.Outplan):
 
 
 class Event(messages.Event):
-    """An event as received; ``at`` is its time as an aware datetime."""
+    """An event as received: ``at`` is its time as an aware datetime, ``raw`` its bytes."""
 
     model_config = ConfigDict(extra="ignore")
 
     time: AnyTime
     data: Outplan
+    _raw: bytes = PrivateAttr(b"")
+
+    @classmethod
+    def read(cls, body: bytes) -> Self:
+        """Read a message's body. ValueError for what is no event."""
+        event = cls.model_validate_json(body)
+        event._raw = body
+        return event
+
+    @property
+    def raw(self) -> bytes:
+        """As published, with whatever this version of the client does not know."""
+        return self._raw
 
     @property
     def at(self) -> datetime | None:

@@ -62,8 +62,7 @@ class Request:
     message_id: str = field(default_factory=new_id)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.message_id.encode()) <= MAX_MESSAGE_ID_BYTES:
-            raise ValueError(f"a message_id has 1 to {MAX_MESSAGE_ID_BYTES} bytes")
+        usable_id(self.message_id)
 
     @classmethod
     def create(cls, *, message_id: str | None = None, **fields: Unpack[CreateFields]) -> Self:
@@ -96,7 +95,7 @@ class Request:
 
     @classmethod
     def _of(cls, name: CommandName, fields: Mapping[str, Any], message_id: str | None) -> Self:
-        return cls(name, fields, new_id() if message_id is None else message_id)
+        return cls(name, fields, usable_id(message_id))
 
     @property
     def outplan_id(self) -> str | None:
@@ -127,6 +126,14 @@ class Request:
     def _invalid(self, errors: tuple[ProblemError, ...]) -> InvalidCommand:
         detail = "found before it was sent; errors lists the broken rules with JSON Pointers"
         return InvalidCommand(Problem.of("invalid_command", detail, self.message_id, errors=errors))
+
+
+def usable_id(message_id: str | None) -> str:
+    """The message_id, or a new one. ValueError for one that the protocol does not carry."""
+    id_ = new_id() if message_id is None else message_id
+    if not 0 < len(id_.encode()) <= MAX_MESSAGE_ID_BYTES:
+        raise ValueError(f"a message_id has 1 to {MAX_MESSAGE_ID_BYTES} bytes of UTF-8")
+    return id_
 
 
 def _plain(value: object) -> object:

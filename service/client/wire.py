@@ -81,9 +81,7 @@ class Wire:
 @asynccontextmanager
 async def connected(url: str, purpose: str) -> AsyncIterator[Wire]:
     """Connect; close with the block. Raises Trouble (try again) or Refused."""
-    target = URL(url)
-    if "heartbeat" not in target.query:
-        target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
+    target = _target(url)
     with translated(), _opening(target.path):
         connection = await aio_pika.connect(
             target,
@@ -97,6 +95,18 @@ async def connected(url: str, purpose: str) -> AsyncIterator[Wire]:
         with suppress(ClientError), translated():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
+
+
+def _target(url: str) -> URL:
+    """The address with a heartbeat. Raises Refused for what is none, without quoting it."""
+    target = URL()
+    with suppress(ValueError):
+        target = URL(url)
+    if target.scheme not in ("amqp", "amqps") or not target.host:
+        raise Refused("an address should be amqp://user:password@host:port/vhost, escaped")
+    if "heartbeat" in target.query:
+        return target
+    return target.update_query(heartbeat=_HEARTBEAT_SECONDS)
 
 
 @contextmanager

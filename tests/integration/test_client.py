@@ -28,6 +28,7 @@ from service.client import (
     UnknownCommand,
     Unreachable,
     VersionConflict,
+    events,
 )
 from service.messages import Address, CommandName
 from tests.integration.outside import CUSTOMER, Outside
@@ -221,6 +222,18 @@ async def test_wrong_credentials_are_said_at_once(place: Place, outside: Outside
             pass
 
 
+@pytest.mark.parametrize(
+    "url", ["", "localhost", "http://localhost/", "amqp://", "amqp://h:99999/"]
+)
+async def test_what_is_no_address_is_said_at_once(url: str) -> None:
+    with pytest.raises(Refused, match="address should be"):
+        async with OutplanClient(url, timeout=60):
+            pass
+    with pytest.raises(Refused, match="address should be"):
+        async with events(url):
+            pass
+
+
 async def test_a_virtual_host_that_is_not_there_is_said_to_be_that(
     place: Place, outside: Outside
 ) -> None:
@@ -290,7 +303,8 @@ async def test_memory_stays_flat_however_many_are_sent(place: Place) -> None:
 
     assert taken == MANY
     assert most <= 102  # in flight, one that waits for a place, and the one that is taken
-    assert objects[1] - objects[0] < MANY / 4  # what grows has an object a command
+    # What grows has an object a command; what is in flight makes for some 1,500 more or less.
+    assert objects[1] - objects[0] < MANY / 2
 
 
 async def test_a_flow_that_is_left_early_leaves_nothing_running(client: OutplanClient) -> None:
@@ -303,7 +317,7 @@ async def test_a_flow_that_is_left_early_leaves_nothing_running(client: OutplanC
     async for verdict in flow:
         assert verdict.status == "accepted"
         break
-    await flow.aclose()  # type: ignore[attr-defined] # an async generator's
+    await flow.aclose()
     await client.delete(verdict.result.outplan.id)  # type: ignore[union-attr]
     assert {t for t in asyncio.all_tasks() - before if "flow" in repr(t)} == set()
 

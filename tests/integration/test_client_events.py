@@ -136,6 +136,28 @@ async def test_only_what_was_asked_for_is_heard(
     assert [first, second] == heard
 
 
+async def test_a_loop_that_ends_may_settle_what_it_was_given_last(
+    place: Place, outside: Outside, queue: str
+) -> None:
+    for expected in (1, 2):
+        async with events(place.amqp_url, prefix=place.prefix, queue=queue) as stream:
+            if expected == 1:
+                await publish(outside, *map(an_event, [1, 2]))
+            [event] = await following(stream)
+            assert event.version == expected
+            await stream.settle()
+
+
+async def test_an_event_has_its_bytes_with_all_that_is_unknown_here(
+    place: Place, outside: Outside
+) -> None:
+    body = json.dumps({**an_event(1), "colour": "green"}).encode()
+    async with events(place.amqp_url, prefix=place.prefix) as stream:
+        await publish(outside, body)
+        [event] = await following(stream)
+    assert event.raw == body
+
+
 async def test_repeats_are_dropped_and_a_gap_is_told(place: Place, outside: Outside) -> None:
     async with events(place.amqp_url, prefix=place.prefix) as stream:
         await publish(outside, *map(an_event, [1, 2, 1, 2, 5, 3, 6]))
