@@ -7,7 +7,7 @@ def demo() -> None:
     """Show what becomes of five commands, on servers and a worker of the demo's own."""
     # No other command has need of these modules, nor of the extra that they come with.
     from service.testing.demo import DemoFailed, play  # noqa: PLC0415
-    from service.testing.sandbox import WorkerFailed  # noqa: PLC0415
+    from service.testing.place import WorkerFailed  # noqa: PLC0415
     from service.testing.servers import ServersUnavailable  # noqa: PLC0415
 
     try:
@@ -18,7 +18,8 @@ def demo() -> None:
 
 def sandbox() -> None:
     """Keep servers and a worker of the sandbox's own up, to try out, until Ctrl-C."""
-    from service.testing.sandbox import WorkerFailed, stay  # noqa: PLC0415
+    from service.testing.place import WorkerFailed  # noqa: PLC0415
+    from service.testing.sandbox import stay  # noqa: PLC0415
     from service.testing.servers import ServersUnavailable  # noqa: PLC0415
 
     try:

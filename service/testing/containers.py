@@ -13,7 +13,7 @@ from docker.errors import APIError, DockerException  # type: ignore[import-untyp
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from service.testing.processes import SPIN, reserved_ports, start_together
+from service.testing.processes import SPIN, enabled_plugins, reserved_ports, start_together
 from service.testing.servers import (
     OwnMongo,
     OwnRabbit,
@@ -27,6 +27,7 @@ RABBITMQ_IMAGE_VARIABLE = "OUTPLAN_TEST_RABBITMQ_IMAGE"
 MONGO_IMAGE_VARIABLE = "OUTPLAN_TEST_MONGO_IMAGE"
 
 _AMQP_PORT = 5672
+_MANAGEMENT_PORT = 15672
 _STOP_SECONDS = 30
 _KILLED = 137  # the exit code of what SIGKILL ended
 # Requests' errors, which the Docker client lets through, are OSErrors.
@@ -34,11 +35,12 @@ _DOCKER_ERRORS = (DockerException, OSError)
 
 
 @contextmanager
-def container_servers() -> Iterator[Servers]:
+def container_servers(*, management_port: int | None = None) -> Iterator[Servers]:
     """Start both servers in containers, published on free ports of 127.0.0.1 alone.
 
-    Raises `ServersUnavailable` when no Docker daemon answers, and `ServerFailed` when one does
-    and the containers don't start.
+    With ``management_port`` RabbitMQ has its management plugin, published there. Raises
+    `ServersUnavailable` when no Docker daemon answers, and `ServerFailed` when one does and the
+    containers don't start.
     """
     _require_docker()
     session = token_hex(4)
@@ -47,7 +49,7 @@ def container_servers() -> Iterator[Servers]:
         # A container that was killed with its parent's session would otherwise run for ever.
         stack.enter_context(last_will("docker", "rm", "--force", "--volumes", *names))
         amqp, mongo = stack.enter_context(reserved_ports(2))
-        rabbitmq_container = _rabbitmq_container(names[0], amqp)
+        rabbitmq_container = _rabbitmq_container(names[0], amqp, management_port)
         mongo_container = _mongo_container(names[1], mongo)
         for container in (rabbitmq_container, mongo_container):
             stack.enter_context(closing(container.get_docker_client().client))
@@ -91,13 +93,14 @@ def _rabbitmq(container: DockerContainer, port: int) -> OwnRabbit:
     return OwnRabbit(port, Container(container, ["rabbitmqctl", "stop"]), ctl)
 
 
-def _rabbitmq_container(name: str, port: int) -> DockerContainer:
+def _rabbitmq_container(name: str, port: int, management_port: int | None) -> DockerContainer:
     image = os.environ.get(RABBITMQ_IMAGE_VARIABLE, "rabbitmq:4-management")
     container = _container(image, name)
     container.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", SPIN)
-    container.with_copy_into_container(
-        b"[rabbitmq_consistent_hash_exchange].", "/etc/rabbitmq/enabled_plugins"
-    )
+    plugins = enabled_plugins(management=management_port is not None)
+    container.with_copy_into_container(plugins.encode(), "/etc/rabbitmq/enabled_plugins")
+    if management_port is not None:
+        _published(container, _MANAGEMENT_PORT, management_port)
     return _published(container, _AMQP_PORT, port)
 
 

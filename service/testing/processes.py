@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -40,10 +40,14 @@ listeners.tcp.1 = 127.0.0.1:{port}
 vm_memory_high_watermark.absolute = 2GB
 disk_free_limit.absolute = 50MB
 """
+_MANAGEMENT_CONF = """\
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {port}
+"""
 
 _MONGOD_OPTIONS = (
     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--replSet", "rs0"),
-    *("--wiredTigerCacheSizeGB", "0.5", "--oplogSize", "256"),
+    *("--oplogSize", "256"),
     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
 )
 
@@ -68,10 +72,11 @@ class Programs:
 
 
 @contextmanager
-def process_servers() -> Iterator[Servers]:
+def process_servers(*, management_port: int | None = None) -> Iterator[Servers]:
     """Start both servers as child processes on free ports of 127.0.0.1.
 
-    Raises `ServersUnavailable` with what is missing.
+    With ``management_port`` RabbitMQ has its management plugin, which serves HTTP there. Raises
+    `ServersUnavailable` with what is missing.
     """
     programs = find_programs()
     folder = Path(tempfile.gettempdir(), f"outplan-servers-{token_hex(8)}")
@@ -79,7 +84,10 @@ def process_servers() -> Iterator[Servers]:
         will = stack.enter_context(last_will("rm", "-rf", str(folder)))
         folder.mkdir(mode=0o700)
         amqp, distribution, names, mongo = stack.enter_context(reserved_ports(4))
-        rabbitmq = _rabbitmq(programs, folder / "rabbitmq", (amqp, distribution, names), will)
+        home = folder / "rabbitmq"
+        home.mkdir()
+        configure(home, amqp, management_port)
+        rabbitmq = _rabbitmq(programs, home, (amqp, distribution, names), will)
         mongodb = _mongodb(programs, folder / "mongodb", mongo, will)
         stack.callback(mongodb.kill)
         stack.callback(rabbitmq.kill)
@@ -121,47 +129,99 @@ def _make_executable(program: Path) -> None:
 
 
 def _mongodb(programs: Programs, folder: Path, port: int, will: int) -> OwnMongo:
+    return OwnMongo(port, mongod_group(programs, folder, port, will))
+
+
+def mongod_group(
+    programs: Programs, folder: Path, port: int, will: int, cache_gigabytes: float = 0.5
+) -> ProcessGroup:
+    """Prepare a mongod of a replica set rs0 with its files in `folder`, which it makes."""
     data = folder / "data"
     data.mkdir(parents=True)
-    command = [programs.mongod, "--port", str(port), "--dbpath", str(data), *_MONGOD_OPTIONS]
-    return OwnMongo(port, ProcessGroup([command], _environment(folder), folder, will))
+    own = ["--port", str(port), "--dbpath", str(data)]
+    cache = ["--wiredTigerCacheSizeGB", str(cache_gigabytes)]
+    command = [programs.mongod, *own, *_MONGOD_OPTIONS, *cache]
+    return ProcessGroup([command], _environment(folder), folder, will)
 
 
 def _rabbitmq(
     programs: Programs, folder: Path, ports: tuple[int, int, int], will: int
 ) -> OwnRabbit:
     amqp, distribution, names = ports
-    folder.mkdir()
-    (folder / "rabbitmq.conf").write_text(_RABBITMQ_CONF.format(port=amqp))
-    (folder / "enabled_plugins").write_text("[rabbitmq_consistent_hash_exchange].")
-    environment = _rabbitmq_environment(folder, distribution, names)
-    epmd = [programs.epmd, "-address", "127.0.0.1", "-port", str(names)]
-    group = ProcessGroup([epmd, [programs.rabbitmq_server]], environment, folder, will)
+    environment = node_environment(folder, _NODE, distribution, names)
+    group = ProcessGroup(
+        [epmd(programs, names), [programs.rabbitmq_server]], environment, folder, will
+    )
+    return OwnRabbit(amqp, group, rabbitmqctl(programs, _NODE, environment))
+
+
+def epmd(programs: Programs, port: int) -> list[str]:
+    """Return the command for the server in which Erlang's nodes look each other's ports up."""
+    return [programs.epmd, "-address", "127.0.0.1", "-port", str(port)]
+
+
+def rabbitmqctl(
+    programs: Programs, node: str, environment: Mapping[str, str]
+) -> Callable[[Sequence[str]], str]:
+    """Return what runs rabbitmqctl on `node`, in the node's own environment."""
 
     def ctl(arguments: Sequence[str]) -> str:
-        return _run([programs.rabbitmqctl, "-n", _NODE, "-q", *arguments], environment)
+        return _run([programs.rabbitmqctl, "-n", node, "-q", *arguments], environment)
 
-    return OwnRabbit(amqp, group, ctl)
+    return ctl
 
 
-def _rabbitmq_environment(folder: Path, distribution: int, names: int) -> dict[str, str]:
-    """Name every path that would otherwise be one in /etc or /var, and shared."""
-    return _environment(folder) | {
+def enabled_plugins(*, management: bool) -> str:
+    """Return what RabbitMQ's file of that name says."""
+    plugins = ["rabbitmq_consistent_hash_exchange", *(["rabbitmq_management"] * management)]
+    return f"[{','.join(plugins)}]."
+
+
+def rabbitmq_conf(port: int) -> str:
+    """Return a rabbitmq.conf that listens on `port` of 127.0.0.1 alone."""
+    return _RABBITMQ_CONF.format(port=port)
+
+
+def configure(folder: Path, port: int, management_port: int | None = None, more: str = "") -> None:
+    """Write a RabbitMQ's settings to `folder`, with `more` lines of rabbitmq.conf."""
+    managed = management_port is not None
+    management = _MANAGEMENT_CONF.format(port=management_port) if managed else ""
+    (folder / "rabbitmq.conf").write_text(rabbitmq_conf(port) + management + more)
+    (folder / "enabled_plugins").write_text(enabled_plugins(management=managed))
+
+
+def node_environment(folder: Path, node: str, distribution: int, names: int) -> dict[str, str]:
+    """Return the environment of a RabbitMQ node with its files in `folder`, and of its tools.
+
+    ``distribution`` is the node's port for Erlang's own protocol, ``names`` its epmd's. Every
+    path is named that would otherwise be one in /etc or /var, and shared.
+    """
+    return (
+        _environment(folder)
+        | network_environment(distribution, names)
+        | {
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(folder / "conf.d"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_NODENAME": node,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": SPIN,
+            # The script then becomes the Erlang VM instead of its parent: signals go to the VM.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+    )
+
+
+def network_environment(distribution: int, names: int) -> dict[str, str]:
+    """Keep Erlang's own protocol on 127.0.0.1, on the ports of the node and of its epmd."""
+    return {
         "ERL_EPMD_PORT": str(names),
         "ERL_FLAGS": _LOCAL_ERLANG,
-        "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
-        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
-        "RABBITMQ_CONFIG_FILES": str(folder / "conf.d"),
-        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
         "RABBITMQ_DIST_PORT": str(distribution),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-        "RABBITMQ_LOGS": "-",
-        "RABBITMQ_LOG_BASE": str(folder / "log"),
-        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-        "RABBITMQ_NODENAME": _NODE,
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": SPIN,
-        # The script then becomes the Erlang VM instead of its parent: signals go to the VM.
-        "RUNNING_UNDER_SYSTEMD": "true",
     }
 
 

@@ -6,23 +6,18 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
-from typing import Any
 
-import aio_pika
-from pymongo import AsyncMongoClient
-
-from service.settings import ENV_PREFIX
+from service.testing.place import WORKER, WorkerFailed, clear, environment
 from service.testing.processes import reserved_ports
 from service.testing.servers import Servers, start_servers
 from service.testing.warden import ProcessGroup, last_will
-from service.topology import topology
 
 _READY_SECONDS = 60.0
 
@@ -30,10 +25,6 @@ _CREATE = (
     '{"customer_id": "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11", "name": "my first outplan", '
     '"source": {"type": "tel", "target": "+15559876543"}, "max_try_count_0": 3}'
 )
-
-
-class WorkerFailed(Exception):
-    """Raised when the worker ends, or doesn't when it should. The text has its log's end."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ def _running() -> Iterator[tuple[Sandbox, ProcessGroup]]:
         (port,) = stack.enter_context(reserved_ports(1))
         box = Sandbox(servers, prefix, port, folder)
         if given:  # servers that somebody else runs are left as they were
-            stack.callback(lambda: asyncio.run(_clear(box)))
+            stack.callback(lambda: asyncio.run(clear(box)))
         will = stack.enter_context(last_will("rm", "-rf", str(folder)))
         folder.mkdir(mode=0o700)
         yield box, stack.enter_context(_running_worker(box, will))
@@ -108,8 +99,7 @@ def _running() -> Iterator[tuple[Sandbox, ProcessGroup]]:
 
 @contextmanager
 def _running_worker(box: Sandbox, will: int) -> Iterator[ProcessGroup]:
-    command = [sys.executable, "-m", "service", "run"]
-    worker = ProcessGroup([command], _environment(box), box.folder, will)
+    worker = ProcessGroup([WORKER], environment(box, box.http_port), box.folder, will)
     try:
         worker.launch()
         _await_ready(worker, box.http_port)
@@ -125,20 +115,6 @@ def _running_worker(box: Sandbox, will: int) -> Iterator[ProcessGroup]:
 def _stop(worker: ProcessGroup) -> None:
     if not worker.terminate():
         raise WorkerFailed(f"the worker did not drain. Its log ends:\n{worker.log()}")
-
-
-def _environment(box: Sandbox) -> Mapping[str, str]:
-    settings = {
-        "AMQP_URL": box.amqp_url,
-        "MONGO_URL": box.mongo_url,
-        "MONGO_DATABASE": box.database,
-        "PREFIX": box.prefix,
-        "HTTP_PORT": str(box.http_port),
-    }
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)},
-        **{ENV_PREFIX + name: value for name, value in settings.items()},
-    }
 
 
 def _await_ready(worker: ProcessGroup, http_port: int) -> None:
@@ -157,18 +133,6 @@ def _is_ready(http_port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-async def _clear(box: Sandbox) -> None:
-    layout = topology(box.prefix)
-    async with await aio_pika.connect(box.amqp_url) as connection:
-        channel = await connection.channel()
-        for queue in layout.queues:
-            await channel.queue_delete(queue.name)
-        for exchange in layout.exchanges:
-            await channel.exchange_delete(exchange.name)
-    async with AsyncMongoClient[dict[str, Any]](box.mongo_url) as mongo:
-        await mongo.drop_database(box.database)
 
 
 def _instructions(box: Sandbox) -> str:

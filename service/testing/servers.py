@@ -9,21 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, Protocol
 
 import aio_pika
 from aiormq.exceptions import AMQPError
 from pymongo import MongoClient
 from pymongo.errors import NotPrimaryError, PyMongoError
 
-Mode = Literal["auto", "urls", "docker", "processes"]
+Mode = Literal["auto", "own", "urls", "docker", "processes"]
 
 MODE_VARIABLE = "OUTPLAN_TEST_SERVERS"
 AMQP_VARIABLE = "OUTPLAN_TEST_AMQP_URL"
 MONGO_VARIABLE = "OUTPLAN_TEST_MONGO_URL"
 
 _START_SECONDS = 90.0
-_NOT_YET = (OSError, AMQPError, PyMongoError)
+NOT_YET = (OSError, AMQPError, PyMongoError)
 
 _NOTHING = (
     "no RabbitMQ and MongoDB to test with. Mend one of these, or set "
@@ -98,16 +98,24 @@ def start_servers(mode: Mode = "auto") -> Iterator[Servers]:
     """Find or start RabbitMQ and MongoDB, ready to use, and end what was started.
 
     ``auto`` is what OUTPLAN_TEST_SERVERS says, else the first that can be had of: URLs in the
-    environment, Docker, child processes. Raises `ServersUnavailable`.
+    environment, Docker, child processes. ``own`` is the same without the URLs, for servers that
+    can be stopped. Raises `ServersUnavailable`.
     """
     with ExitStack() as stack:
-        wanted = os.environ.get(MODE_VARIABLE, mode) if mode == "auto" else mode
-        yield _first(stack) if wanted == "auto" else _open(stack, wanted)
+        wanted = _wanted(mode)
+        yield _first_own(stack) if wanted == "own" else _open(stack, wanted)
 
 
-def _first(stack: ExitStack) -> Servers:
-    if os.environ.get(AMQP_VARIABLE) or os.environ.get(MONGO_VARIABLE):
-        return _open(stack, "urls")
+def _wanted(mode: Mode) -> str:
+    said = os.environ.get(MODE_VARIABLE, "auto")
+    wanted = said if mode == "auto" or (mode == "own" and said != "urls") else mode
+    if wanted != "auto":
+        return wanted
+    given = os.environ.get(AMQP_VARIABLE) or os.environ.get(MONGO_VARIABLE)
+    return "urls" if given and mode == "auto" else "own"
+
+
+def _first_own(stack: ExitStack) -> Servers:
     tried = []
     for mode in ("docker", "processes"):
         try:
@@ -121,10 +129,16 @@ def _first(stack: ExitStack) -> Servers:
 
 
 def _open(stack: ExitStack, mode: str) -> Servers:
-    openers = {"urls": _given_servers, "docker": _in_docker, "processes": _as_processes}
+    openers = {"urls": _as_given, "docker": _in_docker, "processes": _as_processes}
     if mode not in openers:
         raise ServersUnavailable(f"{MODE_VARIABLE} is {mode!r}, not auto, {', '.join(openers)}")
     return stack.enter_context(openers[mode]())
+
+
+def _as_given() -> AbstractContextManager[Servers]:
+    from service.testing.given import given_servers  # noqa: PLC0415 - imports this module
+
+    return given_servers()
 
 
 def _in_docker() -> AbstractContextManager[Servers]:
@@ -139,37 +153,6 @@ def _as_processes() -> AbstractContextManager[Servers]:
     from service.testing.processes import process_servers  # noqa: PLC0415 - imports this module
 
     return process_servers()
-
-
-@contextmanager
-def _given_servers() -> Iterator[Servers]:
-    missing = [name for name in (AMQP_VARIABLE, MONGO_VARIABLE) if not os.environ.get(name)]
-    if missing:
-        both = f"{AMQP_VARIABLE} and {MONGO_VARIABLE} go together"
-        raise ServersUnavailable(f"{' and '.join(missing)} must be set: {both}")
-    rabbitmq = GivenServer("rabbitmq", os.environ[AMQP_VARIABLE], _broker_version)
-    mongodb = GivenServer("mongodb", os.environ[MONGO_VARIABLE], _store_version)
-    yield Servers("urls", rabbitmq, mongodb)
-
-
-class GivenServer:
-    """A `RabbitServer` or `Server` that somebody else runs."""
-
-    def __init__(self, name: str, url: str, version_of: Callable[[str], str]) -> None:
-        self.name = name
-        self.url = url
-        try:
-            self.version = version_of(url)
-        except _NOT_YET as error:
-            raise ServersUnavailable(f"{name} does not answer at the URL given: {error}") from error
-
-    def _refuse(self, *_: str) -> NoReturn:
-        raise NotControllable(
-            f"{self.name} was given by its URL and is not the tests' to control; "
-            f"set {MODE_VARIABLE} to docker or processes for one that is"
-        )
-
-    start = stop = kill = restart = pause = resume = ctl = _refuse
 
 
 class Runner(Protocol):
@@ -235,7 +218,7 @@ class OwnServer:
             # Spares the drivers, and their logs, the attempts before anybody listens.
             socket.create_connection(("127.0.0.1", self._port), timeout=5).close()
             self.version = self._probe()
-        except _NOT_YET as error:
+        except NOT_YET as error:
             self._must(not late, f"is not ready after {_START_SECONDS:.0f} s: {error!r}")
             return False
         return True
@@ -252,7 +235,7 @@ class OwnRabbit(OwnServer):
 
     def __init__(self, port: int, runner: Runner, ctl: Callable[[Sequence[str]], str]) -> None:
         url = f"amqp://guest:guest@127.0.0.1:{port}/"
-        super().__init__(url, port, runner, lambda: _broker_version(url))
+        super().__init__(url, port, runner, lambda: broker_version(url))
         self._ctl = ctl
 
     def ctl(self, *arguments: str) -> str:
@@ -284,7 +267,9 @@ def _primary(port: int) -> str:
     raise NotPrimaryError("no primary yet")
 
 
-def _broker_version(url: str) -> str:
+def broker_version(url: str) -> str:
+    """Shake hands with RabbitMQ: its version. Raises one of `NOT_YET`."""
+
     async def shake_hands() -> str:
         async with await aio_pika.connect(url, timeout=10) as connection:
             transport: Any = connection.transport
@@ -294,6 +279,7 @@ def _broker_version(url: str) -> str:
         return pool.submit(asyncio.run, shake_hands()).result()
 
 
-def _store_version(url: str) -> str:
+def store_version(url: str) -> str:
+    """Ask MongoDB for its version. Raises one of `NOT_YET`."""
     with MongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=10_000) as client:
         return str(client.server_info()["version"])

@@ -20,12 +20,14 @@ def snippets(page: str) -> list[str]:
 
 async def ran(program: str, place: Place) -> str:
     program = program.replace("amqp://guest:guest@localhost:5672/", place.amqp_url)
+    return await ran_python(place, ROOT, "-W", "error", "-c", program)
+
+
+async def ran_python(place: Place, folder: Path, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-W",
-        "error",
-        "-c",
-        program,
+        *arguments,
+        cwd=folder,
         env=place.environment(
             OUTPLAN_TEST_AMQP_URL=place.amqp_url, OUTPLAN_TEST_MONGO_URL=place.mongo_url
         ),
@@ -34,7 +36,7 @@ async def ran(program: str, place: Place) -> str:
     )
     async with asyncio.timeout(60):
         out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
+    assert process.returncode == 0, (out + err).decode()
     return out.decode()
 
 
@@ -52,10 +54,28 @@ async def test_the_first_commands_do_what_the_readme_says(default_place: Place) 
         assert (await worker.logged("rejected"))["code"] == "not_found"
     await clear(default_place)
 
-    assert '"status":"accepted"' in printed
-    assert '"type":"outplan_created"' in printed
+    assert printed == "accepted in version 1\noutplan_created evenings, twice\n"
 
 
-@pytest.mark.parametrize(("page", "n"), [("README.md", 2), ("docs/testing.md", 0)])
-async def test_the_servers_are_had_as_the_pages_say(place: Place, page: str, n: int) -> None:
-    await ran(snippets(page)[n], place)
+async def test_the_servers_are_had_without_pytest_as_the_page_says(place: Place) -> None:
+    (program,) = [it for it in snippets("docs/testing.md") if "def test_" not in it]
+    await ran(program, place)
+
+
+async def test_the_tests_on_the_pages_pass(place: Place, tmp_path: Path) -> None:
+    tests = [
+        it
+        for page in ("README.md", "docs/testing.md")
+        for it in snippets(page)
+        if "def test_" in it
+    ]
+    for number, test in enumerate(tests):
+        (tmp_path / f"test_{number}.py").write_text(test)
+    pytest_ = ["-m", "pytest", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider"]
+    # The servers given here are not to be stopped; in memory there is nothing to be given.
+    own = "outplan_own_servers"
+    on_servers = await ran_python(place, tmp_path, *pytest_, "-m", f"not {own}")
+    in_memory = await ran_python(place, tmp_path, *pytest_, "-m", own, "--outplan-mode=memory")
+
+    assert f"{len(tests) - 1} passed, 1 deselected" in on_servers
+    assert f"1 passed, {len(tests) - 1} deselected" in in_memory

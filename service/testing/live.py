@@ -1,0 +1,227 @@
+"""The harness on real servers: a worker process with a prefix and a database of its own."""
+
+import asyncio
+import json
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final, TypeVar, Unpack
+from uuid import UUID
+
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
+
+from service.client import CommandRejected, Event, Outplan, OutplanClient, Request, Result
+from service.client.requests import Conditions, CreateFields, UpdateFields, usable_id
+from service.documents import state_of
+from service.messages import EventType
+from service.testing.harness import Document, Rejected
+from service.testing.place import Place, clear
+from service.testing.publisher import Publisher, publisher
+from service.testing.rejects import read_rejected
+from service.testing.servers import Servers
+from service.testing.warden import last_will
+from service.testing.witness import Witness, witness
+from service.testing.worker import Worker
+
+T = TypeVar("T")
+
+# A reply may overtake the event or the rejected copy that was sent with it; not by much.
+_BEHIND_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.02
+
+
+class LiveService:
+    """An `OutplanService` that is a worker process at ``place``.
+
+    Its calls raise WorkerFailed, with the end of the worker's log, when that ended by itself.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        place: Place,
+        worker: Worker,
+        client: OutplanClient,
+        publisher: Publisher,
+        witness: Witness,
+        database: AsyncDatabase[dict[str, Any]],
+    ) -> None:
+        self.place = place
+        self._servers = servers
+        self._worker = worker
+        self._client = client
+        self._publisher = publisher
+        self._witness = witness
+        self._database = database
+        self._owed_events: Counter[str] = Counter()
+        self._owed_rejects: set[str] = set()
+        self._broker_stopped = False
+
+    def log(self) -> str:
+        """The end of the worker's log."""
+        return self._worker.log()
+
+    async def publish(
+        self,
+        name: str,
+        body: Mapping[str, Any] | bytes,
+        *,
+        message_id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> str:
+        content = body if isinstance(body, bytes) else json.dumps(body, default=str).encode()
+        id_ = usable_id(message_id)
+        await self._unless_it_dies(self._publisher.publish(name, content, id_, headers or {}))
+        return id_
+
+    async def create(
+        self, *, message_id: str | None = None, **fields: Unpack[CreateFields]
+    ) -> Result:
+        return await self._ask(Request.create(message_id=message_id, **fields))
+
+    async def update(
+        self,
+        outplan_id: str | UUID,
+        /,
+        *,
+        message_id: str | None = None,
+        **fields: Unpack[UpdateFields],
+    ) -> Result:
+        return await self._ask(Request.update(outplan_id, message_id=message_id, **fields))
+
+    async def delete(
+        self,
+        outplan_id: str | UUID,
+        /,
+        *,
+        message_id: str | None = None,
+        **fields: Unpack[Conditions],
+    ) -> Result:
+        return await self._ask(Request.delete(outplan_id, message_id=message_id, **fields))
+
+    async def next_event(
+        self,
+        kind: EventType | None = None,
+        *,
+        outplan_id: str | UUID | None = None,
+        within: float = 10,
+    ) -> Event:
+        arriving = self._witness.arrivals.next(kind, outplan_id, within)
+        return await self._unless_it_dies(arriving)
+
+    async def events(self) -> Sequence[Event]:
+        with suppress(TimeoutError):
+            await self._unless_it_dies(self._witness.until(self._all_seen, _BEHIND_SECONDS))
+        self._owed_events.clear()
+        return tuple(self._witness.arrivals.all)
+
+    async def documents(self) -> Sequence[Document]:
+        self._worker.check()
+        found = await self._database["outplans"].find().sort({"tm_create": 1, "_id": 1}).to_list()
+        states = [state_of(document) for document in found]
+        return tuple(
+            Document(Outplan.model_validate(state.outplan.model_dump()), state.version)
+            for state in states
+        )
+
+    async def rejected(self) -> Sequence[Rejected]:
+        found = await self._unless_it_dies(self._read_rejected())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BEHIND_SECONDS):
+                while self._owed_rejects - {copy.message_id for copy in found}:
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    found = await self._read_rejected()
+        self._owed_rejects.clear()
+        return tuple(found)
+
+    async def kill_worker(self) -> None:
+        await self._worker.kill()
+
+    async def start_worker(self) -> None:
+        await self._worker.start()
+
+    async def pause_worker(self) -> None:
+        await self._worker.pause()
+
+    async def resume_worker(self) -> None:
+        await self._worker.resume()
+
+    async def stop_broker(self) -> None:
+        await asyncio.to_thread(self._servers.rabbitmq.stop)
+        self._broker_stopped = True
+
+    async def start_broker(self) -> None:
+        await asyncio.to_thread(self._servers.rabbitmq.start)
+        self._broker_stopped = False
+
+    async def leave_broker_running(self) -> None:
+        """Start the broker again for whoever comes after, where a test did not."""
+        if self._broker_stopped:
+            await self.start_broker()
+
+    async def _ask(self, request: Request) -> Result:
+        request.encoded()  # What the client refuses itself is never sent, and so never rejected.
+        try:
+            result = await self._unless_it_dies(self._client.ask(request))
+        except CommandRejected:
+            self._owed_rejects.add(request.message_id)
+            raise
+        if result.status == "accepted":
+            self._owed_events[request.message_id] += 1
+        return result
+
+    async def _unless_it_dies(self, call: Coroutine[Any, Any, T]) -> T:
+        """The call's result, or at once the error that says that the worker has died."""
+        calling = asyncio.create_task(call)
+        death = self._worker.death
+        try:
+            either: set[asyncio.Future[Any]] = {calling, death}
+            if not death.done():
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not calling.done():
+                self._worker.check()
+            return await calling
+        finally:
+            calling.cancel()
+
+    async def _read_rejected(self) -> list[Rejected]:
+        return await read_rejected(self.place.amqp_url, self.place.prefix)
+
+    def _all_seen(self) -> bool:
+        return self._owed_events <= self._witness.times_seen
+
+
+@contextmanager
+def _folder(name: str) -> Iterator[tuple[Path, int]]:
+    """A folder, and the will by which it goes when all who hold that are gone."""
+    folder = Path(tempfile.gettempdir(), f"outplan-{name}")
+    with last_will("rm", "-rf", str(folder)) as will:
+        folder.mkdir(mode=0o700)
+        yield folder, will
+
+
+@asynccontextmanager
+async def live_service(servers: Servers) -> AsyncIterator[LiveService]:
+    """A worker of the caller's own on these servers; nothing of it is left when the block ends.
+
+    Raises WorkerFailed when it does not become ready.
+    """
+    name = f"test-{token_hex(6)}"
+    place = Place(servers.rabbitmq.url, servers.mongodb.url, name, name)
+    async with AsyncExitStack() as stack:
+        worker = Worker(place, *stack.enter_context(_folder(name)))
+        stack.push_async_callback(clear, place, [f"{name}.witness"])
+        stack.push_async_callback(worker.kill)
+        await worker.launch()
+        seen = await stack.enter_async_context(witness(place.amqp_url, name))
+        mongo = await stack.enter_async_context(AsyncMongoClient[dict[str, Any]](place.mongo_url))
+        await worker.ready()
+        client = await stack.enter_async_context(OutplanClient(place.amqp_url, prefix=name))
+        raw = await stack.enter_async_context(publisher(place.amqp_url, name))
+        service = LiveService(servers, place, worker, client, raw, seen, mongo[name])
+        stack.push_async_callback(service.leave_broker_running)
+        yield service

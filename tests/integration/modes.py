@@ -1,0 +1,28 @@
+"""The harness on real servers and in memory, and what is asked of both."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from service.testing import Servers
+from service.testing.harness import OutplanService
+from service.testing.live import live_service
+from service.testing.memory import memory_service
+from tests.integration.outside import CUSTOMER, TEL
+
+MODES = ["memory", "servers"]
+
+
+def opened(mode: str, servers: Servers) -> AbstractAsyncContextManager[OutplanService]:
+    return memory_service() if mode == "memory" else live_service(servers)
+
+
+def an_outplan(**fields: Any) -> dict[str, Any]:
+    return {"customer_id": CUSTOMER, "name": "evenings", "source": TEL, **fields}
+
+
+async def versions(service: OutplanService) -> dict[str, list[int]]:
+    """Of each outplan those that were published, each at its first time."""
+    found: dict[str, dict[int, None]] = {}
+    for event in await service.events():
+        found.setdefault(event.data.id, {})[event.version] = None
+    return {id_: list(seen) for id_, seen in found.items()}

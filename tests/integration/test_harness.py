@@ -1,0 +1,242 @@
+"""The harness' contract, on real servers and in memory."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from service.client import (
+    AlreadyExists,
+    CommandRejected,
+    InvalidCommand,
+    MessageIdReused,
+    NotFound,
+    TooLarge,
+    VersionConflict,
+)
+from service.testing import Servers
+from service.testing.harness import OutplanService
+from tests.integration.modes import MODES, an_outplan, opened, versions
+from tests.integration.outside import CUSTOMER
+
+
+@pytest.fixture(scope="module", params=MODES)
+async def service(
+    request: pytest.FixtureRequest, servers: Servers
+) -> AsyncIterator[OutplanService]:
+    """For tests that leave its worker as it is; what they see they find by their own ids."""
+    async with opened(request.param, servers) as found:
+        yield found
+
+
+@pytest.fixture(params=MODES)
+async def fresh(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[OutplanService]:
+    """For tests that do something to the worker, or look at all there is."""
+    async with opened(request.param, servers) as found:
+        yield found
+
+
+# --- commands and their outcomes ---------------------------------------------------------------
+
+
+async def test_an_outplans_life_is_told_step_by_step(service: OutplanService) -> None:
+    created = await service.create(**an_outplan(try_interval=5_000))
+    id_ = created.outplan.id
+    updated = await service.update(UUID(id_), try_interval=6_000, expected_version=1)
+    same = await service.update(id_, try_interval=6_000)
+    deleted = await service.delete(id_, customer_id=CUSTOMER)
+    gone = await service.delete(id_)
+
+    results = [created, updated, same, deleted, gone]
+    assert [(r.status, r.version, r.duplicate) for r in results] == [
+        ("accepted", 1, False), ("accepted", 2, False), ("unchanged", 2, False),
+        ("accepted", 3, False), ("unchanged", 3, False),
+    ]  # fmt: skip
+    assert (updated.outplan.try_interval, deleted.outplan.deleted) == (6_000, True)
+    for result in (created, updated, deleted):
+        event = await service.next_event(outplan_id=id_)
+        assert (event.id, event.version, event.data) == (
+            result.message_id, result.version, result.outplan,
+        )  # fmt: skip
+    [document] = [d for d in await service.documents() if d.outplan.id == id_]
+    assert (document.outplan, document.version) == (deleted.outplan, 3)
+
+
+async def test_a_command_sent_again_is_a_duplicate_and_its_event_a_repeat(
+    service: OutplanService,
+) -> None:
+    id_ = str(uuid4())
+    first = await service.create(**an_outplan(), message_id=id_)
+    again = await service.create(**an_outplan(), message_id=id_)
+
+    assert (first.duplicate, again.duplicate) == (False, True)
+    assert (again.outplan, again.version) == (first.outplan, first.version)
+    original, repeat = [event for event in await service.events() if event.id == id_]
+    assert original == repeat
+    # Who waits for events wants each once.
+    assert await service.next_event(outplan_id=first.outplan.id) == original
+    updated = await service.update(first.outplan.id, name="the next")
+    assert (await service.next_event(outplan_id=first.outplan.id)).id == updated.message_id
+    assert [d.version for d in await service.documents() if d.outplan.id == updated.outplan.id] == [
+        2
+    ]
+
+
+async def test_what_changes_nothing_has_no_event(service: OutplanService) -> None:
+    id_ = (await service.create(**an_outplan(name="as it is"))).outplan.id
+    assert (await service.update(id_, name="as it is")).status == "unchanged"
+    await service.update(id_, name="other")
+    assert (await versions(service))[id_] == [1, 2]
+
+
+async def test_each_rejection_is_an_error_of_its_own(service: OutplanService) -> None:
+    id_ = str(uuid4())
+    await service.create(**an_outplan(id=id_), message_id=f"{id_} first")
+
+    with pytest.raises(NotFound):
+        await service.update(str(uuid4()), name="other")
+    with pytest.raises(NotFound):
+        await service.delete(id_, customer_id=uuid4())
+    with pytest.raises(AlreadyExists):
+        await service.create(**an_outplan(id=id_))
+    with pytest.raises(MessageIdReused):
+        await service.create(**an_outplan(id=id_, name="other"), message_id=f"{id_} first")
+    with pytest.raises(VersionConflict) as conflict:
+        await service.delete(id_, expected_version=7, message_id=f"{id_} stale")
+    assert conflict.value.current_version == 1
+    [copy] = [c for c in await service.rejected() if c.message_id == f"{id_} stale"]
+    assert (copy.name, copy.problem) == ("outplan_delete", conflict.value.problem)
+    assert json.loads(copy.body) == {"id": id_, "expected_version": 7}
+
+
+async def test_what_the_client_refuses_is_never_sent(service: OutplanService) -> None:
+    before = await service.rejected()
+    with pytest.raises(InvalidCommand) as invalid:
+        await service.create(**an_outplan(dial_timeout=30, dial_timout=30_000))
+    with pytest.raises(TooLarge):
+        await service.update(str(uuid4()), detail="\N{BELL}" * 65_535)
+    with pytest.raises(ValueError, match="255 bytes"):
+        await service.delete(str(uuid4()), message_id="x" * 256)
+
+    assert {e.pointer for e in invalid.value.errors} == {"/dial_timeout", "/dial_timout"}
+    await service.create(**an_outplan())
+    assert await service.rejected() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "code"),
+    [
+        ("outplan_create", b"{", "invalid_json"),
+        ("outplan_create", b"[]", "invalid_json"),
+        ("outplan_create", b'{"name": "\xff"}', "invalid_json"),
+        ("outplan_create", {"name": float("nan")}, "invalid_json"),
+        ("outplan_paint", {}, "unknown_command"),
+        ("", {}, "unknown_command"),
+        ("outplan_create", {"name": "only"}, "invalid_command"),
+        ("outplan_update", {"id": str(uuid4())}, "invalid_command"),
+        ("outplan_delete", {"id": uuid4()}, "not_found"),
+        ("outplan_create", b" " * 262_145, "too_large"),
+    ],
+)
+async def test_whatever_is_wrong_lies_among_the_rejected_as_it_was_sent(
+    service: OutplanService,
+    name: str,
+    body: Mapping[str, Any] | bytes,
+    code: str,
+) -> None:
+    sent = await service.publish(name, body, headers={"mine": 1})
+    await service.create(**an_outplan())
+
+    [copy] = [copy for copy in await service.rejected() if copy.message_id == sent]
+    assert (copy.name, copy.problem.code, copy.problem.command_id) == (name, code, sent)
+    assert (
+        copy.body == body
+        if isinstance(body, bytes)
+        else json.loads(copy.body).keys() == body.keys()
+    )
+
+
+# --- events and documents ----------------------------------------------------------------------
+
+
+async def test_each_event_is_the_next_once(service: OutplanService) -> None:
+    one = (await service.create(**an_outplan())).outplan.id
+    other = (await service.create(**an_outplan())).outplan.id
+    await service.update(one, name="later")
+    await service.delete(one)
+
+    deleted = await service.next_event("outplan_deleted", outplan_id=one.upper())
+    created = await service.next_event(outplan_id=UUID(one))
+    updated = await service.next_event(outplan_id=one)
+    assert [e.version for e in (created, updated, deleted)] == [1, 2, 3]
+    assert (updated.changed, updated.data.name) == (("name",), "later")
+    assert (await service.next_event("outplan_created", outplan_id=other)).data.id == other
+    with pytest.raises(TimeoutError, match=rf"no .*{one} within 0\.05 s"):
+        await service.next_event(outplan_id=one, within=0.05)
+
+
+async def test_an_event_that_is_still_to_come_is_awaited(service: OutplanService) -> None:
+    id_ = str(uuid4())
+    waiting = asyncio.create_task(service.next_event(outplan_id=id_))
+    sent = await service.publish("outplan_create", an_outplan(id=id_))
+    assert (await waiting).id == sent
+
+
+async def test_the_documents_are_all_there_are_in_the_order_of_their_making(
+    fresh: OutplanService,
+) -> None:
+    assert (await fresh.documents(), await fresh.events(), await fresh.rejected()) == ((), (), ())
+    made = [await fresh.create(**an_outplan(name=f"outplan {n}")) for n in range(3)]
+    await fresh.delete(made[0].outplan.id)
+
+    found = await fresh.documents()
+    assert [(d.outplan.name, d.version) for d in found] == [
+        ("outplan 0", 2), ("outplan 1", 1), ("outplan 2", 1),
+    ]  # fmt: skip
+    assert [d.outplan.deleted for d in found] == [True, False, False]
+
+
+async def test_commands_take_effect_in_the_order_in_which_they_were_sent(
+    service: OutplanService,
+) -> None:
+    id_ = str(uuid4())
+    sent = [await service.publish("outplan_create", an_outplan(id=id_, name="0"))]
+    for n in range(1, 40):
+        body = {"id": id_, "name": str(n), "expected_version": n}
+        sent.append(await service.publish("outplan_update", body))
+
+    events = [await service.next_event(outplan_id=id_) for _ in sent]
+    assert [(e.id, e.version, e.data.name) for e in events] == [
+        (command, n + 1, str(n)) for n, command in enumerate(sent)
+    ]
+
+
+async def test_calls_may_run_at_the_same_time(service: OutplanService) -> None:
+    id_ = (await service.create(**an_outplan())).outplan.id
+    calls = [service.update(id_, name=f"name {n}", expected_version=1) for n in range(10)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [r for r in results if isinstance(r, CommandRejected)]
+    assert [r.code for r in refused] == ["version_conflict"] * 9
+
+
+async def test_the_rejected_stand_in_the_order_of_their_rejection(
+    service: OutplanService,
+) -> None:
+    """More than 32: of so many RabbitMQ gives back what is given back at once in any order."""
+    before = len(await service.rejected())
+    sent = [await service.publish("outplan_paint", {}) for _ in range(40)]
+    await service.create(**an_outplan())  # It is handled after them all.
+    for _ in range(2):
+        found = await service.rejected()
+        assert [copy.message_id for copy in found[before:]] == sent
+
+
+@pytest.mark.parametrize("message_id", ["", "x" * 256])
+async def test_a_message_id_that_cannot_be_sent_is_refused(
+    service: OutplanService, message_id: str
+) -> None:
+    with pytest.raises(ValueError, match="255 bytes"):
+        await service.publish("outplan_delete", {"id": str(uuid4())}, message_id=message_id)

@@ -1,0 +1,150 @@
+"""The harness' contract where a worker crashes or hangs, or the broker is away, in both modes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+
+from service.testing import NotControllable, Servers, start_servers
+from service.testing.harness import OutplanService
+from service.testing.live import live_service
+from service.testing.place import WorkerFailed
+from service.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE
+from tests.integration.modes import MODES, an_outplan, opened, versions
+
+
+@pytest.fixture(params=MODES)
+async def service(
+    request: pytest.FixtureRequest, servers: Servers
+) -> AsyncIterator[OutplanService]:
+    async with opened(request.param, servers) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def stoppable(servers: Servers) -> Iterator[Servers]:
+    """Servers that a test may stop."""
+    if servers.mode != "urls":
+        yield servers
+        return
+    with start_servers("own") as own:
+        yield own
+
+
+async def test_a_worker_killed_in_the_middle_of_work_loses_nothing_and_doubles_nothing(
+    service: OutplanService,
+) -> None:
+    ids = [str(uuid4()) for _ in range(4)]
+    for id_ in ids:
+        await service.publish("outplan_create", an_outplan(id=id_, name="0"))
+    for n in range(1, 101):
+        # The second changes nothing: judged again after the third, it would undo that.
+        for name in (f"{n}", f"{n}", f"{n}."):
+            await service.publish("outplan_update", {"id": ids[n % 4], "name": name})
+        if n % 40 == 0:
+            await service.next_event()
+            await service.kill_worker()
+            await service.start_worker()
+    await service.create(**an_outplan(name="the last"))
+
+    documents = {d.outplan.id: d for d in await service.documents() if d.outplan.id in ids}
+    assert sorted(d.outplan.name for d in documents.values()) == ["100.", "97.", "98.", "99."]
+    assert {d.version for d in documents.values()} == {51}
+    published = await versions(service)
+    assert [published[id_] for id_ in ids] == [list(range(1, 52))] * 4
+    assert await service.rejected() == ()
+
+
+async def test_without_a_worker_commands_wait_for_one(service: OutplanService) -> None:
+    await service.kill_worker()
+    asking = asyncio.create_task(service.create(**an_outplan()))
+    with pytest.raises(TimeoutError):
+        await service.next_event(within=0.2)
+    assert not asking.done()
+
+    await service.start_worker()
+    assert (await asking).version == 1
+    assert len(await service.documents()) == 1
+
+
+async def test_a_paused_worker_does_nothing_until_it_is_resumed(service: OutplanService) -> None:
+    await service.pause_worker()
+    sent = await service.publish("outplan_create", an_outplan())
+    with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
+        await service.next_event(within=0.2)
+    assert await service.documents() == ()
+
+    await service.resume_worker()
+    assert (await service.next_event()).id == sent
+
+
+async def test_a_paused_worker_can_be_killed_and_another_started(service: OutplanService) -> None:
+    await service.pause_worker()
+    sent = await service.publish("outplan_create", an_outplan())
+    await service.kill_worker()
+    await service.start_worker()
+    assert (await service.next_event()).id == sent
+
+
+async def test_starting_what_runs_changes_nothing_and_ends_a_pause(service: OutplanService) -> None:
+    await service.start_worker()
+    await service.pause_worker()
+    await service.start_worker()
+    await service.create(**an_outplan())
+
+
+async def test_only_a_worker_that_runs_can_hang(service: OutplanService) -> None:
+    await service.kill_worker()
+    await service.kill_worker()
+    with pytest.raises(WorkerFailed, match="not running"):
+        await service.pause_worker()
+    with pytest.raises(WorkerFailed, match="not running"):
+        await service.resume_worker()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_broker_that_comes_back_has_all_that_it_had(mode: str, stoppable: Servers) -> None:
+    async with opened(mode, stoppable) as service:
+        before = await service.create(**an_outplan())
+        await service.kill_worker()
+        waiting = await service.publish("outplan_create", an_outplan())
+        await service.stop_broker()
+        asking = asyncio.create_task(service.create(**an_outplan()))
+        sending = asyncio.create_task(service.publish("outplan_create", an_outplan()))
+        await asyncio.wait({asking, sending}, timeout=0.2)
+        assert not asking.done()
+        assert not sending.done()
+
+        await service.start_broker()
+        await service.start_worker()
+        accepted = {before.message_id, waiting, (await asking).message_id, await sending}
+        # What was published just before the crash may come again after it.
+        found = {before.message_id}
+        while found < accepted:
+            found.add((await service.next_event()).id)
+        assert found == accepted
+        assert len(await service.documents()) == 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_worker_outlives_its_broker(mode: str, stoppable: Servers) -> None:
+    async with opened(mode, stoppable) as service:
+        await service.stop_broker()
+        await service.start_broker()
+        created = await service.create(**an_outplan())
+        assert (await service.next_event()).id == created.message_id
+
+
+async def test_a_broker_given_by_its_url_is_not_the_tests_to_stop(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AMQP_VARIABLE, servers.rabbitmq.url)
+    monkeypatch.setenv(MONGO_VARIABLE, servers.mongodb.url)
+    with start_servers("urls") as given:
+        async with live_service(given) as service:
+            with pytest.raises(NotControllable):
+                await service.stop_broker()
+            with pytest.raises(NotControllable):
+                await service.start_broker()
+            await service.create(**an_outplan())
