@@ -14,18 +14,23 @@ class Record(NamedTuple):
     digest: str
 
 
+# An outplan's id, and one of its versions.
+Version = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What was judged of a message that left no event; kept until the broker has its ack.
 
-    ``message`` is the delivery's fingerprint.
+    ``message`` is the delivery's fingerprint; ``version`` the one that was judged, where it is
+    told: of what was unchanged, or in conflict.
     """
 
     message: str
     tag: int
     code: str | None = None
     detail: str = ""
-    current_version: int | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,11 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the store knew when the transaction began."""
+    """What the store knew when the transaction began; ``past`` has the versions asked for."""
 
     states: dict[str, State] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
+    past: dict[Version, State] = field(default_factory=dict)
 
 
 def fence_of(document: dict[str, Any]) -> Fence:

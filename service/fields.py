@@ -24,6 +24,8 @@ EMAIL_PATTERN: Final = (
     r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
     r"(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$"
 )
+# 64 before the @ and 255 behind it are the most that mail carries (RFC 5321).
+MAX_EMAIL: Final = 320
 E164_PATTERN: Final = r"^\+[0-9]{7,15}$"
 SIP_PATTERN: Final = r"^[^@]+@[^@]+$"
 POINTER_PATTERN: Final = r"^(/([^~/]|~[01])*)*$"
@@ -85,7 +87,7 @@ AddressType = Literal[
 TARGET_PATTERNS: Final[dict[str, re.Pattern[str]]] = {
     "tel": re.compile(E164_PATTERN.replace("$", r"\Z")),
     "whatsapp": re.compile(E164_PATTERN.replace("$", r"\Z")),
-    "email": re.compile(EMAIL_PATTERN[:-1] + r"\Z"),
+    "email": re.compile(rf"(?=.{{1,{MAX_EMAIL}}}\Z)" + EMAIL_PATTERN[:-1] + r"\Z"),
     "sip": re.compile(SIP_PATTERN.replace("$", r"\Z")),
     "extension": re.compile(r"(?s)^.{1,255}\Z"),
     "line": re.compile(r"(?s)^.{1,255}\Z"),

@@ -44,7 +44,7 @@ _i64: Final = struct.Struct(">q")
 _u64: Final = struct.Struct(">Q")
 
 # Flag bit, name and kind of each property, in the order of the wire.
-_PROPERTIES: Final = (
+PROPERTIES: Final = (
     (0x8000, "content_type", "text"),
     (0x4000, "content_encoding", "text"),
     (0x2000, "table", "table"),
@@ -61,6 +61,7 @@ _PROPERTIES: Final = (
     (0x0004, "cluster_id", "text"),
 )
 _HEADERS_FLAG: Final = 0x2000
+_MAX_NESTED: Final = 4_096
 _FIXED_SIZES: Final = dict.fromkeys("tbB", 1) | dict.fromkeys("su", 2) | dict.fromkeys("Iif", 4) | {
     **dict.fromkeys("lLdT", 8), "D": 5, "V": 0,
 }  # fmt: skip
@@ -104,7 +105,8 @@ class WireProperties:
     def header(self, name: str) -> Any:
         """The value of one header; None where it is absent or has no Python form.
 
-        Each stands alone: one that can't be decoded does not hide the others.
+        Each stands alone: one that can't be decoded does not hide the others. A list or table of
+        more than 4 KiB counts as one that can't.
         """
         wanted = name.encode("utf-8", "surrogateescape")
         if wanted not in self.table:
@@ -112,7 +114,10 @@ class WireProperties:
         try:
             for found, field in _fields(self.table):
                 if found == wanted:
-                    return decode.embedded_value(field[1 + len(found) :])[1]
+                    value = field[1 + len(found) :]
+                    # The library copies what is left of a list or table for each item in it.
+                    is_large = value[:1] in (b"A", b"F") and len(value) > _MAX_NESTED
+                    return None if is_large else decode.embedded_value(value)[1]
         except (Malformed, *_UNREADABLE):
             pass
         return None
@@ -141,7 +146,7 @@ def read_content_header(payload: bytes) -> WireProperties:
 
 def _read_properties(properties: WireProperties) -> None:
     raw, offset = properties.raw, 0
-    for flag, name, kind in _PROPERTIES:
+    for flag, name, kind in PROPERTIES:
         if not properties.flags & flag:
             continue
         value: Any

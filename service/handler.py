@@ -1,12 +1,12 @@
 """decode → validate → load → decide → commit. Returns outcomes; settles nothing."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from service.codec import Delivery, Outcome, Request, parse
 from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
-from service.documents import Fence, Record, Snapshot, Trial, Verdict
+from service.documents import Fence, Record, Snapshot, Trial, Verdict, Version
 from service.errors import Poisonous, StoreConflict, StoreUnavailable, Unprocessable
 from service.ledger import Ledger
 from service.messages import Event, Problem
@@ -24,7 +24,12 @@ class Transaction(Protocol):
     read_fence  and hold: Fenced where another worker has claimed the queue since
     """
 
-    async def load(self, outplan_ids: Iterable[str], command_ids: Iterable[str]) -> Snapshot: ...
+    async def load(
+        self,
+        outplan_ids: Iterable[str],
+        command_ids: Iterable[str],
+        past: Collection[Version] = (),
+    ) -> Snapshot: ...
     async def save(self, records: Sequence[Record], known: dict[str, State]) -> None: ...
     async def read_fence(self, fence: Fence) -> Fence: ...
     async def hold(self, fence: Fence) -> None: ...
@@ -118,6 +123,7 @@ class Handler:
             known = await transaction.load(
                 {outplan_id(request.command, request.command_id) for request in requests},
                 {request.command_id for request in requests},
+                self._recalled(requests),
             )
             fold = Fold(known, self._ledgers, self._clock())
             outcomes = [fold.judge(item) for item in parsed]
@@ -139,6 +145,15 @@ class Handler:
         for ledger in self._ledgers.values():
             ledger.learn(await transaction.read_fence(ledger.current))
 
+    def _recalled(self, requests: list[Request]) -> set[Version]:
+        """The versions in which those that come back had found nothing to change."""
+        found = ((r, self._ledgers[r.delivery.queue].recall(r.delivery)) for r in requests)
+        return {
+            (outplan_id(request.command, request.command_id), verdict.version)
+            for request, verdict in found
+            if verdict is not None and verdict.code is None and verdict.version is not None
+        }
+
     def _fences(
         self, requests: list[Request], verdicts: list[tuple[Request, Verdict]]
     ) -> list[Fence]:
@@ -155,6 +170,7 @@ class Fold:
 
     def __init__(self, known: Snapshot, ledgers: dict[str, Ledger], now: str) -> None:
         self._states: dict[str, State] = dict(known.states)
+        self._past = known.past
         self._records = dict(known.records)
         self._ledgers = ledgers
         self._now = now
@@ -172,7 +188,8 @@ class Fold:
             return self._without_trace(item, verdict)
         if record is not None:
             detail = "this message_id was accepted before with other content"
-            return self._without_trace(item, _verdict(item, Refusal("message_id_reused", detail)))
+            reused = Refusal("message_id_reused", detail)
+            return self._without_trace(item, _verdict(item.delivery, reused))
         return self._decide(item)
 
     def _decide(self, request: Request) -> Outcome:
@@ -185,7 +202,7 @@ class Fold:
         except Exception as error:  # A bug, and whose command it is must be found out.
             raise Unprocessable(f"decide failed: {error!r}") from error
         if not isinstance(decision, Event):
-            return self._without_trace(request, _verdict(request, decision))
+            return self._without_trace(request, _verdict(request.delivery, decision, state))
         record = Record(decision, request.digest)
         self._records[request.command_id] = record
         self.decided.append(record)
@@ -194,11 +211,12 @@ class Fold:
     def _without_trace(self, request: Request, verdict: Verdict) -> Outcome:
         self.verdicts.append((request, replace(verdict, tag=request.delivery.tag)))
         if verdict.code is None:
-            state = self._states[outplan_id(request.command, request.command_id)]
+            id_ = outplan_id(request.command, request.command_id)
+            state = self._past.get((id_, verdict.version or 0), self._states[id_])
             return Outcome(
                 request.delivery, "unchanged", version=state.version, outplan=state.outplan
             )
-        extra = {"current_version": verdict.current_version} if verdict.current_version else {}
+        extra = {"current_version": verdict.version} if verdict.version else {}
         problem = Problem.of(verdict.code, verdict.detail, request.command_id, **extra)
         return _rejected(request.delivery, problem)
 
@@ -226,8 +244,10 @@ def _rejected(delivery: Delivery, problem: Problem) -> Outcome:
     return Outcome(delivery, "rejected", problem=problem)
 
 
-def _verdict(request: Request, decision: Refusal | Unchanged) -> Verdict:
-    message, tag = request.delivery.fingerprint, request.delivery.tag
+def _verdict(
+    delivery: Delivery, decision: Refusal | Unchanged, state: State | None = None
+) -> Verdict:
+    message, tag = delivery.fingerprint, delivery.tag
     if isinstance(decision, Unchanged):
-        return Verdict(message, tag)
+        return Verdict(message, tag, version=state.version if state else None)
     return Verdict(message, tag, decision.code, decision.detail, decision.current_version)

@@ -55,12 +55,28 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise WrongSetting("; ".join(_complaints(error))) from None
+        complaints = (f"{variable(field)}: {text}" for field, text in wrong_fields(error).items())
+        raise WrongSetting("; ".join(complaints)) from None
+
+
+def usable_settings() -> tuple[Settings, dict[str, str]]:
+    """Read the environment, with the default where it is wrong; what is wrong, by field."""
+    try:
+        return Settings(), {}
+    except ValidationError as error:
+        wrong = wrong_fields(error)
+    defaults = {field: Settings.model_fields[field].default for field in wrong}
+    return Settings(**defaults), wrong
+
+
+def variable(field: str) -> str:
+    """The variable that a field of the settings is read from."""
+    return f"{ENV_PREFIX}{field.upper()}"
 
 
 def unknown_variables() -> tuple[str, ...]:
     """The OUTPLAN_ variables that no setting reads: most likely misspelt."""
-    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    known = {variable(field) for field in Settings.model_fields}
     return tuple(
         name
         for name in sorted(os.environ)
@@ -68,9 +84,10 @@ def unknown_variables() -> tuple[str, ...]:
     )
 
 
-def _complaints(error: ValidationError) -> list[str]:
+def wrong_fields(error: ValidationError) -> dict[str, str]:
+    """What is wrong, by field."""
     # The value is left out: a URL may carry a password.
-    return [
-        f"{ENV_PREFIX}{str(item['loc'][0]).upper()}: {item['msg'].removeprefix('Value error, ')}"
+    return {
+        str(item["loc"][0]): item["msg"].removeprefix("Value error, ")
         for item in error.errors(include_url=False, include_input=False)
-    ]
+    }

@@ -6,7 +6,7 @@ commands' ids; so every failure is answered by starting the batch again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from inspect import isawaitable
@@ -34,6 +34,7 @@ from service.documents import (
     Record,
     Snapshot,
     Trial,
+    Version,
     event_document,
     fence_of,
     outplan_document,
@@ -50,7 +51,14 @@ from service.errors import (
     WrongSetting,
 )
 from service.messages import Event
-from service.validators import EVENTS, FENCES, OUTPLANS, validators
+from service.validators import (
+    EVENTS,
+    FENCES,
+    OUTPLANS,
+    VERSION_INDEX,
+    VERSION_KEYS,
+    validators,
+)
 
 T = TypeVar("T")
 
@@ -76,14 +84,25 @@ class Transaction:
         self._database = database
         self._session = session
 
-    async def load(self, outplan_ids: Iterable[str], command_ids: Iterable[str]) -> Snapshot:
-        """Read the outplans by id and the events already recorded under these command ids."""
-        outplans = await self._find(OUTPLANS, outplan_ids)
-        events = await self._find(EVENTS, command_ids)
+    async def load(
+        self,
+        outplan_ids: Iterable[str],
+        command_ids: Iterable[str],
+        past: Collection[Version] = (),
+    ) -> Snapshot:
+        """Read outplans by id, events by command id, and outplans as of ``past`` versions."""
+        outplans = await self._find(OUTPLANS, _any_of(outplan_ids))
+        events = await self._find(EVENTS, _any_of(command_ids))
         return Snapshot(
             {doc["_id"]: state_of(doc) for doc in outplans},
             {doc["_id"]: record_of(doc) for doc in events},
+            await self._load_past(past) if past else {},
         )
+
+    async def _load_past(self, past: Collection[Version]) -> dict[Version, State]:
+        events = await self._find(EVENTS, {"$or": [_event_at(*version) for version in past]})
+        recorded = (record_of(doc).event for doc in events)
+        return {(e.data.id, e.version): State(e.data, e.version) for e in recorded}
 
     async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
         """Write the events, and each outplan they leave, over the version in ``known``."""
@@ -119,9 +138,8 @@ class Transaction:
         if result.matched_count != 1:
             raise Fenced(f"another worker has taken {fence.queue} over")
 
-    async def _find(self, collection: str, ids: Iterable[str]) -> list[dict[str, Any]]:
-        wanted = list(ids)
-        cursor = self._database[collection].find({"_id": {"$in": wanted}}, session=self._session)
+    async def _find(self, collection: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        cursor = self._database[collection].find(wanted, session=self._session)
         found: list[dict[str, Any]] = await cursor.to_list(length=None)
         return found
 
@@ -160,7 +178,7 @@ class Store:
     async def prepare(self) -> None:
         """Check that transactions can be had; make collections, validators and indexes."""
         await self._suitable()
-        with _translated():
+        with translated():
             present = {
                 item["name"]: item.get("options", {}).get("validator")
                 async for item in await _awaited(self._database.list_collections())
@@ -171,12 +189,12 @@ class Store:
                 elif present[name] != validator:
                     await self._database.command("collMod", name, validator=validator)
             await self._database[EVENTS].create_index(
-                [("outplan_id", 1), ("version", 1)], unique=True, name="outplan_version"
+                list(VERSION_KEYS), unique=True, name=VERSION_INDEX
             )
 
     async def ping(self) -> None:
         """Await a primary's answer."""
-        with _translated():
+        with translated():
             await self._client.admin.command("ping", read_preference=ReadPreference.PRIMARY)
 
     async def claim(self, queue: str, worker: str) -> Fence:
@@ -185,7 +203,7 @@ class Store:
         A holder that was killed in a transaction leaves it open, its documents locked, for a
         minute by the server's default; so its session is killed too.
         """
-        with _translated():
+        with translated():
             session = await self._opened_session()
             before = await self._database[FENCES].find_one({"_id": queue})
             if before is not None:
@@ -212,7 +230,7 @@ class Store:
 
     async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
         """Write down what is handled next, and alone. Raises Fenced."""
-        with _translated():
+        with translated():
             result = await self._database[FENCES].update_one(
                 _held(fence), {"$set": {"trial": asdict(trial)}}
             )
@@ -235,7 +253,7 @@ class Store:
             raise
 
     async def _attempt(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        with _translated():
+        with translated():
             session = await self._opened_session()
             context = session.start_transaction(
                 read_concern=ReadConcern("snapshot"),
@@ -253,7 +271,7 @@ class Store:
 
     async def _suitable(self) -> None:
         try:
-            with _translated():
+            with translated():
                 hello = await self._client.admin.command("hello")
         except StoreUnavailable:
             if reason := await probe(self._url):
@@ -319,7 +337,7 @@ def _absent(url: str, options: dict[str, int]) -> dict[str, int]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """No driver exception leaves this module."""
     try:
         yield
@@ -356,6 +374,14 @@ def _codes(error: Exception) -> set[int]:
 
 def _held(fence: Fence) -> dict[str, Any]:
     return {"_id": fence.queue, "epoch": fence.epoch}
+
+
+def _any_of(ids: Iterable[str]) -> dict[str, Any]:
+    return {"_id": {"$in": list(ids)}}
+
+
+def _event_at(outplan_id: str, version: int) -> dict[str, Any]:
+    return {"outplan_id": outplan_id, "version": version}
 
 
 def _outplan_write(event: Event, known: State | None) -> Any:

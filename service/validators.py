@@ -13,13 +13,16 @@ from service import messages as m
 OUTPLANS: Final = "outplans"
 EVENTS: Final = "outplan_events"
 FENCES: Final = "outplan_fences"
+# The unique index on the events: its name, and its keys.
+VERSION_INDEX: Final = "outplan_version"
+VERSION_KEYS: Final = (("outplan_id", 1), ("version", 1))
 
 Schema = dict[str, Any]
 
 _UUID: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _TARGETS: Final[tuple[tuple[list[str], Schema], ...]] = (
     (["tel", "whatsapp"], {"pattern": fields.E164_PATTERN}),
-    (["email"], {"pattern": fields.EMAIL_PATTERN}),
+    (["email"], {"pattern": fields.EMAIL_PATTERN, "maxLength": fields.MAX_EMAIL}),
     (["sip"], {"pattern": fields.SIP_PATTERN}),
     (["extension", "line"], {"minLength": 1, "maxLength": 255}),
     (

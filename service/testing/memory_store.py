@@ -5,7 +5,7 @@ the validators there do; so what comes back has been through the same forms.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -17,6 +17,7 @@ from service.documents import (
     Record,
     Snapshot,
     Trial,
+    Version,
     event_document,
     outplan_document,
     record_of,
@@ -40,12 +41,18 @@ class MemoryTransaction:
         self._written: dict[_Key, Any] = {}
         self._before: dict[_Key, Any] = {}
 
-    async def load(self, outplan_ids: Iterable[str], command_ids: Iterable[str]) -> Snapshot:
+    async def load(
+        self,
+        outplan_ids: Iterable[str],
+        command_ids: Iterable[str],
+        past: Collection[Version] = (),
+    ) -> Snapshot:
         outplans = self._find(OUTPLANS, outplan_ids)
         events = self._find(EVENTS, command_ids)
         return Snapshot(
             {doc["_id"]: state_of(doc) for doc in outplans},
             {doc["_id"]: record_of(doc) for doc in events},
+            {version: self._past(version) for version in past},
         )
 
     async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
@@ -77,6 +84,10 @@ class MemoryTransaction:
     def _find(self, collection: str, ids: Iterable[str]) -> list[dict[str, Any]]:
         found = (self._read((collection, id_)) for id_ in ids)
         return [dict(document) for document in found if document is not None]
+
+    def _past(self, version: Version) -> State:
+        event = record_of(self._read((EVENTS, self._read((_VERSIONS, version))))).event
+        return State(event.data, event.version)
 
     def _read(self, key: _Key) -> Any:
         return self._written.get(key, self._stored.get(key))

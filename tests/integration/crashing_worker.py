@@ -6,7 +6,7 @@ decide on a command whose name is "killer". A command named "bug" makes it raise
 
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from service import handler
@@ -47,10 +47,8 @@ async def publish(self: Session, publications: Sequence[Publication]) -> None:
     _crash("published")
 
 
-async def load(
-    self: Transaction, outplan_ids: Iterable[str], command_ids: Iterable[str]
-) -> Snapshot:
-    snapshot = await _load(self, outplan_ids, command_ids)
+async def load(self: Transaction, *what: Any) -> Snapshot:
+    snapshot = await _load(self, *what)
     _crash("loaded")
     return snapshot
 
@@ -72,7 +70,7 @@ def decide(state: Any, command: Command, command_id: str, now: str) -> Decision:
 if __name__ == "__main__":
     Session.receive = receive  # type: ignore[method-assign]
     Session.publish = publish  # type: ignore[method-assign]
-    Transaction.load = load  # type: ignore[method-assign]
+    Transaction.load = load  # type: ignore[method-assign, assignment]
     Store.transact = transact  # type: ignore[method-assign]
     setattr(handler, "decide", decide)  # noqa: B010  the handler has it by import
     app(prog_name="outplan")

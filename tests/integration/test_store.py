@@ -103,6 +103,18 @@ async def load(store: Store, *records: Record) -> Snapshot:
     )
 
 
+async def test_an_outplan_is_had_as_of_the_versions_asked_for(store: Store) -> None:
+    record, state = created("one")
+    await save(store, record)
+    await save(store, renamed(state, "two"), known=state)
+    id_ = record.event.data.id
+
+    found = await store.transact(lambda transaction: transaction.load([id_], [], {(id_, 1)}))
+
+    assert found.states[id_].outplan.name == "two"
+    assert {k: (s.version, s.outplan.name) for k, s in found.past.items()} == {(id_, 1): (1, "one")}
+
+
 async def test_what_is_saved_is_found_again_by_its_ids(store: Store) -> None:
     record, state = created()
 

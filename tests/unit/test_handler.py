@@ -81,6 +81,21 @@ async def test_after_a_lost_commit_what_was_accepted_is_a_duplicate() -> None:
     assert len(memory.records) == 1
 
 
+async def test_after_a_lost_commit_what_was_unchanged_is_told_as_it_was() -> None:
+    memory = Memory()
+    judge, _ = handler_on(memory)
+    [created] = await judge.handle(batch(create("c-1")))
+    assert created.outplan is not None
+    memory.lose_next = True
+    same, other = (
+        update("same", tag=2, name=created.outplan.name),
+        update("other", tag=3, name="other"),
+    )
+    outcomes = await judge.handle(batch(same, other))
+    assert [(o.status, o.version) for o in outcomes] == [("unchanged", 1), ("accepted", 2)]
+    assert outcomes[0].outplan == created.outplan
+
+
 async def test_after_a_lost_commit_an_early_refusal_stands() -> None:
     memory = Memory(states={ID: state(1)}, lose_next=True)
     judge, _ = handler_on(memory)

@@ -1,5 +1,6 @@
 """A batch's judgement in order: precedence, duplicates, and what comes back after a crash."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -251,9 +252,13 @@ def test_a_message_that_was_not_delivered_before_is_judged_afresh() -> None:
 
 def test_a_recalled_nothing_to_change_is_unchanged_again() -> None:
     sent = update("c-2", redelivered=True, name="first")
-    kept = Verdict(sent.delivery.fingerprint, 900)
-    outcome = fold(known(3, name="later"), (kept,)).judge(sent)
-    assert (outcome.status, outcome.version, outcome.event) == ("unchanged", 3, None)
+    kept = Verdict(sent.delivery.fingerprint, 900, version=2)
+    then = replace(known(3, name="later"), past={(ID, 2): state(2, name="first")})
+    outcome = fold(then, (kept,)).judge(sent)
+    # It is told what it was judged by, not what has become of that since.
+    assert (outcome.status, outcome.version, outcome.event) == ("unchanged", 2, None)
+    assert outcome.outplan is not None
+    assert outcome.outplan.name == "first"
 
 
 def test_a_bug_in_deciding_names_the_batch_unprocessable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_every_exception_of_mongodbs_driver_has_its_translation(kind: type[Excep
 @pytest.mark.parametrize("kind", OF_MONGO, ids=lambda kind: kind.__name__)
 def test_none_of_mongodbs_driver_leaves_the_store(kind: type[Exception]) -> None:
     error = mongo_error(kind)
-    with pytest.raises(OutplanError) as caught, store._translated():
+    with pytest.raises(OutplanError) as caught, store.translated():
         raise error
     assert caught.value.__cause__ is error
 
@@ -166,13 +166,13 @@ def test_details_may_be_a_list(kind: type[pymongo.errors.AutoReconnect]) -> None
 
 
 def test_a_number_too_large_for_bson_is_the_commands_fault() -> None:
-    with pytest.raises(Unprocessable), store._translated():
+    with pytest.raises(Unprocessable), store.translated():
         raise OverflowError("MongoDB can only handle up to 8-byte ints")
 
 
 def test_what_is_stored_and_breaks_the_contract_is_the_commands_fault() -> None:
     """Of the one that it is about: its neighbours are not to wait for it."""
-    with pytest.raises(Unprocessable), store._translated():
+    with pytest.raises(Unprocessable), store.translated():
         Outplan.model_validate({})
 
 
@@ -181,13 +181,13 @@ OWN = [Fenced("x"), StoreConflict("x"), Unprocessable("x"), Poisonous("x"), Brok
 
 @pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
 def test_the_services_own_exceptions_pass_the_store_as_they_are(error: OutplanError) -> None:
-    with pytest.raises(OutplanError) as caught, store._translated():
+    with pytest.raises(OutplanError) as caught, store.translated():
         raise error
     assert caught.value is error
 
 
 def test_a_bug_is_not_called_an_outage() -> None:
-    with pytest.raises(KeyError), store._translated():
+    with pytest.raises(KeyError), store.translated():
         raise KeyError("a bug")
 
 

@@ -1,0 +1,113 @@
+"""The lines of an import: cut out of bytes, and what they mean."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.cli.entries import Deleted, entry
+from service.cli.lines import MAX_LINE_BYTES, Line, Splitter
+from service.client import Request
+from service.fields import NEVER
+
+OUTPLAN = {
+    "customer_id": "c",
+    "name": "evenings",
+    "source": {"type": "tel", "target": "+15559876543"},
+}
+ADDED = {"tm_create": "2026-01-02 03:04:05.000006", "tm_update": None, "tm_delete": NEVER}
+
+
+def cut(*pieces: bytes) -> list[Line]:
+    splitter = Splitter()
+    found = [line for piece in pieces for line in splitter.feed(piece)]
+    return [*found, *splitter.close()]
+
+
+def a_line(content: Any, number: int = 1) -> Line:
+    text = json.dumps(content).encode()
+    return Line(number, text, len(text), len(text))
+
+
+def read(content: Any) -> Request:
+    found = entry(a_line(content))
+    assert isinstance(found, Request)
+    return found
+
+
+@given(st.lists(st.binary(max_size=8)), st.data())
+def test_lines_do_not_depend_on_the_pieces_that_they_come_in(
+    lines: list[bytes], data: st.DataObject
+) -> None:
+    whole = b"\n".join(lines)
+    at = data.draw(st.integers(0, len(whole)))
+    assert cut(whole[:at], whole[at:]) == cut(whole)
+    assert [line.number for line in cut(whole)] == list(range(1, len(cut(whole)) + 1))
+    assert not whole or cut(whole)[-1].end == len(whole)
+
+
+def test_of_an_endless_line_only_the_beginning_is_kept() -> None:
+    piece = b"x" * 1_000_000
+    endless, after = cut(*[piece] * 5, b"\nafter")
+    assert endless.overlong
+    assert (endless.size, len(endless.content)) == (5_000_000, MAX_LINE_BYTES)
+    assert (after.number, after.content, after.overlong) == (2, b"after", False)
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        {**OUTPLAN, "id": "x"},
+        {**OUTPLAN, "id": "x", **ADDED, "version": 7},
+        {"_id": "x", **OUTPLAN, **ADDED, "version": 7},
+        {**OUTPLAN, "id": "x", "tm_create": "2026-01-02T03:04:05Z", "tm_delete": None},
+        {
+            "type": "outplan_created",
+            "id": "e",
+            "version": 1,
+            "data": {**OUTPLAN, "id": "x", **ADDED},
+        },
+    ],
+)
+def test_an_outplan_in_any_form_is_a_create(spelt: dict[str, Any]) -> None:
+    request = read(spelt)
+    assert (request.name, request.body) == ("outplan_create", {**OUTPLAN, "id": "x"})
+
+
+@pytest.mark.parametrize("tm_delete", ["2026-01-02 03:04:05.000006", "2026-01-02T03:04:05Z"])
+def test_a_deleted_outplan_is_nothing_to_do(tm_delete: str) -> None:
+    assert entry(a_line({**OUTPLAN, **ADDED, "tm_delete": tm_delete})) == Deleted()
+
+
+def test_an_event_is_repeated_by_what_it_changed() -> None:
+    data = {**OUTPLAN, "id": "x", **ADDED}
+    updated = read({"type": "outplan_updated", "changed": ["name"], "data": data})
+    assert (updated.name, updated.body) == ("outplan_update", {"id": "x", "name": "evenings"})
+    gone = {**data, "tm_delete": "2026-01-02 03:04:05.000006"}
+    deleted = read({"type": "outplan_deleted", "data": gone})
+    assert (deleted.name, deleted.body) == ("outplan_delete", {"id": "x"})
+
+
+def test_what_only_looks_like_the_services_own_fields_is_left_to_be_refused() -> None:
+    odd = {**OUTPLAN, "tm_create": "soon", "tm_delete": 7, "version": True}
+    assert read(odd).body == odd
+
+
+def test_a_commands_id_follows_from_content_line_and_label() -> None:
+    ids = {
+        found.message_id
+        for number in (1, 2)
+        for content in (OUTPLAN, {**OUTPLAN, "name": "x"})
+        for label in ("", "again")
+        for _ in range(2)
+        if isinstance(found := entry(a_line(content, number), label), Request)
+    }
+    assert len(ids) == 8
+
+
+@pytest.mark.parametrize("name", ["update", "outplan_update"])
+def test_commands_have_long_and_short_names(name: str) -> None:
+    line = {"command": name, "body": {"id": "x"}, "message_id": "mine"}
+    assert read(line) == Request("outplan_update", {"id": "x"}, "mine")
