@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
-from service.cli import servers, worker
+from service.cli import check, schema, servers, worker
+from service.cli.importing.command import import_
+from service.cli.publish.command import app as publish
+from service.cli.rejected.command import app as rejected
+from service.cli.watch.command import watch
 
 app = typer.Typer(
     help="Outplan commands from RabbitMQ to MongoDB, and events out.",
@@ -16,6 +20,12 @@ app = typer.Typer(
 app.command()(worker.run)
 app.command()(servers.demo)
 app.command()(servers.sandbox)
+app.command()(watch)
+app.command()(schema.schema)
+app.add_typer(publish, name="publish")
+app.add_typer(rejected, name="rejected")
+app.command()(check.check)
+app.command("import")(import_)
 
 
 def _version(wanted: bool) -> None:

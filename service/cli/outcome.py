@@ -1,13 +1,17 @@
 """How commands end: exit codes, errors in a line, and the errors of the client told apart."""
 
+import asyncio
+import logging
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import Any, TypeVar
 
 import typer
 
-from service.client.errors import ClientError, CommandRejected, OutcomeUnknown
+T = TypeVar("T")
 
 
 class Exit(IntEnum):
@@ -30,6 +34,13 @@ def failure(error: object, code: int = Exit.FAILED) -> typer.Exit:
 @contextmanager
 def told() -> Iterator[None]:
     """End with a line and a code, not a traceback, where the client or the person gives up."""
+    # The client takes a quarter of a second to import, which --help and --version need not wait.
+    from service.client.errors import (  # noqa: PLC0415
+        ClientError,
+        CommandRejected,
+        OutcomeUnknown,
+    )
+
     try:
         yield
     except CommandRejected as error:
@@ -40,3 +51,20 @@ def told() -> Iterator[None]:
         raise failure(error) from None
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def carried_out(work: Coroutine[Any, Any, T]) -> T:
+    """Run it to its end. SIGTERM ends it as Ctrl-C does: tidied up, by KeyboardInterrupt."""
+    # Whatever the driver logs of a lost connection, the client says in its own words.
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        return asyncio.run(_terminable(work))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _terminable(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work

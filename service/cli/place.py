@@ -1,19 +1,42 @@
 """Where the broker is: options that the commands for publishers and subscribers share."""
 
+import re
 from typing import Annotated
 
 import typer
 
+
+def _address(url: str) -> str:
+    # The message does not quote the address: it may carry a password.
+    from yarl import URL  # noqa: PLC0415 - not for --help and --version
+
+    try:
+        usable = url.startswith(("amqp://", "amqps://")) and bool(URL(url).host)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise typer.BadParameter("should be amqp://user:password@host:port/vhost, escaped")
+    return url
+
+
+def _name_prefix(prefix: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", prefix):
+        raise typer.BadParameter("should be 1 to 100 letters, digits, dots, dashes or underscores")
+    return prefix
+
+
 AmqpUrl = Annotated[
     str,
     typer.Option(
-        "--amqp-url", envvar="OUTPLAN_AMQP_URL", show_envvar=True, help="The broker's address.",
+        "--amqp-url", envvar="OUTPLAN_AMQP_URL", show_envvar=True, metavar="URL",
+        callback=_address, help="The broker's address.",
     ),
 ]  # fmt: skip
 Prefix = Annotated[
     str,
     typer.Option(
-        "--prefix", envvar="OUTPLAN_PREFIX", show_envvar=True, help="The service's name prefix.",
+        "--prefix", envvar="OUTPLAN_PREFIX", show_envvar=True, metavar="TEXT",
+        callback=_name_prefix, help="The service's name prefix.",
     ),
 ]  # fmt: skip
 

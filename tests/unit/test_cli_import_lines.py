@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cli.entries import Deleted, entry
-from service.cli.lines import MAX_LINE_BYTES, Line, Splitter
+from service.cli.importing.entries import Deleted, entry
+from service.cli.importing.lines import MAX_LINE_BYTES, Line, Splitter
 from service.client import Request
 from service.fields import NEVER
 

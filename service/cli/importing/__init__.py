@@ -1,0 +1,1 @@
+"""``outplan import``: many commands or documents from a file."""

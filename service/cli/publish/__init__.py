@@ -1,0 +1,1 @@
+"""``outplan publish``: one command, and what became of it."""

@@ -1,0 +1,1 @@
+"""``outplan rejected``: what was refused, in an operator's hands."""

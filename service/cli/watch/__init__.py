@@ -1,0 +1,1 @@
+"""``outplan watch``: events as they come."""

@@ -1,0 +1,70 @@
+"""What the kernel says of a process (proc(5)): resident memory, open files, connections."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_ESTABLISHED: Final = "01"
+_LISTENING: Final = "0A"
+
+
+def resident(pid: int) -> int:
+    """Resident memory in bytes. Raises OSError where the process is gone."""
+    return int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
+
+
+def open_files(pid: int) -> list[str]:
+    """What its file descriptors stand for: paths, or ``socket:[inode]``. Raises OSError."""
+    found = []
+    for link in (_PROC / str(pid) / "fd").iterdir():
+        try:
+            found.append(os.readlink(link))
+        except FileNotFoundError:  # Closed meanwhile.
+            continue
+    return found
+
+
+def connections(pid: int, files: list[str], port: int) -> int:
+    """How many of its open files are TCP connections to a port, established. Raises OSError."""
+    sockets = _sockets(pid, _ESTABLISHED, remote=port)
+    return sum(file in sockets for file in files)
+
+
+def listener(name: str, port: int) -> int | None:
+    """The pid of the process of this name that listens on a TCP port, where it is to be seen."""
+    for folder in _PROC.iterdir():
+        if folder.name.isdigit() and (pid := int(folder.name)) and _name(pid) == name:
+            try:
+                if _sockets(pid, _LISTENING, local=port) & set(open_files(pid)):
+                    return pid
+            except OSError:  # It has ended, or belongs to someone else.
+                continue
+    return None
+
+
+def _name(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _sockets(
+    pid: int, state: str, *, local: int | None = None, remote: int | None = None
+) -> set[str]:
+    """The TCP sockets that a process can see in a state, by their port on either side."""
+    tables = (_PROC / str(pid) / "net" / table for table in ("tcp", "tcp6"))
+    rows = (line.split() for table in tables for line in table.read_text().splitlines()[1:])
+    return {
+        f"socket:[{fields[9]}]"
+        for fields in rows
+        if fields[3] == state
+        and local in (None, _port(fields[1]))
+        and remote in (None, _port(fields[2]))
+    }
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)

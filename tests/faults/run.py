@@ -1,0 +1,167 @@
+"""A run: publishers, workers and a witness at a place, the nemesis among them, and the verdict."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final, Protocol
+
+from tests.faults.balancer import Balancer, balanced
+from tests.faults.checker import Violation, check
+from tests.faults.crew import Crew
+from tests.faults.generator import Generator, Outplans
+from tests.faults.nemesis import Connections, Deeds, Nemesis
+from tests.faults.publisher import Publisher
+from tests.faults.record import Record
+from tests.faults.witness import Witness
+from tests.integration.worker_process import Place
+
+_PUBLISHERS: Final = 4
+_OUTPLANS: Final = 400
+_WORKERS: Final = 3
+# How long the queue may take to run dry once everything is whole again.
+_SETTLE_SECONDS: Final = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is to be: its seed, its length, commands a second, seconds between faults."""
+
+    seed: int
+    seconds: float
+    pace: float = 1_500
+    pause: float = 1.0
+    planted: str = ""
+
+
+class Grounds(Protocol):
+    """Servers, and what can be done to them: see ``single`` and ``cluster``."""
+
+    amqp_urls: tuple[str, ...]
+    mongo_url: str
+
+    def deeds(self, prefix: str) -> Deeds: ...
+    async def remember_queues(self) -> None: ...
+    async def mend(self) -> None: ...
+    async def depth(self, prefix: str) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The ways to the broker that the parties take; the nemesis hurts the first two."""
+
+    workers: Balancer
+    publishers: Balancer
+    witness: Balancer
+
+    @property
+    def connections(self) -> Mapping[str, Connections]:
+        return {"workers'": self.workers, "publishers'": self.publishers}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run."""
+
+    record: Record
+    violations: list[Violation]
+    seconds: float
+
+    def summary(self) -> Counter[str]:
+        """How many commands the broker took, and what they came to."""
+        record = self.record
+        events = sum(s.collection == "outplan_events" for s in record.stored)
+        return Counter(
+            {
+                "commands": len(record.sent),
+                "confirmed": sum(s.verdict == "confirmed" for s in record.sent),
+                "events": events,
+                "events heard": len(record.heard),
+                "replies": len(record.replied),
+                "rejected copies": len(record.copied),
+                "faults": len(record.faults),
+            }
+        )
+
+
+async def run(plan: Plan, grounds: Grounds) -> Result:
+    """Run the plan and check its record."""
+    async with (
+        balanced(*grounds.amqp_urls) as workers,
+        balanced(*grounds.amqp_urls) as publishers,
+        balanced(*grounds.amqp_urls) as witness,
+    ):
+        return await _run(plan, grounds, Ways(workers, publishers, witness))
+
+
+async def _run(plan: Plan, grounds: Grounds, ways: Ways) -> Result:
+    since = monotonic()
+    record = Record()
+    stuck: list[Violation] = []
+    luck = random.Random(plan.seed)
+    place = Place(ways.workers.url, grounds.mongo_url)
+    crew = Crew(place, luck, plan.planted)
+    witness = Witness(place, ways.witness.url, record)
+    try:
+        await (await crew.hire()).logged("ready")
+        await witness.prepare()
+        await grounds.remember_queues()
+        async with _listening(witness):
+            deeds = grounds.deeds(place.prefix)
+            nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
+            await _fight(plan, nemesis, crew, ways, place, record)
+            stuck = await _settle(grounds, crew, witness, place)
+    finally:
+        await crew.kill()
+    found = [Violation("gave up", "worker", text) for text in crew.ended]
+    return Result(record, [*stuck, *found, *check(record)], monotonic() - since)
+
+
+async def _fight(
+    plan: Plan, nemesis: Nemesis, crew: Crew, ways: Ways, place: Place, record: Record
+) -> None:
+    for _ in range(_WORKERS - 1):
+        await crew.hire()
+    over = asyncio.Event()
+    outplans = Outplans(plan.seed, _OUTPLANS)
+    pace = plan.pace / _PUBLISHERS
+    async with asyncio.TaskGroup() as group:
+        for name in (f"p{n}" for n in range(_PUBLISHERS)):
+            generator = Generator(plan.seed, name, outplans)
+            publisher = Publisher(name, generator, ways.publishers.url, place.prefix, record, pace)
+            group.create_task(publisher.run(over))
+        group.create_task(nemesis.run(over, plan.pause))
+        await asyncio.sleep(plan.seconds)
+        over.set()
+
+
+async def _settle(grounds: Grounds, crew: Crew, witness: Witness, place: Place) -> list[Violation]:
+    """With everything whole again, let the queue run dry, and the witness read all."""
+    await grounds.mend()
+    await crew.replace_the_dead()
+    try:
+        async with asyncio.timeout(_SETTLE_SECONDS):
+            while await grounds.depth(place.prefix):
+                await crew.replace_the_dead()
+                await asyncio.sleep(0.5)
+            await crew.dismiss()
+    except TimeoutError:
+        left = await grounds.depth(place.prefix)
+        return [Violation("stuck", place.prefix, f"{left} commands left after the run")]
+    finally:
+        await crew.kill()
+        async with asyncio.timeout(_SETTLE_SECONDS):
+            await witness.finish()
+    return []
+
+
+@asynccontextmanager
+async def _listening(witness: Witness) -> AsyncIterator[None]:
+    listening = asyncio.create_task(witness.run())
+    try:
+        yield
+    finally:
+        listening.cancel()

@@ -1,0 +1,220 @@
+"""``outplan check`` where the servers refuse things: on servers of the tests' own."""
+
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import AutoReconnect, NotPrimaryError
+from yarl import URL
+
+from service.testing.processes import find_programs
+from service.testing.servers import Servers, start_servers
+from tests.integration.places import a_place
+from tests.integration.test_cli_check import check, problems
+from tests.integration.worker_process import Place, free_port, running_worker
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Servers]:
+    """Servers whose users, alarms and plugins these tests may change."""
+    with start_servers("processes") as found:
+        yield found
+
+
+@pytest.fixture
+async def place(own: Servers) -> AsyncIterator[Place]:
+    async with a_place(own) as found:
+        yield found
+
+
+ALL = {"configure": "^{p}\\.", "write": "^{p}\\.|^amq\\.default$", "read": "^{p}\\."}
+
+
+def a_user(own: Servers, place: Place, **permissions: str) -> str:
+    """The broker's URL for a user with these permissions, by default all that it takes."""
+    user = place.prefix
+    own.rabbitmq.ctl("add_user", user, "secret")
+    granted = [rule.format(p=place.prefix) for rule in {**ALL, **permissions}.values()]
+    own.rabbitmq.ctl("set_permissions", "-p", "/", user, *granted)
+    return str(URL(place.amqp_url).with_user(user).with_password("secret"))
+
+
+@pytest.mark.parametrize("with_worker", [True, False])
+@pytest.mark.parametrize("partitions", ["1", "2"])
+async def test_the_documented_permissions_are_enough(
+    own: Servers, place: Place, with_worker: bool, partitions: str
+) -> None:
+    url = a_user(own, place)
+    settings = {"OUTPLAN_AMQP_URL": url, "OUTPLAN_PARTITIONS": partitions}
+    if with_worker:
+        async with running_worker(place, **settings):
+            code, found = await check(place, **settings)
+    else:
+        code, found = await check(place, **settings)
+    assert (code, problems(found)) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("with_worker", "permissions", "points", "names"),
+    [
+        (True, {"configure": ""}, ["permission to configure"], ["commands", "events", "rejected"]),
+        (False, {"configure": "\\.(commands|events)$"}, ["permission to configure"], ["rejected"]),
+        (True, {"read": ""}, ["permission to bind", "permission to read"], ["commands"]),
+        (
+            False,
+            {"write": ""},
+            ["permission to bind", "permission to write"],
+            ["commands", "events"],
+        ),
+        (True, {"write": "^{p}\\."}, ["permission to write"], ["the default exchange"]),
+        (False, {"write": "^{p}\\.commands|^amq\\.default$"}, ["permission to write"], ["events"]),
+    ],
+)
+async def test_a_permission_that_is_missing_is_named_with_the_command_that_grants_it(
+    own: Servers,
+    place: Place,
+    with_worker: bool,
+    permissions: dict[str, str],
+    points: list[str],
+    names: list[str],
+) -> None:
+    if with_worker:
+        async with running_worker(place):
+            pass
+    url = a_user(own, place, **permissions)
+    code, found = await check(place, OUTPLAN_AMQP_URL=url)
+
+    assert (code, problems(found)) == (1, points)
+    assert all(any(name in found[point][1] for point in points) for name in names)
+    grant = found[points[0]][2]
+    assert "secret" not in str(found)
+    words = [word.strip("'") for word in grant.split()]
+    own.rabbitmq.ctl(*words[1:])
+    code, found = await check(place, OUTPLAN_AMQP_URL=url)
+    assert (code, problems(found)) == (0, [])
+
+
+async def test_a_virtual_host_that_is_not_the_users_is_told(own: Servers, place: Place) -> None:
+    url = URL(place.amqp_url).with_user(place.prefix).with_password("secret")
+    own.rabbitmq.ctl("add_user", place.prefix, "secret")
+    code, found = await check(place, OUTPLAN_AMQP_URL=str(url))
+    assert (code, problems(found)) == (1, ["rabbitmq virtual host"])
+    assert "refused for user" in found["rabbitmq virtual host"][1]
+
+
+async def test_an_alarm_is_told_and_holds_up_no_other_check(own: Servers, place: Place) -> None:
+    own.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
+    try:
+        code, found = await check(place)
+    finally:
+        own.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
+    assert (code, problems(found)) == (1, ["rabbitmq alarms"])
+    assert found["permission to write"][0] == "not checked"
+    assert found["mongodb majority"][0] == "ok"
+
+
+async def test_the_plugin_that_partitions_need_is_missed(own: Servers, place: Place) -> None:
+    type_, module = '<<"x-consistent-hash">>', "rabbit_exchange_type_consistent_hash"
+    own.rabbitmq.ctl("eval", f"rabbit_registry:unregister(exchange, {type_}).")
+    try:
+        code, found = await check(place, OUTPLAN_PARTITIONS="2")
+        one, _ = await check(place)
+    finally:
+        own.rabbitmq.ctl("eval", f"rabbit_registry:register(exchange, {type_}, {module}).")
+    point = "plugin rabbitmq_consistent_hash_exchange"
+    assert (one, code, problems(found)) == (0, 1, [point])
+    assert "rabbitmq-plugins enable" in found[point][2]
+
+
+@pytest.mark.parametrize("name", ["rabbitmq", "mongodb"])
+async def test_a_server_that_hangs_is_given_up_after_seconds(
+    own: Servers, place: Place, name: str
+) -> None:
+    server = getattr(own, name)
+    other = {"rabbitmq": "mongodb", "mongodb": "rabbitmq"}[name]
+    server.pause()
+    try:
+        code, found = await check(place)
+    finally:
+        server.resume()
+    assert (code, problems(found)) == (1, [name])
+    assert found[f"{other} version"][0] == "ok"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a MongoDB that asks for a login, with a format for user and password."""
+    folder, port = tmp_path_factory.mktemp("guarded"), free_port()
+    process = _guarded(folder, port)
+    try:
+        _users(port)
+        yield f"mongodb://{{}}@127.0.0.1:{port}/?replicaSet=rs0&authSource=admin"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _guarded(folder: Path, port: int) -> "subprocess.Popen[bytes]":
+    key = folder / "key"
+    key.write_text("a" * 40)
+    key.chmod(0o400)
+    command: list[str] = [
+        find_programs().mongod, "--dbpath", str(folder), "--port", str(port),
+        "--replSet", "rs0", "--keyFile", str(key), "--bind_ip", "127.0.0.1",
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def _users(port: int) -> None:
+    url = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+    roles = {
+        "reader": ["read"],
+        "writer": ["readWrite"],
+        "worker": ["readWrite", "dbAdmin"],
+    }
+    with MongoClient[dict[str, Any]](url) as mongo:
+        members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
+        mongo.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
+        while True:
+            try:
+                # Without any user yet, this is allowed from the server's own machine.
+                mongo.admin.command("createUser", "root", pwd="pw", roles=["root"])
+                break
+            except (NotPrimaryError, AutoReconnect):
+                continue
+    with MongoClient[dict[str, Any]](url, username="root", password="pw") as mongo:
+        for user, names in roles.items():
+            granted = [{"role": name, "db": "guarded"} for name in names]
+            mongo.admin.command("createUser", user, pwd="pw", roles=granted)
+
+
+@pytest.mark.parametrize(
+    ("login", "expected", "words"),
+    [
+        ("worker:pw", [], "worker@admin may do all"),
+        ("writer:pw", ["mongodb privileges"], "collMod on outplans"),
+        ("reader:pw", ["mongodb privileges", "mongodb majority"], "insert on outplans"),
+        ("worker:wrong", ["mongodb"], ""),
+    ],
+)
+async def test_privileges_that_are_missing_in_mongodb_are_named(
+    place: Place, guarded: str, login: str, expected: list[str], words: str
+) -> None:
+    settings = {"OUTPLAN_MONGO_URL": guarded.format(login), "OUTPLAN_MONGO_DATABASE": "guarded"}
+    code, found = await check(place, **settings)
+    assert (code, problems(found)) == (1 if expected else 0, expected)
+    assert words in found["mongodb privileges"][1]
+    assert "pw" not in str(found)
+
+
+async def test_a_mongodb_that_asks_for_a_login_that_is_not_given_is_told(
+    place: Place, guarded: str
+) -> None:
+    url = guarded.replace("{}@", "").replace("&authSource=admin", "")
+    code, found = await check(place, OUTPLAN_MONGO_URL=url, OUTPLAN_MONGO_DATABASE="guarded")
+    assert code == 1
+    assert "mongodb majority" in problems(found)
+    assert "requires authentication" in found["mongodb majority"][1]

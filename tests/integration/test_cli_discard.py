@@ -1,0 +1,166 @@
+"""``outplan rejected discard`` on real servers, and wrong use of all four."""
+
+import asyncio
+import fcntl
+import json
+import os
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.outside import Outside, a_create
+from tests.integration.rejects import ids, outside, put, queued, run
+from tests.integration.worker_process import Place
+
+__all__ = ["outside"]  # a fixture, by its name
+
+
+@asynccontextmanager
+async def at_a_terminal(
+    place: Place, *arguments: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """Run a command with a keyboard: what is written to the descriptor is typed."""
+    master, slave = os.openpty()
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "rejected", *arguments,
+        stdin=slave, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env=place.environment(), preexec_fn=own_terminal,
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        yield process, master
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        os.close(master)
+
+
+async def asked(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        return (await process.stderr.readuntil(b"[y/N] ")).decode()
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "left"),
+    [
+        (b"y\n", 0, ["b"]),
+        (b"YES\n", 0, ["b"]),
+        (b"n\n", 1, ["a", "b"]),
+        (b"\n", 1, ["a", "b"]),
+        (b"\x04", 1, ["a", "b"]),
+        (b"\x03", 130, ["a", "b"]),
+    ],
+)
+async def test_at_a_terminal_it_asks_first(
+    place: Place, outside: Outside, typed: bytes, code: int, left: list[str]
+) -> None:
+    await put(outside, "a")
+    await put(outside, "b", code="not_found")
+    async with at_a_terminal(place, "discard", "--code", "invalid_command") as (process, keyboard):
+        assert "Discard 1 copy for ever?" in await asked(process)
+        os.write(keyboard, typed)
+        async with asyncio.timeout(30):
+            _, err = await process.communicate()
+        assert process.returncode == code, err
+        assert b"Traceback" not in err
+    assert [m.message_id for m in await queued(outside)] == left
+
+
+async def test_killed_while_it_asks_it_has_discarded_nothing(
+    place: Place, outside: Outside
+) -> None:
+    await put(outside, "a")
+    async with at_a_terminal(place, "discard", "--all") as (process, _):
+        await asked(process)
+        _, _, err = await run(place, "list")
+        assert "another consumer is at this queue" in err
+        process.kill()
+        await process.wait()
+    assert await ids(place) == ["a"]
+
+
+async def test_without_a_terminal_it_takes_yes(place: Place, outside: Outside) -> None:
+    await put(outside, "a")
+    code, _, err = await run(place, "discard", "--all")
+    assert (code, "--yes" in err) == (2, True)
+    assert await ids(place) == ["a"]
+
+
+async def test_what_is_discarded_is_saved_whole_before(
+    place: Place, outside: Outside, tmp_path: Path
+) -> None:
+    file = tmp_path / "dropped.jsonl"
+    file.write_text('{"before": true}\n')
+    await put(outside, "a", body=b"\xff", headers={"h": 0.5}, correlation_id="c")
+    await put(outside, "b")
+    code, out, err = await run(place, "discard", "a", "b", "--yes", "--json", "--save", str(file))
+
+    assert code == 0
+    assert err.endswith(f"2 copies discarded; they are in {file}\n")
+    assert [json.loads(line)["message_id"] for line in out.splitlines()] == ["a", "b"]
+    before, first, second = map(json.loads, file.read_text().splitlines())
+    assert before == {"before": True}
+    assert (first["body_base64"], first["headers"]["h"]) == ("/w==", 0.5)
+    assert first["properties"]["correlation_id"] == "c"
+    assert json.loads(second["body"]) == a_create()
+    assert await queued(outside) == []
+
+
+async def test_what_cannot_be_saved_is_not_discarded(
+    place: Place, outside: Outside, tmp_path: Path
+) -> None:
+    await put(outside, "a")
+    missing = str(tmp_path / "nowhere" / "file")
+    code, _, err = await run(place, "discard", "a", "--yes", "--save", missing)
+    assert (code, "nowhere" in err) == (1, True)
+    assert await ids(place) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["list", "--code", "notfound"], 2, "none of"),
+        (["list", "--older-than", "1 fortnight"], 2, "no age such as"),
+        (["list", "--older-than", "99999999999999w"], 2, "longer ago"),
+        (["list", "--customer", "5e4d"], 2, "no UUID"),
+        (["list", "--limit", "-1"], 2, "--limit"),
+        (["list", "--amqp-url", "http://localhost/"], 2, "amqp://"),
+        (["list", "--message-id", "nobody"], 1, "no copy has the message_id nobody"),
+        (["list", "--number", "9"], 1, "there is no copy 9: there are 1"),
+        (["show"], 2, "Missing argument"),
+        (["show", "nobody"], 1, "neither a message_id nor a number"),
+        (["show", "0"], 1, "neither a message_id nor a number"),
+        (["redrive"], 2, "say which"),
+        (["redrive", "--all", "a"], 2, "--all goes without"),
+        (["redrive", "--all", "--rate", "0"], 2, "--rate"),
+        (["redrive", "a", "nobody"], 1, "no copy has the message_id nobody"),
+        (["discard", "--yes"], 2, "say which"),
+        (["list", "--prefix", "nowhere-at-all"], 1, "has a worker run with this prefix?"),
+        (["list", "--amqp-url", "amqp://127.0.0.1:1/"], 1, "127.0.0.1"),
+    ],
+)
+async def test_wrong_use_is_a_few_words_and_an_exit_code(
+    place: Place, outside: Outside, arguments: list[str], code: int, words: str
+) -> None:
+    await put(outside, "a")
+    found, out, err = await run(place, *arguments, NO_COLOR="1", COLUMNS="200")
+    assert (found, out) == (code, ""), err
+    assert words in err
+    assert await ids(place) == ["a"]
+
+
+async def test_an_empty_queue_is_no_error(place: Place, outside: Outside) -> None:
+    for arguments in (["list"], ["redrive", "--all"], ["discard", "--all", "--yes"]):
+        code, out, err = await run(place, *arguments)
+        assert (code, out, err) == (0, "", "no rejected command is there\n")

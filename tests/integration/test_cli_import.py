@@ -1,0 +1,355 @@
+"""``outplan import`` as people and scripts run it: interrupted, killed, and on broken files."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from service.cli.importing.lines import MAX_LINE_BYTES
+from service.testing.servers import Servers
+from tests.integration.outside import Outside, a_create, witness
+from tests.integration.places import a_place
+from tests.integration.shell import begun, ended, outplan, terminal
+from tests.integration.worker_process import Place, WorkerProcess, running_worker
+
+NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
+
+
+@pytest.fixture
+async def elsewhere(servers: Servers) -> AsyncIterator[Place]:
+    """Another place, with a worker of its own."""
+    async with a_place(servers) as found, running_worker(found):
+        yield found
+
+
+def written(path: Path, *lines: object) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def creates(number: int) -> list[dict[str, Any]]:
+    return [a_create(name=f"plan {n}") for n in range(number)]
+
+
+def rejections(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def names_and_events(outside: Outside) -> tuple[Counter[str], Counter[str]]:
+    """How often each name is stored, and how many events each outplan has."""
+    outplans, events = await outside.stored()
+    return Counter(o["name"] for o in outplans), Counter(e["outplan_id"] for e in events)
+
+
+async def test_outplans_and_commands_are_sent_and_counted(
+    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+) -> None:
+    id_ = str(uuid4())
+    file = written(
+        tmp_path / "plans.jsonl",
+        a_create(id=id_),
+        {"command": "outplan_update", "body": {"id": id_, "name": "a"}, "message_id": "mine"},
+        {"command": "update", "body": {"id": id_, "name": "b"}},
+        {"command": "update", "body": {"id": id_, "name": "b"}},
+        {"command": "delete", "body": {"id": str(uuid4())}},
+        a_create(name=""),
+    )
+    done = await outplan(place, "import", file, "--json")
+    assert (done.code, done.err) == (3, "")
+    expected = {"lines": 6, "accepted": 3, "unchanged": 1, "duplicates": 0, "rejected": 2}
+    assert done.json.items() >= expected.items()
+    assert done.json["rejected_file"] == f"{file}.rejected.jsonl"
+
+    events = await outside.history(id_)
+    assert [e["type"] for e in events] == ["outplan_created", "outplan_updated", "outplan_updated"]
+    assert events[1]["_id"] == "mine"
+
+
+async def test_what_the_service_stores_can_be_imported_elsewhere(
+    place: Place, worker: WorkerProcess, outside: Outside, elsewhere: Place, tmp_path: Path
+) -> None:
+    kept, gone = str(uuid4()), str(uuid4())
+    ids = {kept: str(uuid4()), gone: str(uuid4())}
+    for id_ in (kept, gone):
+        await outside.ask("outplan_create", a_create(id=id_))
+    await outside.ask("outplan_update", {"id": kept, "name": "later", "try_interval": 0})
+    await outside.ask("outplan_delete", {"id": gone})
+    outplans, events = await outside.stored()
+
+    again = await outplan(elsewhere, "import", written(tmp_path / "o.jsonl", *outplans), "--json")
+    assert again.code == 0
+    assert again.json.items() >= {"accepted": 1, "skipped": 1, "rejected": 0}.items()
+
+    # An id is used once, and these were: the history is repeated under others.
+    text = "\n".join(map(json.dumps, events))
+    repeated = text.replace(kept, ids[kept]).replace(gone, ids[gone])
+    again = await outplan(elsewhere, "import", "-", "--json", stdin=repeated.encode())
+    assert (again.code, again.json["accepted"]) == (0, 4)
+    async with witness(elsewhere) as there:
+        later = await there.document(ids[kept])
+        assert later is not None
+        assert (later["name"], later["try_interval"], later["version"]) == ("later", 0, 2)
+        history = await there.history(ids[gone])
+        assert [e["type"] for e in history] == ["outplan_created", "outplan_deleted"]
+
+
+async def test_run_again_it_does_nothing_twice_unless_under_another_label(
+    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+) -> None:
+    same = a_create(name="twice in the file, and meant so")
+    file = written(tmp_path / "plans.jsonl", *creates(20), same, same)
+    assert (await outplan(place, "import", file, "--json")).json["accepted"] == 22
+    again = (await outplan(place, "import", file, "--json")).json
+    assert (again["accepted"], again["duplicates"]) == (0, 22)
+    assert (await names_and_events(outside))[0].total() == 22
+    anew = (await outplan(place, "import", file, "--json", "--label", "second")).json
+    assert anew["accepted"] == 22
+
+
+async def test_killed_in_the_middle_and_run_again_every_outplan_is_there_once(
+    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "plans.jsonl", *creates(1_500))
+    async with begun(place, "import", file, "--in-flight", "50") as first:
+        await outside.until(lambda: len(outside.events) >= 200)
+        first.send_signal(signal.SIGKILL)
+        assert await first.wait() == -signal.SIGKILL
+    assert len(outside.events) < 1_500
+
+    again = await outplan(place, "import", file, "--json")
+    assert again.code == 0
+    assert again.json["duplicates"] >= 200
+    assert again.json["accepted"] + again.json["duplicates"] == 1_500
+    names, events = await names_and_events(outside)
+    assert names == Counter(f"plan {n}" for n in range(1_500))
+    assert set(events.values()) == {1}
+    assert len(events) == 1_500
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
+    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path, number: signal.Signals
+) -> None:
+    file = written(tmp_path / "plans.jsonl", *creates(800))
+    async with begun(place, "import", file, "--in-flight", "20", "--json") as process:
+        await outside.until(lambda: len(outside.events) >= 100)
+        process.send_signal(number)
+        stopped = await ended(process)
+    assert stopped.code == 130
+    assert (stopped.json["finished"], stopped.json["rejected"]) == (False, 0)
+    judged = stopped.json["accepted"]
+    assert f"All lines up to {judged} have been judged" in stopped.err
+    assert f"go on with --from-line {judged + 1}: what was done is not done twice" in stopped.err
+
+    rest = await outplan(place, "import", file, "--json", "--from-line", str(judged + 1))
+    assert (rest.code, rest.json["lines"]) == (0, 800 - judged)
+    names, events = await names_and_events(outside)
+    assert names == Counter(f"plan {n}" for n in range(800))
+    assert set(events.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"not json", "invalid_json"),
+        (b"[1]", "invalid_json"),
+        (b"\xff\xfe{\x00}\x00", "invalid_json"),
+        (b'{"name": "\\ud800"}', "invalid_json"),
+        (b"[" * 5_000, "invalid_json"),
+        (b"x" * (MAX_LINE_BYTES + 1), "too_large"),
+        (json.dumps(a_create(detail="\N{BELL}" * 65_536)).encode(), "invalid_command"),
+        (b'{"command": "paint", "body": {}}', "unknown_command"),
+        (b'{"command": ["update"], "body": {}}', "unknown_command"),
+        (b'{"command": "delete"}', "invalid_command"),
+        (b'{"command": "delete", "body": {}, "colour": 1}', "invalid_command"),
+        (b'{"command": "delete", "body": {}, "message_id": ""}', "missing_message_id"),
+        (b'{"command": "delete", "body": {}, "message_id": 7}', "missing_message_id"),
+        (b'{"type": "outplan_updated", "data": {}, "changed": [["name"]]}', "invalid_command"),
+        (json.dumps(a_create(tm_create="soon")).encode(), "invalid_command"),
+        (json.dumps(a_create(tm_delete=7)).encode(), "invalid_command"),
+        (json.dumps(a_create(version="3")).encode(), "invalid_command"),
+    ],
+)
+async def test_a_broken_line_is_a_rejection_and_not_the_end(
+    line: bytes, code: str, tmp_path: Path
+) -> None:
+    good = json.dumps(a_create()).encode()
+    file = tmp_path / "plans.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + good + b"\r\n\n" + line + b"\n" + good)
+    checked = await outplan(NOWHERE, "import", str(file), "--dry-run", "--json")
+    assert checked.code == 3
+    assert checked.json.items() >= {"valid": 2, "rejected": 1}.items()
+    (rejection,) = rejections(tmp_path / "plans.jsonl.rejected.jsonl")
+    assert (rejection["line"], rejection["problem"]["code"]) == (3, code)
+
+
+async def test_rejected_lines_can_be_mended_and_imported(
+    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+) -> None:
+    wrong, aside = a_create(name="late", dial_timeout=30), tmp_path / "aside.jsonl"
+    file = written(tmp_path / "plans.jsonl", a_create(), wrong)
+    done = await outplan(place, "import", file, "--rejected", str(aside))
+    assert done.code == 3
+    assert f"The rejected lines are in {aside}\n" in done.out
+
+    (rejection,) = rejections(aside)
+    assert rejection["content"] == wrong
+    assert [e["pointer"] for e in rejection["problem"]["errors"]] == ["/dial_timeout"]
+    mended = written(tmp_path / "mended.jsonl", {**rejection["content"], "dial_timeout": 30_000})
+    assert (await outplan(place, "import", mended)).code == 0
+    assert (await names_and_events(outside))[0]["late"] == 1
+
+
+async def test_an_import_that_goes_on_keeps_the_rejections_there_are(tmp_path: Path) -> None:
+    file = written(tmp_path / "plans.jsonl", {"early": 1}, a_create(), {"late": 1})
+    for first in ("1", "2"):
+        await outplan(NOWHERE, "import", file, "--dry-run", "--from-line", first)
+    found = rejections(tmp_path / "plans.jsonl.rejected.jsonl")
+    assert [rejection["line"] for rejection in found] == [1, 3, 3]
+
+
+async def test_rejections_that_cannot_be_written_are_an_end_that_is_told(tmp_path: Path) -> None:
+    file = written(tmp_path / "plans.jsonl", {"wrong": 1})
+    full = await outplan(NOWHERE, "import", file, "--dry-run", "--rejected", "/dev/full")
+    assert full.code == 1
+    assert "No space left" in full.err
+    assert "--from-line" not in full.err
+
+
+async def test_without_rejections_there_is_no_file_of_them_and_a_pipe_sees_no_progress(
+    place: Place, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "plans.jsonl", *creates(3))
+    done = await outplan(place, "import", file)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("3 lines in ")
+    assert done.out.endswith("\n  accepted    3\n")
+    assert os.listdir(tmp_path) == ["plans.jsonl"]
+
+
+async def test_standard_input_is_imported_as_it_comes(
+    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+) -> None:
+    aside = ("--rejected", str(tmp_path / "aside.jsonl"))
+    async with begun(place, "import", "-", "--json", *aside) as process:
+        assert process.stdin is not None
+        for n in range(3):
+            process.stdin.write(json.dumps(a_create(name=f"plan {n}")).encode() + b"\n")
+            await process.stdin.drain()
+            # The next line is not given before this one has taken effect.
+            await outside.until(lambda n=n: len(outside.events) == n + 1)  # type: ignore[misc]
+        done = await ended(process)
+    assert (done.code, done.json["accepted"]) == (0, 3)
+
+
+async def test_ctrl_c_ends_an_import_that_waits_for_its_input(
+    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+) -> None:
+    aside = ("--rejected", str(tmp_path / "aside.jsonl"))
+    async with begun(place, "import", "-", *aside) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(a_create()).encode() + b"\n")
+        await outside.until(lambda: len(outside.events) == 1)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+
+
+async def test_commands_without_a_verdict_are_counted_and_can_be_run_again(
+    place: Place, outside: Outside, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "plans.jsonl", *creates(5))
+    asked = await outplan(place, "import", file, "--timeout", "1", "--json")
+    assert (asked.code, asked.json["unknown"]) == (4, 5)
+    assert "Run the same import again" in asked.err
+
+    async with running_worker(place):
+        assert (await outplan(place, "import", file)).code == 0
+    names, events = await names_and_events(outside)
+    assert (names.total(), set(events.values())) == (5, {1})
+
+
+async def test_where_nothing_answers_it_stops_instead_of_trying_every_line(
+    place: Place, outside: Outside, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "plans.jsonl", *creates(100))
+    asked = await outplan(place, "import", file, "--timeout", "1", "--in-flight", "10", "--json")
+    assert (asked.code, asked.json["unknown"], asked.json["finished"]) == (4, 10, False)
+    assert "nothing answers" in asked.err
+    assert "--from-line" not in asked.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["no-such-file.jsonl"], "no-such-file.jsonl: No such file"),
+        (["."], "irectory"),
+        (["-", "--rejected", "no-such-folder/x"], "cannot be written"),
+        (["-", "--rejected", "."], "cannot be written"),
+        (["plans.jsonl", "--rejected", "plans.jsonl"], "is the file to be imported"),
+        (["plans.jsonl", "--in-flight", "0"], "--in-flight"),
+        (["plans.jsonl", "--amqp-url", "nonsense"], "amqp://"),
+        (["plans.jsonl", "--label", "a\nb"], "printable"),
+        ([], "Missing argument 'FILE'"),
+    ],
+)
+async def test_wrong_usage_is_said_and_nothing_is_sent(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "plans.jsonl", *creates(1))
+    refused = await outplan(NOWHERE, "import", *arguments, COLUMNS="200")
+    assert (refused.code, refused.out) == (2, "")
+    assert told in refused.err
+
+
+async def test_a_broker_out_of_reach_is_said_in_a_line(tmp_path: Path) -> None:
+    file = written(tmp_path / "plans.jsonl", *creates(1))
+    missing = await outplan(NOWHERE, "import", file, "--timeout", "1")
+    assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 1)
+    assert "no session within 1 s" in missing.err
+
+
+async def test_a_terminal_shows_how_far_it_is(
+    place: Place, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "plans.jsonl", *creates(500), a_create(name=""))
+    async with terminal(place, "import", file, "--in-flight", "20") as shell:
+        await shell.shows("%  ")
+        await shell.shows("lines  ")
+        assert await shell.ended() == 3
+    assert "100%  501 lines" in shell.shown
+    assert "1 rejected" in shell.shown
+    assert "accepted    500" in shell.shown
+
+
+def most_memory(place: Place, *arguments: str) -> int:
+    """Run ``outplan``: the most bytes that it had in memory."""
+    program = [sys.executable, "-m", "service", *arguments]
+    process = subprocess.Popen(program, env=place.environment(), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1_024
+
+
+async def test_memory_does_not_grow_with_the_number_of_lines(
+    place: Place, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    # A line that is kept costs 20 kB, so that 2,700 of them could not be overlooked.
+    plan = a_create(detail="x" * 20_000)
+    few = written(tmp_path / "few.jsonl", *[plan] * 300)
+    many = written(tmp_path / "many.jsonl", *[plan] * 3_000)
+    how = ("--in-flight", "50")
+    least = await asyncio.to_thread(most_memory, place, "import", few, *how)
+    most = await asyncio.to_thread(most_memory, place, "import", many, *how)
+    assert most - least < 2_700 * 20_000 / 4

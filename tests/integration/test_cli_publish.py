@@ -1,0 +1,270 @@
+"""``outplan publish`` as people and scripts run it, with right and wrong input."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from yarl import URL
+
+from service import contract
+from service.cli.publish.command import Conditions, CreateFields, UpdateFields
+from tests.integration.outside import CUSTOMER, Outside
+from tests.integration.shell import outplan, terminal
+from tests.integration.worker_process import Place, WorkerProcess, running_worker
+
+CREATE = (
+    "publish", "create", "--customer-id", CUSTOMER, "--name", "evenings",
+    "--source", "tel:+15559876543",
+)  # fmt: skip
+# Nobody is there, and nobody has to be: what is wrong is seen before.
+NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
+
+
+def test_every_field_of_the_contract_is_an_option() -> None:
+    for name, options in (
+        ("create", CreateFields),
+        ("update", UpdateFields),
+        ("delete", Conditions),
+    ):
+        schema = json.loads(contract.schema_text(f"outplan_{name}"))
+        named = {field.name for field in fields(options)} | {"id"}
+        assert named == set(schema["properties"])
+
+
+def test_what_needs_no_broker_does_not_load_the_client() -> None:
+    script = (
+        "import sys, service.cli; print({'pydantic', 'aio_pika', 'motor'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+async def test_an_outplan_is_created_changed_and_deleted_by_options(
+    place: Place, worker: WorkerProcess, outside: Outside
+) -> None:
+    id_ = str(uuid4())
+    created = await outplan(
+        place, *CREATE, "--id", id_, "--detail", "weekdays", "--dial-timeout", "20000",
+        "--max-try-count-0", "3", "--max-try-count-4", "1", "--message-id", "a-create",
+    )  # fmt: skip
+    assert (created.code, created.err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in created.out.splitlines())
+    assert lines["accepted,"] == "version 1"
+    assert lines["command"] == "outplan_create a-create"
+    assert (lines["id"], lines["source"]) == (id_, "tel:+15559876543")
+    assert (lines["dial_timeout"], lines["max_try_count"]) == ("20000 ms", "3  0  0  0  1")
+
+    address = json.dumps({"type": "sip", "target": "desk@example.org", "name": "the desk"})
+    updated = await outplan(
+        place, "publish", "update", id_, "--source", address, "--try-interval", "0",
+        "--expected-version", "1",
+    )  # fmt: skip
+    assert updated.out.startswith("accepted, version 2\n")
+    assert "sip:desk@example.org  the desk" in updated.out
+    same = await outplan(place, "publish", "update", id_, "--try-interval", "0")
+    assert (same.code, same.out.partition("\n")[0]) == (0, "unchanged, version 2")
+    deleted = await outplan(place, "publish", "delete", id_, "--customer-id", CUSTOMER)
+    assert deleted.out.startswith("accepted, version 3\n")
+
+    document = await outside.document(id_)
+    assert document is not None
+    assert (document["source"]["name"], document["max_try_count_4"]) == ("the desk", 1)
+    assert not document["tm_delete"].startswith("9999")
+
+
+async def test_as_json_the_outcome_has_the_replys_shape(
+    place: Place, worker: WorkerProcess, outside: Outside
+) -> None:
+    body = {
+        "customer_id": CUSTOMER,
+        "name": "x",
+        "source": {"type": "tel", "target": "+15559876543"},
+    }
+    await outside.ask("outplan_create", body, message_id="once")
+    (reply,) = outside.replies.popitem()[1]
+    same = await outplan(
+        place, "publish", "create", "--json", "--json-file", "-", "--message-id", "once",
+        stdin=json.dumps(body).encode(),
+    )  # fmt: skip
+    assert same.code == 0
+    assert same.json == {**reply, "duplicate": True}
+
+    refused = await outplan(place, "publish", "delete", str(uuid4()), "--json")
+    assert (refused.code, refused.err) == (3, "")
+    assert refused.json["problem"]["code"] == "not_found"
+    assert refused.json.keys() == {"command_id", "status", "duplicate", "problem"}
+
+
+async def test_every_broken_rule_is_listed_before_anything_is_sent() -> None:
+    refused = await outplan(
+        NOWHERE,
+        "publish",
+        "create",
+        "--name",
+        "",
+        "--source",
+        "tel:5559876543",
+        "--dial-timeout",
+        "30",
+    )
+    assert (refused.code, refused.out) == (3, "")
+    assert refused.err.startswith("outplan: rejected: The command breaks its schema\n")
+    for pointer in ("/customer_id: is required", "/name: ", "/source/target: ", "/dial_timeout: "):
+        assert f"\n  {pointer}" in refused.err
+    assert "milliseconds" in refused.err
+
+
+async def test_unvalidated_the_worker_lists_them(
+    place: Place, worker: WorkerProcess, outside: Outside
+) -> None:
+    refused = await outplan(
+        place, "publish", "create", "--name", "", "--no-validate", "--message-id", "wrong"
+    )
+    assert refused.code == 3
+    assert "\n  /customer_id: is required\n" in refused.err
+    assert (await outside.rejected_of("wrong")).message_id == "wrong"
+
+
+async def test_another_version_is_a_rejection_that_says_which(
+    place: Place, worker: WorkerProcess
+) -> None:
+    id_ = (await outplan(place, *CREATE, "--json")).json["outplan"]["id"]
+    refused = await outplan(place, "publish", "delete", id_, "--expected-version", "7")
+    assert refused.code == 3
+    assert "another version" in refused.err
+    assert "1" in refused.err
+
+
+async def test_options_win_over_the_json_file(
+    place: Place, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    id_ = (await outplan(place, *CREATE, "--json")).json["outplan"]["id"]
+    file = tmp_path / "update.json"
+    file.write_text(json.dumps({"id": id_, "name": "from the file", "try_interval": 5_000}))
+    updated = await outplan(
+        place, "publish", "update", "--json-file", str(file), "--name", "from an option", "--json"
+    )
+    assert updated.json["outplan"]["name"] == "from an option"
+    assert updated.json["outplan"]["try_interval"] == 5_000
+
+
+async def test_a_file_about_another_outplan_is_not_sent(tmp_path: Path) -> None:
+    file = tmp_path / "update.json"
+    file.write_text('{"id": "one", "name": "x"}')
+    refused = await outplan(NOWHERE, "publish", "update", "another", "--json-file", str(file))
+    assert (refused.code, refused.out) == (2, "")
+    assert "about outplan one, the command line about another" in refused.err
+
+
+async def test_without_waiting_it_is_confirmed_by_the_broker_only(
+    place: Place, outside: Outside
+) -> None:
+    sent = await outplan(place, *CREATE, "--no-wait", "--message-id", "sent")
+    assert sent.code == 0
+    assert sent.out.startswith(
+        "sent, and confirmed by the broker\ncommand        outplan_create sent\n"
+    )
+    assert await outside.waiting() == 1
+    async with running_worker(place):
+        event = await outside.event_of("sent")
+    assert event["data"]["id"] in sent.out
+
+
+async def test_an_unknown_outcome_says_how_to_ask_again(place: Place, outside: Outside) -> None:
+    asked = await outplan(place, *CREATE, "--timeout", "1", "--json")
+    assert asked.code == 4
+    assert asked.json["status"] == "unknown"
+    id_ = asked.json["command_id"]
+    assert f"--message-id {id_}\n" in asked.err
+
+    async with running_worker(place):
+        await outside.event_of(id_)
+        again = await outplan(place, *CREATE, "--message-id", id_)
+    assert (again.code, again.out.partition("\n")[0]) == (
+        0, "accepted, version 1, a duplicate: it had taken effect before",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["create", "--source", "+15559876543"], "not type:target"),
+        (["create", "--source", '{"type": '], "not JSON"),
+        (["create", "--dial-timeout", "30s"], "--dial-timeout"),
+        (["create", "--colour", "red"], "No such option"),
+        (["create", "--name", "x", "--message-id", "x" * 256], "1 to 255 bytes"),
+        (["create", "--name", "x", "--timeout", "0"], "--timeout"),
+        (["create", "--name", "x", "--amqp-url", "http://localhost/"], "amqp://"),
+        (["create", "--name", "x", "--amqp-url", "amqp://h:99999/"], "amqp://"),
+        (["create", "--name", "x", "--prefix", "a b"], "letters, digits"),
+        (["update", "--name", "x"], "its ID is missing"),
+        (["delete", "--expected-version", "1"], "its ID is missing"),
+        (["create", "--json-file", "no-such-file.json"], "No such file"),
+        (["create", "--json-file", "."], "directory"),
+        (["create", "--json-file", "-"], "this is not JSON"),
+        (["paint"], "No such command"),
+    ],
+)
+async def test_wrong_usage_is_said_and_nothing_is_sent(arguments: list[str], told: str) -> None:
+    refused = await outplan(NOWHERE, "publish", *arguments, COLUMNS="200")
+    assert (refused.code, refused.out) == (2, "")
+    assert told in refused.err
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '{"name": NaN}', "{'name': 1}", "\udcff", '{"a":1} x'])
+async def test_a_file_that_is_no_json_object_is_wrong_usage(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    refused = await outplan(NOWHERE, "publish", "create", "--json-file", str(file))
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith(f"outplan: {file}: this is ")
+
+
+async def test_a_broker_out_of_reach_is_said_in_a_line(place: Place, outside: Outside) -> None:
+    missing = await outplan(NOWHERE, *CREATE, "--timeout", "1")
+    assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 1)
+    assert "no session within 1 s" in missing.err
+
+    wrong = str(URL(place.amqp_url).with_password("not-it"))
+    refused = await outplan(place, *CREATE, OUTPLAN_AMQP_URL=wrong)
+    assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+    assert "ACCESS_REFUSED" in refused.err
+    assert "not-it" not in refused.err
+
+    nobody = await outplan(place, *CREATE, "--prefix", "nowhere", "--timeout", "1")
+    assert nobody.code == 1
+    assert "nowhere.commands" in nobody.err
+
+
+async def test_ctrl_c_says_that_the_outcome_is_open(place: Place, outside: Outside) -> None:
+    async with terminal(place, *CREATE, "--message-id", "given-up") as shell:
+        await shell.shows("Waiting for")
+        shell.press(b"\x03")
+        assert await shell.ended() == 130
+    assert "--message-id given-up" in shell.shown
+    assert "interrupted" in shell.shown
+
+
+async def test_a_terminal_gets_colour_unless_it_is_unwanted(
+    place: Place, worker: WorkerProcess
+) -> None:
+    async with terminal(place, *CREATE) as coloured:
+        assert await coloured.ended() == 0
+    assert "\x1b[32maccepted, version 1" in coloured.shown
+    async with terminal(place, *CREATE, NO_COLOR="1") as plain:
+        assert await plain.ended() == 0
+    assert "accepted, version 1" in plain.shown
+    assert "\x1b[3" not in plain.shown
+
+
+async def test_text_of_others_cannot_steer_the_terminal(
+    place: Place, worker: WorkerProcess
+) -> None:
+    shown = await outplan(place, *CREATE, "--detail", "\x1b[2J\x07 hidden\u202e")
+    assert r"detail         \x1b[2J\x07 hidden\u202e" in shown.out

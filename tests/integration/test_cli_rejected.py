@@ -1,0 +1,244 @@
+"""``outplan rejected list`` and ``show`` on real servers: looking changes nothing."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+
+from tests.integration.outside import CUSTOMER, Outside, a_create
+from tests.integration.rejects import ids, listed, outside, put, queued, run
+from tests.integration.worker_process import Place, running_worker
+
+__all__ = ["outside"]  # a fixture, by its name
+
+OTHER_CUSTOMER = "9d0e0c8a-7a3b-4a4e-9d0e-1f0b7c115e4d"
+
+
+async def test_what_the_worker_rejects_is_listed_with_its_reasons_the_oldest_first(
+    place: Place, outside: Outside
+) -> None:
+    id_ = str(uuid4())
+    async with running_worker(place):
+        await outside.ask("outplan_create", a_create(dial_timeout=30), message_id="too-short")
+        await outside.ask("outplan_update", {"id": id_, "name": "x"}, message_id="not-there")
+        await outside.ask("outplan_delete", b"{", message_id="no-json")
+
+    found = await listed(place)
+    assert [(copy["number"], copy["message_id"], copy["code"]) for copy in found] == [
+        (1, "too-short", "invalid_command"),
+        (2, "not-there", "not_found"),
+        (3, "no-json", "invalid_json"),
+    ]
+    assert found[0]["detail"].startswith("/dial_timeout: 30 is less than the minimum")
+    assert found[0]["customer_id"] == CUSTOMER
+    assert found[1]["outplan_id"] == id_
+    assert found[2]["command"] == "outplan_delete"
+    assert {copy["rejected_by"] for copy in found} == {"worker"}
+
+
+async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhere(
+    place: Place, outside: Outside
+) -> None:
+    for n in range(3):
+        await put(outside, f"id-{n}", problem={"detail": "long " * 40})
+    await put(outside, "id-3", code="not_found")
+    code, out, err = await run(place, "list")
+
+    assert code == 0
+    assert "\x1b" not in out
+    lines = out.splitlines()
+    assert lines[0].split()[0] == "n"
+    assert [line.split()[6] for line in lines[1:]] == ["id-0", "id-1", "id-2", "id-3"]
+    assert "long " * 40 in lines[1] + " "
+    assert err == "4: 3 invalid_command, 1 not_found\n"
+
+
+async def test_a_terminal_gets_lines_that_fit(place: Place, outside: Outside) -> None:
+    await put(outside, str(uuid4()), problem={"detail": "電話 " * 100})
+    _, out, _ = await run(place, "list", terminal=True, NO_COLOR="1")
+
+    lines = out.splitlines()
+    assert len(lines) == 2
+    assert all(len(line.encode("utf-16-le")) // 2 <= 120 for line in lines)
+    assert lines[1].endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ([], ["a", "b", "c", "d"]),
+        (["--code", "not_found"], ["b"]),
+        (["--code", "not_found", "--code", "invalid_json"], ["b", "d"]),
+        (["--older-than", "1h"], ["a", "b"]),
+        (["--newer-than", "1h30m"], ["c", "d"]),
+        (["--older-than", "1h", "--newer-than", "1d1h"], ["b"]),
+        (["--customer", OTHER_CUSTOMER], ["c"]),
+        (["--customer", OTHER_CUSTOMER.upper()], ["c"]),
+        (["--outplan", "0192f0c1-7a51-7b7e-a2f5-d7a0e9a4b1c3"], ["b"]),
+        (["--message-id", "a", "--message-id", "d"], ["a", "d"]),
+        (["--number", "2", "--number", "3"], ["b", "c"]),
+        (["--code", "too_large"], []),
+        (["--limit", "2"], ["a", "b"]),
+        (["--limit", "0"], []),
+    ],
+)
+async def test_conditions_say_which_are_listed(
+    place: Place, outside: Outside, conditions: list[str], expected: list[str]
+) -> None:
+    update = {"id": "0192F0C1-7A51-7B7E-A2F5-D7A0E9A4B1C3", "name": "x"}
+    await put(outside, "a", age=timedelta(days=2))
+    await put(outside, "b", age=timedelta(days=1), code="not_found", name="outplan_update",
+              body=update)  # fmt: skip
+    await put(outside, "c", body=a_create(customer_id=OTHER_CUSTOMER))
+    await put(outside, "d", code="invalid_json", body=b"{")
+
+    assert await ids(place, *conditions) == expected
+
+
+async def test_looking_changes_neither_what_is_there_nor_its_order(
+    place: Place, outside: Outside
+) -> None:
+    wanted = [f"id-{n}" for n in range(5_000)]
+    for start in range(0, 5_000, 500):
+        await asyncio.gather(*(put(outside, id_) for id_ in wanted[start : start + 500]))
+
+    # More than one consumer can be sent at a time, so several take part.
+    before = sorted(await ids(place))
+    await run(place, "list", "--limit", "1")
+    await run(place, "show", "17")
+    await run(place, "redrive", "--all", "--dry-run")
+
+    found = [str(message.message_id) for message in await queued(outside)]
+    assert found == wanted
+    assert before == sorted(wanted)
+
+
+async def test_what_was_taken_by_somebody_else_is_said_to_be_out_of_sight(
+    place: Place, outside: Outside
+) -> None:
+    await put(outside, "a")
+    async with held(outside) as taken:
+        await taken.get()
+        code, out, err = await run(place, "list")
+
+    assert (code, out) == (0, "")
+    assert "another consumer is at this queue" in err
+    assert await ids(place) == ["a"]
+
+
+@asynccontextmanager
+async def held(outside: Outside) -> AsyncIterator["asyncio.Queue[AbstractIncomingMessage]"]:
+    """Another operator, who has taken all."""
+    channel = await outside.connection.channel()
+    messages: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+    rejected = await channel.get_queue(f"{outside.place.prefix}.rejected")
+    await rejected.consume(messages.put)
+    yield messages
+    await channel.close()
+
+
+async def test_one_is_shown_with_every_broken_rule_and_its_body(
+    place: Place, outside: Outside
+) -> None:
+    async with running_worker(place):
+        await outside.ask("outplan_create", a_create(dial_timeout=30, colour=1), message_id="two")
+    by_id, by_number = await run(place, "show", "two"), await run(place, "show", "1")
+
+    assert by_id[0] == by_number[0] == 0
+    assert "/dial_timeout: 30 is less than the minimum of 1000" in by_id[1]
+    assert "/colour: is not a known field" in by_id[1]
+    assert "now           invalid: " in by_id[1]
+    assert '\n  "dial_timeout": 30,\n' in by_id[1]
+    assert by_id[1].splitlines()[2:] == by_number[1].splitlines()[2:]
+
+    _, out, _ = await run(place, "show", "two", "--json")
+    shown = json.loads(out)
+    assert [error["pointer"] for error in shown["problem"]["errors"]] == [
+        "/dial_timeout",
+        "/colour",
+    ]
+    assert json.loads(shown["body"])["colour"] == 1
+    assert shown["valid_now"] is False
+    assert shown["headers"]["x-original-routing-key"] == "outplan_create"
+
+
+ODD: list[dict[str, Any]] = [
+    {"body": b"\xff\xfe"},
+    {"body": b""},
+    {"body": b"[" * 5_000},
+    {"body": b'{"id": 5, "customer_id": ["x"]}'},
+    {"headers": {"x-problem": "{", "x-problem-code": 7, "x-rejected-at": "yesterday"}},
+    {"headers": {"x-problem": "[]", "x-rejected-at": 12}},
+    {"headers": {"x-problem": '{"detail": 5, "errors": [1, {"pointer": null}, {}]}'}},
+    {"headers": {"x-death": "what", "x-first-death-reason": "delivery_limit"}},
+    {"headers": {"x-death": [{"time": "t", "routing-keys": 5, "queue": []}]}},
+    {"headers": {"x-death": [5], "x-original-routing-key": {}}},
+    {
+        "headers": {
+            "nested": {
+                "a": [1, {"b": bytearray(b"\xff")}],
+                "time": datetime(1970, 1, 1, tzinfo=UTC),
+            }
+        }
+    },
+    {"headers": {"outplan_id": ["no", "text"]}, "body": b"{"},
+    {"type": "\x1b[2J\x07", "problem": {"detail": "\x1b]0;mine\x07\u202e"}},
+]
+
+
+async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_discarded(
+    place: Place, outside: Outside
+) -> None:
+    for n, what in enumerate(ODD):
+        await put(outside, f"odd-{n}", **{"body": b"no json", **what})
+    # What no library can read: see docs/adr/0008.
+    await outside.send_raw("x", b"{}", message_id=b"\xff\xfe", timestamp=2**63 - 1, reply_to=None)
+    commands = await outside.channel.get_queue(f"{place.prefix}.commands")
+    async with running_worker(place):
+        while (await commands.declare()).message_count:
+            await asyncio.sleep(0.01)
+
+    found = await listed(place)
+    assert len(found) == len(ODD) + 1
+    assert found[-1]["message_id"] == "\\xff\\xfe"
+    for copy in found:
+        for form in ([], ["--json"]):
+            how = {"terminal": True, "NO_COLOR": "1"}
+            code, out, _ = await run(place, "show", str(copy["number"]), *form, **how)
+            assert code == 0
+            assert [c for c in out if not c.isprintable() and c not in "\r\n"] == []
+    code, out, _ = await run(place, "redrive", "--all")
+    assert code == 3
+    assert {line.split()[0] for line in out.splitlines()} == {"invalid"}
+    code, _, _ = await run(place, "discard", "--all", "--yes")
+    assert code == 0
+    assert await queued(outside) == []
+
+
+async def test_what_the_broker_dead_letters_itself_is_listed_and_redriven(
+    place: Place, outside: Outside
+) -> None:
+    await outside.send("outplan_create", a_create(), message_id="late", expiration=0.001)
+    commands = await outside.channel.get_queue(f"{place.prefix}.rejected")
+    while not (await commands.declare()).message_count:
+        await asyncio.sleep(0.01)
+
+    (copy,) = await listed(place)
+    assert (copy["code"], copy["rejected_by"], copy["command"]) == (
+        "expired", "broker", "outplan_create",
+    )  # fmt: skip
+    assert f"{place.prefix}.commands" in copy["detail"]
+    age = datetime.now(UTC) - datetime.fromisoformat(f"{copy['rejected_at']}+00:00")
+    assert timedelta(-1) < age < timedelta(seconds=60)
+
+    async with running_worker(place):
+        code, out, err = await run(place, "redrive", "--code", "expired")
+    assert (code, err) == (0, "1 of 1 copy: 1 accepted\n")
+    assert out.split() == ["accepted", "outplan_create", "late", "version", "1"]
+    assert (await outside.event_of("late"))["version"] == 1

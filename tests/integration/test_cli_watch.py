@@ -1,0 +1,312 @@
+"""``outplan watch`` in terminals and pipes, on a real broker."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import pytest
+
+from service.testing.servers import Servers
+from tests.integration.commands import CommandProcess, command
+from tests.integration.outside import CUSTOMER, Outside, a_create, witness
+from tests.integration.test_client_events import ID, an_event, publish
+from tests.integration.worker_process import Place, WorkerProcess
+
+OTHER = "0b7c1199-7a3b-4a4e-9d0e-0c8a1f5e4d9c"
+
+
+@pytest.fixture
+async def queue(place: Place) -> AsyncIterator[str]:
+    """The name of a durable queue, deleted afterwards."""
+    name = f"{place.prefix}.watch"
+    yield name
+    async with await aio_pika.connect(place.amqp_url) as connection:
+        await (await connection.channel()).queue_delete(name)
+
+
+async def a_life(outside: Outside, **fields: Any) -> str:
+    """Have an outplan created, changed and deleted: its id."""
+    created = await outside.ask("outplan_create", a_create(**fields))
+    id_: str = created["outplan"]["id"]
+    await outside.ask("outplan_update", {"id": id_, "dial_timeout": 20_000, "max_try_count_0": 3})
+    await outside.ask("outplan_delete", {"id": id_})
+    return id_
+
+
+def types(watching: CommandProcess) -> list[str]:
+    return [json.loads(line)["type"] for line in watching.out.splitlines()]
+
+
+async def test_in_a_pipe_each_event_is_a_line_and_byte_for_byte_what_was_published(
+    place: Place, outside: Outside, worker: WorkerProcess
+) -> None:
+    async with command(place, "watch", "--limit", "3") as watching:
+        await watching.told("watching")
+        await a_life(outside, name="Büro \u202e")
+        assert await watching.ended() == 0
+
+    await outside.until(lambda: len(outside.events) == 3)
+    assert watching.out.splitlines() == [event.body for event in outside.events]
+    assert watching.err.count(b"\n") == 1
+
+
+async def test_on_a_terminal_there_is_a_table_with_what_changed(
+    place: Place, outside: Outside, worker: WorkerProcess
+) -> None:
+    async with command(place, "watch", "--limit", "3", terminal=True, NO_COLOR="1") as watching:
+        await watching.told("watching")
+        id_ = await a_life(outside, name="evenings")
+        assert await watching.ended() == 0
+
+    lines = watching.out.decode().splitlines()
+    assert lines[1].split() == ["UTC", "event", "version", "outplan", "name"]
+    shown = [line[8:] for line in lines[2:]]
+    assert shown == [
+        f"  created        1  {id_}  evenings",
+        f"  customer_id {CUSTOMER}",
+        "  source tel +15559876543",
+        "  dial_timeout 30000  try_interval 60000  max_try_count_0…4 0 0 0 0 0",
+        f"  updated        2  {id_}  evenings",
+        "  dial_timeout 30000 → 20000",
+        "  max_try_count_0 0 → 3",
+        f"  deleted        3  {id_}  evenings",
+    ]
+
+
+async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_told(
+    place: Place, outside: Outside
+) -> None:
+    async with command(place, "watch", "--limit", "3", terminal=True) as watching:
+        await watching.told("watching")
+        await publish(outside, an_event(2), an_event(3), an_event(6))
+        assert await watching.ended() == 0
+
+    names = [
+        line.split(" name ")[1] for line in watching.out.decode().splitlines() if " name " in line
+    ]
+    assert names == ['"version 2"', '"version 2" → "version 3"', '"version 6"']
+    assert f"missed versions 4 to 5 of outplan {ID}" in watching.err.decode()
+
+
+async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_sequence(
+    place: Place, outside: Outside
+) -> None:
+    async with (
+        command(place, "watch", "--limit", "1", terminal=True) as coloured,
+        command(place, "watch", "--limit", "1", terminal=True, NO_COLOR="1") as plain,
+    ):
+        for watching in (coloured, plain):
+            await watching.told("watching")
+        await publish(outside, an_event(1))
+        await coloured.ended()
+        await plain.ended()
+
+    assert b"\x1b[32mcreated" in coloured.out
+    assert b"\x1b" not in plain.out
+    assert b"created" in plain.out
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+async def test_no_text_of_other_people_steers_a_terminal(
+    place: Place, outside: Outside, form: list[str]
+) -> None:
+    evil = "\x1b]0;mine\x07 \x9b31m \u202e\r\x7f"
+    source = {"type": "line", "target": "1", "target_name": evil, "name": "", "detail": evil}
+    events = [an_event(1, detail=evil, source=source), an_event(2, detail=evil, source=source)]
+    events[1]["changed"] = ["detail", "source"]
+    async with command(
+        place, "watch", "--limit", "2", *form, terminal=True, NO_COLOR="1"
+    ) as watching:
+        await watching.told("watching")
+        await publish(outside, evil.encode(), *events)
+        assert await watching.ended() == 0
+
+    for text in (watching.out.decode(), watching.err.decode()):
+        assert [c for c in text if not c.isprintable() and c not in "\r\n"] == []
+        assert "\r" not in text.replace("\r\n", "")
+    if form:
+        assert [json.loads(line) for line in watching.out.splitlines()] == events
+    assert b"cannot read what came as outplan_updated." in watching.err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--kind", "created", "--kind", "deleted"], ["outplan_created", "outplan_deleted"]),
+        (["--kind", "updated"], ["outplan_updated"]),
+        (
+            ["--customer", CUSTOMER.upper()],
+            [f"outplan_{k}d" for k in ("create", "update", "delete")],
+        ),
+    ],
+)
+async def test_events_are_filtered_by_kind_and_customer(
+    place: Place, outside: Outside, worker: WorkerProcess, options: list[str], expected: list[str]
+) -> None:
+    async with command(place, "watch", *options, "--limit", str(len(expected))) as watching:
+        await watching.told("watching")
+        await a_life(outside, customer_id=OTHER) if "--customer" in options else None
+        await a_life(outside)
+        assert await watching.ended() == 0
+
+    assert types(watching) == expected
+    assert OTHER.encode() not in watching.out
+
+
+async def test_one_outplan_can_be_watched(
+    place: Place, outside: Outside, worker: WorkerProcess
+) -> None:
+    id_ = str(uuid4())
+    async with command(place, "watch", "--outplan", id_, "--limit", "1") as watching:
+        await watching.told("watching")
+        await a_life(outside)
+        await outside.ask("outplan_create", a_create(id=id_))
+        assert await watching.ended() == 0
+
+    assert json.loads(watching.out)["data"]["id"] == id_
+
+
+async def test_a_durable_queue_is_read_on_where_the_last_watch_ended(
+    place: Place, outside: Outside, queue: str
+) -> None:
+    async with command(place, "watch", "--queue", queue, "--limit", "2") as first:
+        await first.told("watching")
+        await publish(outside, *map(an_event, range(1, 6)))
+        assert await first.ended() == 0
+    async with command(place, "watch", "--queue", queue, "--limit", "3") as second:
+        assert await second.ended() == 0
+
+    lines = (first.out + second.out).splitlines()
+    assert [json.loads(line)["version"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+async def test_ctrl_c_ends_it_quietly(place: Place, outside: Outside) -> None:
+    async with command(place, "watch") as watching:
+        await watching.told("watching")
+        assert await watching.interrupted() == 130
+
+    assert (watching.out, watching.err.count(b"\n")) == (b"", 1)
+
+
+async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
+    place: Place, outside: Outside
+) -> None:
+    read, write = os.pipe()
+    async with command(place, "watch", stdout=write) as watching:
+        os.close(write)
+        await watching.told("watching")
+        await publish(outside, an_event(1))
+        with os.fdopen(read) as pipe:
+            line = await asyncio.to_thread(pipe.readline)
+        assert await watching.ended() == 0
+
+    assert json.loads(line)["version"] == 1
+    assert watching.err.count(b"\n") == 1
+
+
+async def test_a_full_disk_is_said(place: Place, outside: Outside) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with command(place, "watch", stdout=full) as watching:
+        os.close(full)
+        await watching.told("watching")
+        await publish(outside, an_event(1))
+        assert await watching.ended() == 1
+
+    assert watching.err.endswith(b"outplan: standard output: No space left on device\n")
+
+
+async def test_a_reader_who_pauses_does_not_cost_the_connection(
+    place: Place, outside: Outside
+) -> None:
+    often = f"{place.amqp_url}?heartbeat=1"  # The broker gives up after two missed ones.
+    read, write = os.pipe()
+    async with command(
+        place, "watch", "--amqp-url", often, "--limit", "200", stdout=write
+    ) as watching:
+        os.close(write)
+        await watching.told("watching")
+        await publish(outside, *(an_event(n, detail="x" * 2_000) for n in range(1, 201)))
+        await asyncio.sleep(5)  # That is the pause.
+        with os.fdopen(read) as pipe:
+            reading = asyncio.create_task(asyncio.to_thread(pipe.readlines))
+            try:
+                assert await watching.ended() == 0
+            finally:
+                await watching.kill()  # It is what lets the reader end.
+                lines = await reading
+
+    assert len(lines) == 200
+    assert watching.err.count(b"\n") == 1
+
+
+async def test_a_restart_of_the_broker_is_survived_and_said(
+    servers: Servers, place: Place, outside: Outside, worker: WorkerProcess, queue: str
+) -> None:
+    async with (
+        command(place, "watch", "--limit", "4") as passing,
+        command(place, "watch", "--queue", queue, "--limit", "4") as durable,
+    ):
+        for watching in (passing, durable):
+            await watching.told("watching")
+        await outside.ask("outplan_create", a_create())
+        for watching in (passing, durable):
+            await watching.printed("outplan_created")
+        await asyncio.to_thread(servers.rabbitmq.restart)
+        await passing.told("those published meanwhile were missed", seconds=60)
+        await durable.told("events come again; none was missed", seconds=60)
+        async with witness(place) as again:
+            await a_life(again)
+        assert await passing.ended() == 0
+        assert await durable.ended() == 0
+
+    for watching in (passing, durable):
+        assert b"no events for now: " in watching.err
+        assert b"Traceback" not in watching.err
+
+
+async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_said(
+    place: Place,
+) -> None:
+    nobody = "amqp://127.0.0.1:1/"
+    async with (
+        command(place, "watch") as too_early,
+        command(place, "watch", "--amqp-url", nobody) as nowhere,
+    ):
+        await too_early.told(f"no exchange '{place.prefix}.events'")
+        await nowhere.told("Connect call failed ('127.0.0.1', 1); trying again")
+        assert await nowhere.interrupted() == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--kind", "changed"], "--kind"),
+        (["--limit", "0"], "--limit"),
+        (["--customer", "7"], "--customer"),
+        (["--queue", ""], "--queue"),
+        (["--amqp-url", "localhost"], "--amqp-url"),
+        (["everything"], "everything"),
+    ],
+)
+async def test_wrong_usage_is_told_with_exit_code_2(
+    place: Place, arguments: list[str], complaint: str
+) -> None:
+    async with command(place, "watch", *arguments) as wrong:
+        assert await wrong.ended() == 2
+
+    assert complaint in wrong.err.decode()
+    assert "Traceback" not in wrong.err.decode()
+
+
+async def test_a_refusal_by_the_broker_is_a_line_and_exit_code_1(
+    place: Place, outside: Outside
+) -> None:
+    async with command(place, "watch", "--queue", "amq.mine") as refused:
+        assert await refused.ended() == 1
+
+    assert refused.err.startswith(b"outplan: RabbitMQ refuses: ACCESS_REFUSED")
+    assert refused.err.count(b"\n") == 1
