@@ -24,6 +24,7 @@ CONNECT_SECONDS: Final = 10
 _CLOSE_SECONDS: Final = 3
 _HEARTBEAT_SECONDS: Final = 10
 _NOT_ALLOWED: Final = 530
+_UNKNOWN_TYPE: Final = "unknown exchange type"
 
 
 class _TappedConnection(aio_pika.Connection):
@@ -66,15 +67,16 @@ def declaring(what: str) -> Iterator[None]:
     """Say what was refused, and what to do, where a declaration is."""
     try:
         yield
-    except ChannelPreconditionFailed as error:
+    # The first is what RabbitMQ 3 says of an exchange type that it does not know, 4 the other.
+    except (ConnectionCommandInvalid, ChannelPreconditionFailed) as error:
+        if _UNKNOWN_TYPE in str(error):
+            raise BrokerRefused(
+                f"{what}: {error}. Enable the plugin rabbitmq_consistent_hash_exchange, or set "
+                "OUTPLAN_PARTITIONS=1"
+            ) from error
         raise BrokerRefused(
             f"{what} exists with other arguments: {error}. Delete it once it is empty, or set "
             "OUTPLAN_PREFIX"
-        ) from error
-    except ConnectionCommandInvalid as error:
-        raise BrokerRefused(
-            f"{what}: {error}. Enable the plugin rabbitmq_consistent_hash_exchange, or set "
-            "OUTPLAN_PARTITIONS=1"
         ) from error
 
 

@@ -64,6 +64,7 @@ T = TypeVar("T")
 
 _DUPLICATE_KEY: Final = 11_000
 _WRITE_CONFLICT: Final = 112
+_OTHER_INDEX: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
 _REFUSED: Final = frozenset({13, 18, 8_000})  # Unauthorized, AuthenticationFailed, Atlas' own
 _NO_REPLICA_SET: Final = 20  # IllegalOperation: "Transaction numbers are only allowed on …"
 # DocumentValidationFailure, BSONObjectTooLarge, TransactionTooLarge and what it was called before.
@@ -354,6 +355,8 @@ def translation(error: Exception) -> OutplanError:
         return StoreConflict(str(error))
     if codes & _REFUSED or isinstance(error, ConfigurationError):
         return StoreUnsuitable(f"MongoDB refuses: {error}; check OUTPLAN_MONGO_URL")
+    if codes & _OTHER_INDEX:
+        return StoreUnsuitable(f"{error}: drop that index, and it is made as it should be")
     if _NO_REPLICA_SET in codes:
         return StoreUnsuitable(_no_replica_set({}))
     # A ValidationError: what is stored does not keep to the contract.

@@ -111,6 +111,13 @@ async def test_a_replica_set_of_another_name(place: Place) -> None:
     await fails(place, 1, "replica set", "rs0", OUTPLAN_MONGO_URL=url)
 
 
+async def test_an_index_of_the_same_name_that_is_another(place: Place) -> None:
+    with MongoClient[dict[str, object]](place.mongo_url) as client:
+        events = client[place.database]["outplan_events"]
+        events.create_index([("outplan_id", 1)], name="outplan_version")
+    await fails(place, 1, "outplan_version", "drop that index")
+
+
 async def test_it_prints_ready_once_and_in_one_line(place: Place, outside: Outside) -> None:
     async with running_worker(place) as worker:
         await outside.ask("outplan_create", a_create())

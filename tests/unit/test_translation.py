@@ -118,6 +118,8 @@ CODES: list[tuple[int, type[OutplanError]]] = [
     (13, StoreUnsuitable),  # Unauthorized
     (18, StoreUnsuitable),  # AuthenticationFailed
     (8_000, StoreUnsuitable),
+    (85, StoreUnsuitable),  # IndexOptionsConflict
+    (86, StoreUnsuitable),  # IndexKeySpecsConflict
     (20, StoreUnsuitable),  # IllegalOperation: no replica set
     (121, Unprocessable),  # DocumentValidationFailure
     (10_334, Unprocessable),  # BSONObjectTooLarge
@@ -284,10 +286,15 @@ def test_a_queue_with_other_arguments_is_refused_with_what_to_do() -> None:
     assert "OUTPLAN_PREFIX" in str(caught.value)
 
 
-def test_a_missing_plugin_is_refused_with_what_to_do() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [aiormq.exceptions.ConnectionCommandInvalid, aiormq.exceptions.ChannelPreconditionFailed],
+    ids=["RabbitMQ 3", "RabbitMQ 4"],
+)
+def test_a_missing_plugin_is_refused_with_what_to_do(error: type[Exception]) -> None:
     plugin = "rabbitmq_consistent_hash_exchange"
     with pytest.raises(BrokerRefused, match=plugin), connection.declaring("exchange a"):
-        raise aiormq.exceptions.ConnectionCommandInvalid("unknown exchange type")
+        raise error("unknown exchange type 'x-consistent-hash'")
 
 
 @pytest.mark.parametrize(
