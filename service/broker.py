@@ -26,6 +26,7 @@ from service.topology import PREFETCH, Topology
 T = TypeVar("T")
 Notice = Callable[[BaseException], None]
 
+_START_SECONDS: Final = 30
 _BATCH_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -246,7 +247,9 @@ async def open_session(url: str, topology: Topology, notice: Notice) -> AsyncIte
         tapped_connection(url, "publish", session) as publishing,
     ):
         with translated():
-            await session.start(consuming, publishing)
+            # A broker that has just come up may take a declaration and never answer it.
+            async with asyncio.timeout(_START_SECONDS):
+                await session.start(consuming, publishing)
         yield session
 
 

@@ -103,4 +103,4 @@ def translation(error: Exception) -> OutplanError:
         return BrokerRefused(f"RabbitMQ refuses the permission: {error}")
     if isinstance(error, IncompatibleProtocolError):
         return BrokerRefused(f"what answers at OUTPLAN_AMQP_URL is no AMQP 0-9-1: {error}")
-    return BrokerUnavailable(f"{type(error).__name__}: {error}")
+    return BrokerUnavailable(f"{type(error).__name__}: {str(error) or 'no answer in time'}")

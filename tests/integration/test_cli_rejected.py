@@ -199,9 +199,9 @@ async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_disca
         await put(outside, f"odd-{n}", **{"body": b"no json", **what})
     # What no library can read: see docs/adr/0008.
     await outside.send_raw("x", b"{}", message_id=b"\xff\xfe", timestamp=2**63 - 1, reply_to=None)
-    commands = await outside.channel.get_queue(f"{place.prefix}.commands")
+    copies = await outside.channel.get_queue(f"{place.prefix}.rejected")
     async with running_worker(place):
-        while (await commands.declare()).message_count:
+        while (await copies.declare()).message_count <= len(ODD):
             await asyncio.sleep(0.01)
 
     found = await listed(place)

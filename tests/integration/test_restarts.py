@@ -9,7 +9,10 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 
+from service import broker
+from service.errors import BrokerUnavailable
 from service.testing.servers import Server, Servers
+from service.topology import topology
 from tests.integration.outside import witness
 from tests.integration.story import (
     Story,
@@ -41,6 +44,23 @@ async def publish_all(place: Place, story: Story, pace: float) -> None:
                     await asyncio.sleep(pace)  # The load's own pace, so that it spans the outage.
         except LOST:
             await asyncio.sleep(0.1)
+
+
+async def test_a_broker_that_does_not_answer_a_declaration_is_asked_again(
+    servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeats go on: nothing else would end the wait."""
+    monkeypatch.setattr(broker, "_START_SECONDS", 1)
+    layout = topology(place.prefix)
+    await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:suspend(ra_log_wal).")
+    try:
+        with pytest.raises(BrokerUnavailable, match="no answer in time"):
+            async with broker.open_session(place.amqp_url, layout, print):
+                pass
+    finally:
+        await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:resume(ra_log_wal).")
+    async with broker.open_session(place.amqp_url, layout, print):
+        pass
 
 
 class Watch:
