@@ -3,7 +3,8 @@
 # it is done once. The servers are real: see scripts/install-servers.
 
 PYTHON ?= python3
-PYTEST_ARGS ?=
+# Two at a time; each process has servers of its own.
+PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 
 BIN := .venv/bin

@@ -85,6 +85,8 @@ def command(
     """Run ``outplan``, its output in a pipe, in a terminal, or in the file ``stdout``."""
     program = [sys.executable, "-m", "service", *arguments]
     variables = place.environment(**{"TERM": "xterm", **environment})
+    # Whoever has imported readline has the size of another terminal there.
+    variables = {k: v for k, v in variables.items() if k not in ("COLUMNS", "LINES")}
     return running(program, variables, terminal=terminal, stdout=stdout)
 
 
