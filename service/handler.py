@@ -128,7 +128,7 @@ class Handler:
             fold = Fold(known, self._ledgers, self._clock())
             outcomes = [fold.judge(item) for item in parsed]
             await transaction.save(fold.decided, known.states)
-            fences = self._fences(requests, fold.verdicts)
+            fences = self._fences(requests, fold)
             for fence in fences:
                 await transaction.hold(fence)
             return outcomes, fences
@@ -154,14 +154,13 @@ class Handler:
             if verdict is not None and verdict.code is None and verdict.version is not None
         }
 
-    def _fences(
-        self, requests: list[Request], verdicts: list[tuple[Request, Verdict]]
-    ) -> list[Fence]:
+    def _fences(self, requests: list[Request], fold: "Fold") -> list[Fence]:
         fences = []
         for queue in dict.fromkeys(request.delivery.queue for request in requests):
             batch = [r.delivery for r in requests if r.delivery.queue == queue]
-            judged = [verdict for r, verdict in verdicts if r.delivery.queue == queue]
-            fences.append(self._ledgers[queue].fence(batch, judged))
+            judged = [verdict for r, verdict in fold.verdicts if r.delivery.queue == queue]
+            accepted = [r.delivery for r in fold.accepted if r.delivery.queue == queue]
+            fences.append(self._ledgers[queue].fence(batch, judged, accepted))
         return fences
 
 
@@ -175,17 +174,19 @@ class Fold:
         self._ledgers = ledgers
         self._now = now
         self.decided: list[Record] = []
+        self.accepted: list[Request] = []
         self.verdicts: list[tuple[Request, Verdict]] = []
 
     def judge(self, item: Parsed) -> Outcome:
         """The outcome of one delivery, its effect taken into account for the next."""
         if not isinstance(item, Request):
             return _rejected(*item)
+        # Before the record: another sending of it may have been accepted after this one was judged.
+        if verdict := self._ledgers[item.delivery.queue].recall(item.delivery):
+            return self._without_trace(item, verdict)
         record = self._records.get(item.command_id)
         if record is not None and record.digest == item.digest:
             return _accepted(item.delivery, record.event, duplicate=True)
-        if verdict := self._ledgers[item.delivery.queue].recall(item.delivery):
-            return self._without_trace(item, verdict)
         if record is not None:
             detail = "this message_id was accepted before with other content"
             reused = Refusal("message_id_reused", detail)
@@ -206,6 +207,7 @@ class Fold:
         record = Record(decision, request.digest)
         self._records[request.command_id] = record
         self.decided.append(record)
+        self.accepted.append(request)
         return _accepted(request.delivery, decision)
 
     def _without_trace(self, request: Request, verdict: Verdict) -> Outcome:

@@ -51,14 +51,25 @@ class Ledger:
             (v.message, v.tag): v for v in stored.verdicts if v != self._inherited.get(v.message)
         }
 
-    def fence(self, batch: Sequence[Delivery], judged: Sequence[Verdict]) -> Fence:
-        """The fence to hold in the transaction of a batch that came to ``judged``."""
+    def fence(
+        self,
+        batch: Sequence[Delivery],
+        judged: Sequence[Verdict],
+        accepted: Sequence[Delivery] = (),
+    ) -> Fence:
+        """The fence to hold in the transaction of a batch that came to ``judged``.
+
+        What was ``accepted`` has no verdict beside its event, not even that of an earlier message
+        which can't be told from it: its event would not be published when both come back.
+        """
         all_new = not batch[-1].redelivered
         oldest = batch[-1].tag - self._window
         again = {v.message for v in judged}
         inherited = () if all_new else (v for k, v in self._inherited.items() if k not in again)
         recent = (v for v in self._fence.verdicts if not self._is_inherited(v) and v.tag > oldest)
-        return replace(self._fence, verdicts=(*inherited, *recent, *judged))
+        kept = (*inherited, *recent, *judged)
+        gone = {delivery.fingerprint for delivery in accepted} if kept else ()
+        return replace(self._fence, verdicts=tuple(v for v in kept if v.message not in gone))
 
     def next_trial(self, message: str) -> Trial | None:
         """The trial to put a message on; None where it has had all that it gets."""

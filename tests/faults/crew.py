@@ -11,6 +11,8 @@ from tests.integration.worker_process import Place, WorkerProcess, start_worker
 _MODULE: Final = "tests.faults.worker"
 # With a batch every few milliseconds that is a death every few seconds.
 _FRAGILITY: Final = 0.02
+# Where a death shows most of what is wrong in the code.
+_TELLING: Final = ("committed", "half published")
 
 
 class Crew:
@@ -28,7 +30,9 @@ class Crew:
         environment: dict[str, Any] = {"PLANTED": self._planted}
         if kind == "clock":
             environment["CLOCK_OFF"] = str(self._luck.choice([-60, 60]))
-        if kind == "fragile":
+        if self._planted:
+            environment["FRAGILE"] = f"{self._luck.choice(_TELLING)}:{5 * _FRAGILITY}"
+        elif kind == "fragile":
             environment["FRAGILE"] = f"{self._luck.choice(POINTS)}:{_FRAGILITY}"
         worker = await start_worker(self._place, module=_MODULE, **environment)
         self.workers.append(worker)

@@ -32,7 +32,12 @@ def ack_before_commit() -> None:
 
 def publish_before_commit() -> None:
     """Publish a batch's events inside its transaction."""
-    transact, settled = Store.transact, _current_session()
+    transact, publish, settled = Store.transact, Session.publish, _current_session()
+    turn = asyncio.Lock()
+
+    async def one_at_a_time(self: Session, messages: Sequence[Publication]) -> None:
+        async with turn:
+            await publish(self, messages)
 
     async def publish_then_commit(self: Store, work: Any) -> Any:
         async def eager(transaction: Transaction) -> Any:
@@ -47,6 +52,7 @@ def publish_before_commit() -> None:
         return await transact(self, eager)
 
     _patch(Store, "transact", publish_then_commit)
+    _patch(Session, "publish", one_at_a_time)
 
 
 def ack_before_publish() -> None:

@@ -22,18 +22,23 @@ from tests.integration.worker_process import Place
 _PUBLISHERS: Final = 4
 _OUTPLANS: Final = 400
 _WORKERS: Final = 3
-# How long the queue may take to run dry once everything is whole again.
-_SETTLE_SECONDS: Final = 240
+# How long the witness may take to read all that is left.
+_READ_SECONDS: Final = 240
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is to be: its seed, its length, commands a second, seconds between faults."""
+    """What a run is to be: its seed, its length, commands a second, seconds between faults.
+
+    ``settle`` is how many seconds the queue may take to run dry once everything is whole again;
+    ``planted`` names a fault in the service's code, see ``plants``.
+    """
 
     seed: int
     seconds: float
     pace: float = 1_500
     pause: float = 1.0
+    settle: float = 240
     planted: str = ""
 
 
@@ -113,7 +118,7 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways) -> Result:
             deeds = grounds.deeds(place.prefix)
             nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
             await _fight(plan, nemesis, crew, ways, place, record)
-            stuck = await _settle(grounds, crew, witness, place)
+            stuck = await _settle(plan.settle, grounds, crew, witness, place)
     finally:
         await crew.kill()
     found = [Violation("gave up", "worker", text) for text in crew.ended]
@@ -138,12 +143,14 @@ async def _fight(
         over.set()
 
 
-async def _settle(grounds: Grounds, crew: Crew, witness: Witness, place: Place) -> list[Violation]:
+async def _settle(
+    seconds: float, grounds: Grounds, crew: Crew, witness: Witness, place: Place
+) -> list[Violation]:
     """With everything whole again, let the queue run dry, and the witness read all."""
     await grounds.mend()
     await crew.replace_the_dead()
     try:
-        async with asyncio.timeout(_SETTLE_SECONDS):
+        async with asyncio.timeout(seconds):
             while await grounds.depth(place.prefix):
                 await crew.replace_the_dead()
                 await asyncio.sleep(0.5)
@@ -153,7 +160,7 @@ async def _settle(grounds: Grounds, crew: Crew, witness: Witness, place: Place) 
         return [Violation("stuck", place.prefix, f"{left} commands left after the run")]
     finally:
         await crew.kill()
-        async with asyncio.timeout(_SETTLE_SECONDS):
+        async with asyncio.timeout(_READ_SECONDS):
             await witness.finish()
     return []
 

@@ -19,7 +19,7 @@ from tests.integration.worker_process import Place
 
 _PREFETCH: Final = 2_000
 # So many events may wait for the subscriber before the broker refuses more of them.
-QUEUE_LENGTH: Final = 1_000
+QUEUE_LENGTH: Final = 400
 _END: Final = "the end"
 
 

@@ -201,7 +201,7 @@ async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_disca
     await outside.send_raw("x", b"{}", message_id=b"\xff\xfe", timestamp=2**63 - 1, reply_to=None)
     copies = await outside.channel.get_queue(f"{place.prefix}.rejected")
     async with running_worker(place):
-        while (await copies.declare()).message_count <= len(ODD):
+        while (await copies.declare()).message_count != len(ODD) + 1:
             await asyncio.sleep(0.01)
 
     found = await listed(place)

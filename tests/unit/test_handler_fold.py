@@ -218,10 +218,16 @@ def refusal(of: Request, code_: str = "version_conflict", version: int | None = 
     return Verdict(of.delivery.fingerprint, 900, code_, "said before", version)
 
 
-def test_a_recorded_command_is_a_duplicate_before_any_verdict() -> None:
+def test_a_verdict_comes_before_the_acceptance_of_another_sending() -> None:
+    """Its event may not be published yet, nor those before it."""
     sent = update("c-2", redelivered=True, name="x")
     each = fold(known(2, recorded(sent, version=2)), (refusal(sent),))
-    assert each.judge(sent).duplicate
+    assert code(each.judge(sent)) == "version_conflict"
+
+
+def test_a_recorded_command_without_a_verdict_is_a_duplicate() -> None:
+    sent = update("c-2", redelivered=True, name="x")
+    assert fold(known(2, recorded(sent, version=2))).judge(sent).duplicate
 
 
 def test_a_verdict_comes_before_the_message_id_is_found_reused() -> None:

@@ -90,6 +90,15 @@ def test_the_fence_stays_the_claimed_one() -> None:
     assert (fence.queue, fence.epoch, fence.verdicts) == (QUEUE, 7, ())
 
 
+def test_what_is_accepted_leaves_no_verdict_of_a_message_that_looks_the_same() -> None:
+    """With the verdict for both, when both come back, the event would not be published."""
+    same = asked(tag=2, redelivered=False)
+    book = ledger()
+    committed(book, at(1), verdict(asked(tag=1)), verdict(asked("c-2"), tag=1))
+    fence = book.fence([same.delivery], [], [same.delivery])
+    assert [v.message for v in fence.verdicts] == [asked("c-2").delivery.fingerprint]
+
+
 def test_verdicts_are_kept_until_a_window_of_messages_has_come_after_them() -> None:
     book, first = ledger(window=3), verdict(asked(), tag=1)
     assert committed(book, at(1), first) == (first,)
