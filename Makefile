@@ -6,13 +6,19 @@ PYTHON ?= python3
 # Two at a time; each process has servers of its own.
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+HOSTILE_ARGS ?=
+SOAK_ARGS ?=
+SECONDS ?= 90
+SEED ?= 0
+TOPOLOGY ?= single
+BROKER ?= 3.10
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMPS := .venv/.stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check bench wheel-test servers clean
+.PHONY: help demo run test check bench chaos planted hostile soak wheel-test servers clean
 
 help: ## list what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +40,20 @@ check: $(STAMPS)/check ## formatting, lint, types, import layers
 
 bench: servers $(STAMPS)/bench ## the rate, against a handler per message (BENCH_ARGS=...)
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+chaos: servers $(STAMPS)/test ## faults by the second, and whether a promise was broken
+	@$(BIN)/python -m tests.faults chaos --seconds $(SECONDS) --seed $(SEED) \
+		--topology $(TOPOLOGY) --broker $(BROKER)
+
+planted: servers $(STAMPS)/test ## faults in the code, one by one, each of which must be found
+	@$(BIN)/python -m pytest -m planted tests/faults/test_chaos.py
+
+hostile: servers $(STAMPS)/test ## a million hostile messages, and 50,000 through the broker
+	@$(BIN)/python -m tests.faults.hostile $(HOSTILE_ARGS)
+	@$(BIN)/python -m tests.faults.hostile_broker
+
+soak: servers $(STAMPS)/soak ## half the maximum load for thirty minutes (SOAK_ARGS=...)
+	@$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
 wheel-test: servers $(STAMPS)/build ## build wheel and sdist, and try the wheel in an empty place
 	@scripts/wheel-test $(BIN)/python
@@ -57,7 +77,7 @@ $(STAMPS)/testing: $(STAMPS)/venv pyproject.toml
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[testing]'
 	@touch $@
 
-$(STAMPS)/test $(STAMPS)/check $(STAMPS)/bench $(STAMPS)/build: $(STAMPS)/testing
+$(addprefix $(STAMPS)/,test check bench soak build): $(STAMPS)/testing
 	@echo "installing the dependency group $(@F)"
 	@$(PIP) install --constraint constraints.txt --group $(@F)
 	@touch $@

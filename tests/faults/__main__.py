@@ -34,14 +34,11 @@ def chaos(
     broker: Annotated[Broker, typer.Option(help="RabbitMQ; 4 comes by Docker.")] = "3.10",
     pace: Annotated[float, typer.Option(help="Commands a second.")] = 1_500,
     pause: Annotated[float, typer.Option(help="Seconds between faults, on average.")] = 1.0,
-    settle: Annotated[float, typer.Option(help="Seconds to run dry in afterwards.")] = 240,
     planted: Annotated[str, typer.Option(help=f"A fault in the code: {', '.join(PLANTS)}")] = "",
     out: Annotated[Path, typer.Option(help="Where the record is kept.")] = Path("chaos.jsonl"),
 ) -> None:
     """Torture the service, and say whether it kept its promises: exit code 1 where not."""
-    plan = Plan(
-        seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause, settle, planted
-    )
+    plan = Plan(seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause, planted)
     print(f"seed {plan.seed}, {topology}, RabbitMQ {broker}", flush=True)
     with _grounds(topology, broker, random.Random(plan.seed)) as grounds:
         result = asyncio.run(run(plan, grounds))

@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 from pymongo import InsertOne, ReplaceOne
+from pymongo.errors import OperationFailure
 
 from service import codec, store, topology, worker
 from service.broker import Session
 from service.codec import Delivery, Outcome, Publication
 from service.documents import Fence, Snapshot, event_document, outplan_document
 from service.store import Store, Transaction
-from service.validators import EVENTS, OUTPLANS
+from service.validators import EVENTS, OUTPLANS, VERSION_INDEX
 
 
 def ack_before_commit() -> None:
@@ -103,7 +105,8 @@ def no_version_guard() -> None:
 
     async def without_index(self: Store) -> None:
         await prepare(self)
-        await self._client[self._database.name][EVENTS].drop_index("outplan_version")
+        with suppress(OperationFailure):  # Another worker has dropped it.
+            await self._client[self._database.name][EVENTS].drop_index(VERSION_INDEX)
 
     async def unheld(_: Transaction, fence: Fence) -> None:
         return None

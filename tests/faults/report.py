@@ -8,6 +8,7 @@ from typing import Final
 from tests.faults.checker import Violation
 from tests.faults.record import Fault, Record
 
+KEPT: Final = "every promise was kept"
 _SHOWN: Final = 5
 _LENGTH: Final = 400
 
@@ -27,7 +28,7 @@ def table(record: Record) -> Iterator[str]:
 def verdict(violations: Sequence[Violation]) -> Iterator[str]:
     """All promises kept, or which were not, with some examples of each."""
     if not violations:
-        yield "every promise was kept"
+        yield KEPT
         return
     ordered = sorted(violations, key=lambda v: v.rule)
     for rule, group in groupby(ordered, key=lambda v: v.rule):
