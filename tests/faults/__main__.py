@@ -38,7 +38,9 @@ def chaos(
     out: Annotated[Path, typer.Option(help="Where the record is kept.")] = Path("chaos.jsonl"),
 ) -> None:
     """Torture the service, and say whether it kept its promises: exit code 1 where not."""
-    plan = Plan(seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause, planted)
+    plan = Plan(
+        seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause, planted=planted
+    )
     print(f"seed {plan.seed}, {topology}, RabbitMQ {broker}", flush=True)
     with _grounds(topology, broker, random.Random(plan.seed)) as grounds:
         result = asyncio.run(run(plan, grounds))
