@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from secrets import token_hex
 from time import sleep
@@ -84,13 +84,21 @@ def _without_ryuk() -> Iterator[None]:
 
 
 def _rabbitmq(container: DockerContainer, port: int) -> OwnRabbit:
+    return OwnRabbit(port, Container(container, ["rabbitmqctl", "stop"]), rabbitmqctl(container))
+
+
+def rabbitmqctl(container: DockerContainer, *options: str) -> Callable[[Sequence[str]], str]:
+    """The program in there: it returns what it prints, and raises ServerFailed."""
+
     def ctl(arguments: Sequence[str]) -> str:
-        code, output = container.exec(["rabbitmqctl", "-q", *arguments])
+        command = ["rabbitmqctl", *options, "-q", *arguments]
+        with _blamed_on(" ".join(command)):  # The container may be down.
+            code, output = container.exec(command)
         if code != 0:
-            raise ServerFailed(f"rabbitmqctl {' '.join(arguments)}:\n{output.decode()}")
+            raise ServerFailed(f"{' '.join(command)}:\n{output.decode()}")
         return str(output, "utf-8")
 
-    return OwnRabbit(port, Container(container, ["rabbitmqctl", "stop"]), ctl)
+    return ctl
 
 
 def _rabbitmq_container(name: str, port: int, management_port: int | None) -> DockerContainer:
@@ -120,14 +128,14 @@ def _container(image: str, name: str) -> DockerContainer:
 
 
 @contextmanager
-def _blamed_on(image: str) -> Iterator[None]:
+def _blamed_on(what: str) -> Iterator[None]:
     try:
         yield
     except _DOCKER_ERRORS as error:
         # The Docker client leaves the connection of a failed pull open.
         if isinstance(error, APIError) and error.response is not None:
             error.response.close()
-        raise ServerFailed(f"{image}: {error}") from error
+        raise ServerFailed(f"{what}: {error}") from error
 
 
 def _published(container: DockerContainer, inside: int, outside: int) -> DockerContainer:

@@ -1,16 +1,21 @@
 """The queue of rejected commands, read without taking anything out of it."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
-from service.client.wire import connected, patient, translated
+from service.client.wire import Wire, connected, patient, translated
 from service.messages import Problem
 from service.testing.harness import Rejected
 from service.topology import topology
+
+_LOOK_SECONDS: Final = 0.01
+_SECONDS: Final = 10
+_MOST: Final = 65_535
 
 _log = logging.getLogger(__name__)
 
@@ -21,23 +26,29 @@ async def read_rejected(amqp_url: str, prefix: str) -> list[Rejected]:
     async def attempt() -> list[Rejected]:
         async with connected(amqp_url, "rejected") as wire:
             with translated():
-                return await _looked_through(await wire.channel(), topology(prefix).rejected.name)
+                return await _looked_through(wire, topology(prefix).rejected.name)
 
     found: list[Rejected] = await patient(_notice)(attempt)
     return found
 
 
-async def _looked_through(channel: Channel, queue: str) -> list[Rejected]:
-    found: list[Rejected] = []
-    tags = []
-    while (message := await channel.basic_get(queue)).delivery_tag is not None:
-        tags.append(message.delivery_tag)
-        found.append(_rejected(message))
-    # Closing the channel would give them back too, but some time later; and more than 32 at once
-    # come back in any order.
-    for tag in tags:
-        await channel.basic_nack(tag, requeue=True)
+async def _looked_through(wire: Wire, queue: str) -> list[Rejected]:
+    asking, channel = await wire.channel(), await wire.channel()
+    arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+    there = await _depth(asking, queue)
+    # What a consumer has goes back in order; what is got one by one in any, if it is more than 32.
+    await channel.basic_qos(prefetch_count=_MOST)
+    await channel.basic_consume(queue, arrived.put)
+    async with asyncio.timeout(_SECONDS):
+        found = [_rejected(await arrived.get()) for _ in range(there)]
+    await channel.close()
+    while await _depth(asking, queue) < len(found):  # noqa: ASYNC110 - the broker tells nobody
+        await asyncio.sleep(_LOOK_SECONDS)
     return found
+
+
+async def _depth(channel: Channel, queue: str) -> int:
+    return (await channel.queue_declare(queue, passive=True)).message_count or 0
 
 
 def _rejected(message: DeliveredMessage) -> Rejected:

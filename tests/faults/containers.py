@@ -5,7 +5,7 @@ as the child processes do.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from secrets import token_hex
 
@@ -17,9 +17,9 @@ from service.testing.containers import (
     _container,
     _require_docker,
     _without_ryuk,
+    rabbitmqctl,
 )
 from service.testing.processes import enabled_plugins, network_environment, rabbitmq_conf
-from service.testing.servers import ServerFailed
 from service.testing.warden import last_will
 from tests.faults.nodes import CLUSTER_CONF, ERLANG, NODES, Ports, RabbitNode
 
@@ -67,11 +67,6 @@ def _node(
     }.items():
         container.with_copy_into_container(text.encode(), f"{_SETTINGS}/{file}")
 
-    def ctl(arguments: Sequence[str]) -> str:
-        code, output = container.exec(["rabbitmqctl", "-n", name, "-q", *arguments])
-        if code != 0:
-            raise ServerFailed(f"rabbitmqctl {' '.join(arguments)}:\n{output.decode()}")
-        return str(output, "utf-8")
-
     shutdown = ["rabbitmqctl", "-n", name, "stop"]
+    ctl = rabbitmqctl(container, "-n", name)
     return RabbitNode(name, amqp, Container(container, shutdown), ctl)
