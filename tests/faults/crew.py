@@ -58,7 +58,9 @@ class Crew:
         for worker in self.workers:
             worker.signal(signal.SIGCONT)
         codes = await asyncio.gather(*(worker.stop() for worker in self.workers))
-        self.ended += [f"drained with {code}" for code in codes if code not in (0, -signal.SIGKILL)]
+        # One that had only just been started knows nothing of draining yet.
+        meant = (0, -signal.SIGKILL, -signal.SIGTERM)
+        self.ended += [f"drained with {code}" for code in codes if code not in meant]
         self.workers.clear()
 
     async def kill(self) -> None:

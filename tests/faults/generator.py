@@ -88,6 +88,11 @@ class Generator:
             self._earlier = [*self._earlier[-200:], made]
         return made
 
+    def last(self) -> Draft:
+        """A create of an outplan of its own: what was sent before it is handled before it."""
+        self._count += 1
+        return self._create(str(UUID(int=self._random.getrandbits(128), version=4)))
+
     def _after_its_create(self, made: Draft) -> Draft:
         """Mostly a create comes first; an update ahead of it is to be seen too."""
         if self._random.random() < 0.2 or not self._outplans.is_due(made.outplan_id):

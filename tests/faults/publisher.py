@@ -48,6 +48,21 @@ class Publisher:
             except Exception:
                 await asyncio.sleep(self._luck.uniform(0.05, 0.5))
 
+    async def send_last(self) -> str:
+        """Send one more command until it is confirmed, each time noted: its message_id."""
+        draft = self._generator.last()
+        verdict: Verdict = "unknown"
+        while verdict != "confirmed":
+            try:
+                async with self._channel() as channel:
+                    sending = asyncio.create_task(self._publish(channel, draft))
+                    verdict = await asyncio.create_task(_verdict(sending))
+                    self._note(draft, sending.get_name(), verdict)
+            # The broker may not be all there yet.
+            except Exception:
+                await asyncio.sleep(0.5)
+        return draft.message_id
+
     async def _burst(self, channel: AbstractChannel) -> None:
         """Some commands in flight together; a pause makes up for being faster than the pace."""
         loop = asyncio.get_running_loop()

@@ -118,7 +118,11 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways) -> Result:
             deeds = grounds.deeds(place.prefix)
             nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
             await _fight(plan, nemesis, crew, ways, place, record)
-            stuck = await _settle(plan.settle, grounds, crew, witness, place)
+            last = Publisher(
+                "last", Generator(plan.seed, "last", Outplans(plan.seed, 1)),
+                ways.publishers.url, place.prefix, record, 1,
+            )  # fmt: skip
+            stuck = await _settle(plan.settle, grounds, crew, witness, place, last)
     finally:
         await crew.kill()
     found = [Violation("gave up", "worker", text) for text in crew.ended]
@@ -144,13 +148,15 @@ async def _fight(
 
 
 async def _settle(
-    seconds: float, grounds: Grounds, crew: Crew, witness: Witness, place: Place
+    seconds: float, grounds: Grounds, crew: Crew, witness: Witness, place: Place, last: Publisher
 ) -> list[Violation]:
     """With everything whole again, let the queue run dry, and the witness read all."""
     await grounds.mend()
     await crew.replace_the_dead()
     try:
         async with asyncio.timeout(seconds):
+            # A broker that has just come back may not know yet what is in its queues.
+            await witness.heard(await last.send_last(), seconds)
             while await grounds.depth(place.prefix):
                 await crew.replace_the_dead()
                 await asyncio.sleep(0.5)
