@@ -219,6 +219,8 @@ def node_environment(folder: Path, node: str, distribution: int, names: int) -> 
 def network_environment(distribution: int, names: int) -> dict[str, str]:
     """Keep Erlang's own protocol on 127.0.0.1, on the ports of the node and of its epmd."""
     return {
+        # Erlang's tools would leave their dumps in the folder of whoever calls them.
+        "ERL_CRASH_DUMP_SECONDS": "0",
         "ERL_EPMD_PORT": str(names),
         "ERL_FLAGS": _LOCAL_ERLANG,
         "RABBITMQ_DIST_PORT": str(distribution),
