@@ -4,7 +4,7 @@ import asyncio
 import json
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -19,10 +19,10 @@ from service.client.requests import Conditions, CreateFields, UpdateFields, usab
 from service.documents import state_of
 from service.messages import EventType
 from service.testing.harness import Document, Rejected
-from service.testing.place import Place, clear
+from service.testing.place import Place, clear_broker, drop_database
 from service.testing.publisher import Publisher, publisher
 from service.testing.rejects import read_rejected
-from service.testing.servers import Servers
+from service.testing.servers import RabbitServer, Servers
 from service.testing.warden import last_will
 from service.testing.witness import Witness, witness
 from service.testing.worker import Worker
@@ -42,24 +42,23 @@ class LiveService:
 
     def __init__(
         self,
-        servers: Servers,
         place: Place,
         worker: Worker,
+        broker: "_Broker",
         client: OutplanClient,
         publisher: Publisher,
         witness: Witness,
         database: AsyncDatabase[dict[str, Any]],
     ) -> None:
         self.place = place
-        self._servers = servers
         self._worker = worker
+        self._broker = broker
         self._client = client
         self._publisher = publisher
         self._witness = witness
         self._database = database
         self._owed_events: Counter[str] = Counter()
         self._owed_rejects: set[str] = set()
-        self._broker_stopped = False
 
     def log(self) -> str:
         """The end of the worker's log."""
@@ -151,17 +150,10 @@ class LiveService:
         await self._worker.resume()
 
     async def stop_broker(self) -> None:
-        await asyncio.to_thread(self._servers.rabbitmq.stop)
-        self._broker_stopped = True
+        await self._broker.stop()
 
     async def start_broker(self) -> None:
-        await asyncio.to_thread(self._servers.rabbitmq.start)
-        self._broker_stopped = False
-
-    async def leave_broker_running(self) -> None:
-        """Start the broker again for whoever comes after, where a test did not."""
-        if self._broker_stopped:
-            await self.start_broker()
+        await self._broker.start()
 
     async def _ask(self, request: Request) -> Result:
         request.encoded()  # What the client refuses itself is never sent, and so never rejected.
@@ -195,6 +187,33 @@ class LiveService:
         return self._owed_events <= self._witness.times_seen
 
 
+class _Broker:
+    """The broker, which a test may stop, and which others may need after it."""
+
+    def __init__(self, server: RabbitServer) -> None:
+        self._server = server
+        self._runs = True
+        self._was_stopped = False
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._server.stop)
+        self._was_stopped, self._runs = True, False
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._server.start)
+        self._runs = True
+
+    async def leave(self, place: Place, queues: Iterable[str]) -> None:
+        """Leave it as it was found: it runs, and nothing of the test is in it."""
+        if not self._runs:
+            await self.start()
+        # RabbitMQ 3.10: a queue deleted just after the broker's start ends the supervisor of all
+        # dead-lettering by quorum queues, and from then on nobody can consume from a new one.
+        # Queues in a broker that was stopped, and so is this run's own, are in nobody's way.
+        if not self._was_stopped:
+            await clear_broker(place, queues)
+
+
 @contextmanager
 def _folder(name: str) -> Iterator[tuple[Path, int]]:
     """A folder, and the will by which it goes when all who hold that are gone."""
@@ -214,7 +233,9 @@ async def live_service(servers: Servers) -> AsyncIterator[LiveService]:
     place = Place(servers.rabbitmq.url, servers.mongodb.url, name, name)
     async with AsyncExitStack() as stack:
         worker = Worker(place, *stack.enter_context(_folder(name)))
-        stack.push_async_callback(clear, place, [f"{name}.witness"])
+        broker = _Broker(servers.rabbitmq)
+        stack.push_async_callback(broker.leave, place, [f"{name}.witness"])
+        stack.push_async_callback(drop_database, place)
         stack.push_async_callback(worker.kill)
         await worker.launch()
         seen = await stack.enter_async_context(witness(place.amqp_url, name))
@@ -222,6 +243,4 @@ async def live_service(servers: Servers) -> AsyncIterator[LiveService]:
         await worker.ready()
         client = await stack.enter_async_context(OutplanClient(place.amqp_url, prefix=name))
         raw = await stack.enter_async_context(publisher(place.amqp_url, name))
-        service = LiveService(servers, place, worker, client, raw, seen, mongo[name])
-        stack.push_async_callback(service.leave_broker_running)
-        yield service
+        yield LiveService(place, worker, broker, client, raw, seen, mongo[name])

@@ -60,10 +60,11 @@ def environment(place: Whereabouts, http_port: int = 0) -> Mapping[str, str]:
 
 async def clear(place: Whereabouts, further_queues: Iterable[str] = ()) -> None:
     """Delete what a worker has declared there, and more queues if need be; drop the database."""
-    await asyncio.gather(_clear_broker(place, further_queues), _drop_database(place))
+    await asyncio.gather(clear_broker(place, further_queues), drop_database(place))
 
 
-async def _clear_broker(place: Whereabouts, further_queues: Iterable[str]) -> None:
+async def clear_broker(place: Whereabouts, further_queues: Iterable[str] = ()) -> None:
+    """Delete what a worker has declared there, and more queues if need be."""
     layout = topology(place.prefix)
     async with await aio_pika.connect(place.amqp_url) as connection:
         channel = await connection.channel()
@@ -73,6 +74,7 @@ async def _clear_broker(place: Whereabouts, further_queues: Iterable[str]) -> No
             await channel.exchange_delete(exchange.name)
 
 
-async def _drop_database(place: Whereabouts) -> None:
+async def drop_database(place: Whereabouts) -> None:
+    """Drop the database of a worker there."""
     async with AsyncMongoClient[dict[str, Any]](place.mongo_url) as mongo:
         await mongo.drop_database(place.database)
