@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMPS := .venv/.stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check bench chaos planted hostile soak wheel-test servers clean
+.PHONY: help demo run test check bench chaos planted cluster hostile soak wheel-test servers clean
 
 help: ## list what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ chaos: servers $(STAMPS)/test ## faults by the second, and whether a promise was
 
 planted: servers $(STAMPS)/test ## faults in the code, one by one, each of which must be found
 	@$(BIN)/python -m pytest -m planted tests/faults/test_chaos.py
+
+cluster: servers $(STAMPS)/test ## clusters of three: what a node's death costs, on RabbitMQ 3.10 and 4
+	@$(BIN)/python -m pytest -s tests/faults/test_cluster.py tests/faults/test_failover.py
 
 hostile: servers $(STAMPS)/test ## a million hostile messages, and 50,000 through the broker
 	@$(BIN)/python -m tests.faults.hostile $(HOSTILE_ARGS)

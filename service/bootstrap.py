@@ -20,6 +20,7 @@ from service.settings import Settings, unknown_variables
 from service.store import Store
 from service.telemetry import Health, Metrics
 from service.topology import PREFETCH, topology
+from service.watchdog import watched
 from service.worker import Limits, Wiring, Worker
 
 
@@ -76,7 +77,7 @@ async def run(settings: Settings) -> None:
     gc.set_threshold(20_000)
     for name in unknown_variables():
         log.warning("unknown variable", name=name)
-    async with open_worker(settings) as worker:
+    async with watched(settings.hang_seconds), open_worker(settings) as worker:
         _on_signals(worker)
         await worker.run()
     log.info("stopped")

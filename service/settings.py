@@ -30,6 +30,12 @@ def _mongo_scheme(url: str) -> str:
     return url
 
 
+def _never_or_in_time(seconds: float) -> float:
+    if 0 < seconds < 1:
+        raise ValueError("should be 0, or at least 1: a healthy batch takes its time, too")
+    return seconds
+
+
 class Settings(BaseSettings):
     """One worker's settings; each field is the variable ``OUTPLAN_<FIELD>``."""
 
@@ -48,6 +54,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console", "auto"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_seconds: Annotated[float, Field(gt=0, le=3_600)] = 25
+    hang_seconds: Annotated[float, Field(ge=0, le=3_600), AfterValidator(_never_or_in_time)] = 30
 
 
 def load_settings() -> Settings:

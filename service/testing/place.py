@@ -51,6 +51,8 @@ def environment(place: Whereabouts, http_port: int = 0) -> Mapping[str, str]:
         "MONGO_DATABASE": place.database,
         "PREFIX": place.prefix,
         "HTTP_PORT": str(http_port),
+        # One that was paused for long is to come back.
+        "HANG_SECONDS": "0",
     }
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)},

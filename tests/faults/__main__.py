@@ -19,9 +19,9 @@ from tests.faults.plants import PLANTS
 from tests.faults.record import read, write
 from tests.faults.run import Grounds, Plan, Result, run
 from tests.faults.single import Single
+from tests.integration.brokers import Broker
 
 Topology = Literal["single", "cluster"]
-Broker = Literal["3.10", "4"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic, sleep
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from bson import Timestamp
 from pymongo import MongoClient
@@ -26,8 +26,8 @@ from tests.faults.nodes import (
     rabbit_processes,
 )
 from tests.faults.survey import hand_on, leader, survey, write_down
+from tests.integration.brokers import Broker
 
-Broker = Literal["3.10", "4"]
 Asked = TypeVar("Asked")
 
 _PATIENCE = 60.0

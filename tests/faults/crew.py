@@ -27,7 +27,8 @@ class Crew:
 
     async def hire(self, kind: str = "sound") -> WorkerProcess:
         """Start a worker, ``sound``, ``clock`` (a minute off) or ``fragile``."""
-        environment: dict[str, Any] = {"PLANTED": self._planted}
+        # One that was frozen for long is to come back, so that it meets the fence.
+        environment: dict[str, Any] = {"PLANTED": self._planted, "OUTPLAN_HANG_SECONDS": "0"}
         if kind == "clock":
             environment["CLOCK_OFF"] = str(self._luck.choice([-60, 60]))
         if self._planted:

@@ -3,9 +3,10 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
@@ -92,17 +93,36 @@ class Result:
         )
 
 
-async def run(plan: Plan, grounds: Grounds) -> Result:
-    """Run the plan and check its record."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What an ordeal can use of a run: its workers, its witness, and a publisher of its own."""
+
+    crew: Crew
+    witness: Witness
+    publisher: Publisher
+
+    async def passage(self, seconds: float) -> float:
+        """How long a command that is sent now takes until its event is heard."""
+        since = monotonic()
+        await self.witness.heard(await self.publisher.send_last(), seconds)
+        return monotonic() - since
+
+
+# What is done to the servers while the publishers publish.
+Ordeal = Callable[[Stage], Awaitable[None]]
+
+
+async def run(plan: Plan, grounds: Grounds, ordeal: Ordeal | None = None) -> Result:
+    """Run the plan and check its record; the nemesis is what it undergoes, or the `ordeal`."""
     async with (
         balanced(*grounds.amqp_urls) as workers,
         balanced(*grounds.amqp_urls) as publishers,
         balanced(*grounds.amqp_urls) as witness,
     ):
-        return await _run(plan, grounds, Ways(workers, publishers, witness))
+        return await _run(plan, grounds, Ways(workers, publishers, witness), ordeal)
 
 
-async def _run(plan: Plan, grounds: Grounds, ways: Ways) -> Result:
+async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) -> Result:
     since = monotonic()
     record = Record()
     stuck: list[Violation] = []
@@ -117,57 +137,67 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways) -> Result:
         async with _listening(witness):
             deeds = grounds.deeds(place.prefix)
             nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
-            await _fight(plan, nemesis, crew, ways, place, record)
-            last = Publisher(
-                "last", Generator(plan.seed, "last", Outplans(plan.seed, 1)),
-                ways.publishers.url, place.prefix, record, 1,
-            )  # fmt: skip
-            stuck = await _settle(plan.settle, grounds, crew, witness, place, last)
+            hire = _publishers(plan, ways.publishers.url, place, record)
+            stage = Stage(crew, witness, hire("last", Outplans(plan.seed, 1), 1))
+            await _fight(plan, hire, stage, ordeal or partial(_nemesis_for, plan, nemesis))
+            stuck = await _settle(plan.settle, grounds, stage, place)
     finally:
         await crew.kill()
     found = [Violation("gave up", "worker", text) for text in crew.ended]
     return Result(record, [*stuck, *found, *check(record)], monotonic() - since)
 
 
-async def _fight(
-    plan: Plan, nemesis: Nemesis, crew: Crew, ways: Ways, place: Place, record: Record
-) -> None:
+Hire = Callable[[str, Outplans, float], Publisher]
+
+
+def _publishers(plan: Plan, url: str, place: Place, record: Record) -> Hire:
+    def hire(name: str, outplans: Outplans, pace: float) -> Publisher:
+        generator = Generator(plan.seed, name, outplans)
+        return Publisher(name, generator, url, place.prefix, record, pace)
+
+    return hire
+
+
+async def _fight(plan: Plan, hire: Hire, stage: Stage, ordeal: Ordeal) -> None:
     for _ in range(_WORKERS - 1):
-        await crew.hire()
+        await stage.crew.hire()
     over = asyncio.Event()
     outplans = Outplans(plan.seed, _OUTPLANS)
-    pace = plan.pace / _PUBLISHERS
     async with asyncio.TaskGroup() as group:
-        for name in (f"p{n}" for n in range(_PUBLISHERS)):
-            generator = Generator(plan.seed, name, outplans)
-            publisher = Publisher(name, generator, ways.publishers.url, place.prefix, record, pace)
+        for n in range(_PUBLISHERS):
+            publisher = hire(f"p{n}", outplans, plan.pace / _PUBLISHERS)
             group.create_task(publisher.run(over))
+        await ordeal(stage)
+        over.set()
+
+
+async def _nemesis_for(plan: Plan, nemesis: Nemesis, _stage: Stage) -> None:
+    over = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
         group.create_task(nemesis.run(over, plan.pause))
         await asyncio.sleep(plan.seconds)
         over.set()
 
 
-async def _settle(
-    seconds: float, grounds: Grounds, crew: Crew, witness: Witness, place: Place, last: Publisher
-) -> list[Violation]:
+async def _settle(seconds: float, grounds: Grounds, stage: Stage, place: Place) -> list[Violation]:
     """With everything whole again, let the queue run dry, and the witness read all."""
     await grounds.mend()
-    await crew.replace_the_dead()
+    await stage.crew.replace_the_dead()
     try:
         async with asyncio.timeout(seconds):
             # A broker that has just come back may not know yet what is in its queues.
-            await witness.heard(await last.send_last(), seconds)
+            await stage.passage(seconds)
             while await grounds.depth(place.prefix):
-                await crew.replace_the_dead()
+                await stage.crew.replace_the_dead()
                 await asyncio.sleep(0.5)
-            await crew.dismiss()
+            await stage.crew.dismiss()
     except TimeoutError:
         left = await grounds.depth(place.prefix)
         return [Violation("stuck", place.prefix, f"{left} commands left after the run")]
     finally:
-        await crew.kill()
+        await stage.crew.kill()
         async with asyncio.timeout(_READ_SECONDS):
-            await witness.finish()
+            await stage.witness.finish()
     return []
 
 

@@ -22,9 +22,10 @@ from pymongo import MongoClient, WriteConcern
 
 from service.testing.servers import ServerFailed
 from tests.faults.balancer import balanced
-from tests.faults.cluster import Broker, Cluster, cluster
+from tests.faults.cluster import Cluster, cluster
 from tests.faults.nodes import MongoMember
 from tests.faults.survey import survey
+from tests.integration.brokers import BROKERS, Broker, skip_without_docker
 from tests.integration.test_servers import (
     LOOPBACK,
     PROGRAMS,
@@ -34,7 +35,6 @@ from tests.integration.test_servers import (
     family,
     is_listening,
     listened_on,
-    skip_without_docker,
 )
 
 pytestmark = pytest.mark.timeout(300)
@@ -54,7 +54,7 @@ UNAVAILABLE = (OSError, AMQPError, RuntimeError)
 Report = Callable[[str, float], None]
 
 
-@pytest.fixture(scope="module", params=["3.10", "4"])
+@pytest.fixture(scope="module", params=BROKERS)
 def whole(request: pytest.FixtureRequest, reported: Report) -> Iterator[Cluster]:
     broker: Broker = request.param
     if broker == "4":

@@ -1,10 +1,14 @@
 """``python -m tests.integration.crashing_worker run``: a worker that kills itself.
 
 At the point CRASH_AT, from the first batch of more than one command on; and whenever it is to
-decide on a command whose name is "killer". A command named "bug" makes it raise instead.
+decide on a command whose name is "killer". A command named "bug" makes it raise instead, one
+named "endless" has it look for an end that is not there. Given CRASH_AFTER it kills itself that
+many seconds after its first command.
 """
 
+import asyncio
 import os
+import re
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -20,20 +24,28 @@ from service.messages import Command
 from service.store import Store, Transaction
 
 CRASH_AT = os.environ.get("CRASH_AT")
+CRASH_AFTER = float(os.environ.get("CRASH_AFTER", "0"))
 
 _receive, _publish = Session.receive, Session.publish
 _load, _transact = Transaction.load, Store.transact
 _big = False
+_doomed: list[asyncio.TimerHandle] = []
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _crash(point: str) -> None:
     if _big and point == CRASH_AT:
-        os.kill(os.getpid(), signal.SIGKILL)
+        _die()
 
 
 async def receive(self: Session, most: int) -> list[Delivery]:
     global _big  # noqa: PLW0603  one process, one crash
     batch = await _receive(self, most)
+    if CRASH_AFTER and not _doomed:
+        _doomed.append(asyncio.get_running_loop().call_later(CRASH_AFTER, _die))
     _big = len(batch) > 1
     _crash("received")
     return batch
@@ -61,7 +73,10 @@ async def transact(self: Store, work: Any) -> Any:
 
 def decide(state: Any, command: Command, command_id: str, now: str) -> Decision:
     if getattr(command, "name", None) == "killer":
-        os.kill(os.getpid(), signal.SIGKILL)
+        _die()
+    if getattr(command, "name", None) == "endless":
+        # The interpreter's lock is kept all the while: no other thread runs.
+        re.match(r"(a+)+$", "a" * 100 + "b")
     if getattr(command, "name", None) == "bug":
         raise ZeroDivisionError("a bug")
     return real_decide(state, command, command_id, now)

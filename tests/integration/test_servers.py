@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from service.testing import (
 from service.testing import (
     processes as child_processes,
 )
+from tests.integration.brokers import skip_without_docker
 
 ROOT = Path(__file__).parents[2]
 AMQP_VARIABLE = "OUTPLAN_TEST_AMQP_URL"
@@ -332,13 +332,6 @@ def test_containers_are_gone_after_their_parent_was_killed(tmp_path: Path) -> No
 
 
 # Helpers: what a user does with the servers, and what the operating system knows of them.
-
-
-def skip_without_docker() -> None:
-    docker = shutil.which("docker")
-    asked = docker and subprocess.run([docker, "version"], capture_output=True, check=False)
-    if not asked or asked.returncode != 0:
-        pytest.skip("no Docker daemon answers")
 
 
 async def leave_message(servers: Servers, body: str) -> None:

@@ -1,12 +1,13 @@
 """A project that knows nothing of this one: it installs the wheel and runs its three-line test."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.integration.brokers import skip_without_docker
 
 # One environment for all of them, and containers that take their time.
 pytestmark = pytest.mark.timeout(600)
@@ -77,10 +78,3 @@ def test_their_three_lines_pass_in_memory(project: Path) -> None:
         project, "venv/bin/pytest", "--outplan-mode=memory", OUTPLAN_TEST_SERVERS="none of them"
     )
     assert "1 passed" in told
-
-
-def skip_without_docker() -> None:
-    docker = shutil.which("docker")
-    asked = docker and subprocess.run([docker, "version"], capture_output=True, check=False)
-    if not asked or asked.returncode != 0:
-        pytest.skip("no Docker daemon answers")

@@ -75,7 +75,7 @@ async def test_when_one_of_two_workers_falls_the_other_goes_on_in_order(
 async def test_a_worker_that_was_stopped_comes_back_fenced_off(
     place: Place, outside: Outside
 ) -> None:
-    async with running_worker(place) as sleeper:
+    async with running_worker(place, OUTPLAN_HANG_SECONDS="0") as sleeper:
         story = await hot_outplans(outside)
         await outside.until(lambda: len(outside.events) == len(HOT))
         sleeper.signal(signal.SIGSTOP)

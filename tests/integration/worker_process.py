@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,12 +61,19 @@ class WorkerProcess:
     async def logged(self, event: str, times: int = 1, seconds: float = 30) -> dict[str, Any]:
         """Await a log line; fails at once where the process ends without it."""
 
+        return await self.said(lambda line: line["event"] == event, seconds, times)
+
+    async def said(
+        self, wanted: Callable[[dict[str, Any]], bool], seconds: float, times: int = 1
+    ) -> dict[str, Any]:
+        """Await a log line that is wanted; fails at once where the process ends without it."""
+
         def found() -> list[dict[str, Any]]:
-            return [line for line in self.log if line["event"] == event]
+            return [line for line in self.log if wanted(line)]
 
         async with asyncio.timeout(seconds), self._news:
             await self._news.wait_for(lambda: len(found()) >= times or self._reading[0].done())
-        assert len(found()) >= times, f"ended without {event!r}: {self.log[-5:]} {self.errors}"
+        assert len(found()) >= times, f"ended without it: {self.log[-5:]} {self.errors}"
         return found()[times - 1]
 
     async def ended(self, seconds: float = 40) -> int:

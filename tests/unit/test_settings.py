@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "log_format": "auto",
     "log_level": "info",
     "drain_seconds": 25.0,
+    "hang_seconds": 30.0,
 }
 
 RIGHT: list[tuple[str, str, Any]] = [
@@ -51,6 +52,9 @@ RIGHT: list[tuple[str, str, Any]] = [
     ("log_level", "error", "error"),
     ("drain_seconds", "0.5", 0.5),
     ("drain_seconds", "3600", 3_600.0),
+    ("hang_seconds", "0", 0.0),
+    ("hang_seconds", "1", 1.0),
+    ("hang_seconds", "3600", 3_600.0),
 ]
 
 WRONG: list[tuple[str, str]] = [
@@ -85,6 +89,10 @@ WRONG: list[tuple[str, str]] = [
     ("drain_seconds", "3601"),
     ("drain_seconds", "nan"),
     ("drain_seconds", "inf"),
+    ("hang_seconds", "-1"),
+    ("hang_seconds", "0.9"),
+    ("hang_seconds", "3601"),
+    ("hang_seconds", "nan"),
 ]
 
 

@@ -1,0 +1,124 @@
+"""Outages that last: longer than the broker waits for an acknowledgement, and a minute's alarm."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from service.testing.servers import RabbitServer, Servers
+from tests.integration.brokers import BROKERS, own_servers
+from tests.integration.outside import Outside, a_create, witness
+from tests.integration.places import a_place
+from tests.integration.story import Story, a_story, check, tell
+from tests.integration.worker_process import Place, WorkerProcess, running_worker
+
+# The broker looks for consumers that take too long once in a tick.
+ACK_MILLISECONDS = 2_000
+TICK_MILLISECONDS = 500
+ALARM_SECONDS = 60
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module", params=BROKERS)
+def either(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    with own_servers(request.param) as running:
+        yield running
+
+
+@pytest.fixture
+async def place(either: Servers) -> AsyncIterator[Place]:
+    async with a_place(either) as found:
+        yield found
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_a_store_that_is_away_for_longer_than_a_consumer_may_take_costs_nothing(
+    either: Servers, place: Place, how: str
+) -> None:
+    async with (
+        impatient(either.rabbitmq),
+        witness(place) as outside,
+        running_worker(place) as worker,
+    ):
+        await outside.ask("outplan_create", {"name": "wrong"})
+        await asyncio.to_thread(getattr(either.mongodb, how))
+        story = a_story()
+        await tell(outside, story)
+        await worker.said(lambda line: "delivery acknowledgement" in str(line.get("detail")), 60)
+        await asyncio.to_thread(either.mongodb.start)
+
+        await outside.until(lambda: heard(outside, story), 60)
+        await check(outside, story)
+        assert await worker.stop() == 0
+
+
+async def test_a_minutes_memory_alarm_is_told_and_nothing_comes_twice(
+    either: Servers, place: Place
+) -> None:
+    story = a_story(outplans=20, rounds=8)
+    async with witness(place) as outside, running_worker(place, http=True) as worker:
+        # In an alarm nobody can publish, so the commands come first.
+        worker.signal(signal.SIGSTOP)
+        await tell(outside, story)
+        async with alarmed(either.rabbitmq):
+            worker.signal(signal.SIGCONT)
+            await readiness(worker, 503)
+            told = [answer async for answer in answers(worker, ALARM_SECONDS)]
+        await readiness(worker, 200)
+        await outside.until(lambda: heard(outside, story), 60)
+
+        assert {(ready, alive) for ready, _, alive in told} == {(503, 200)}
+        assert all("alarm" in reason for _, reason, _ in told)
+        await check(outside, story)
+        # One event for each sending that was accepted: some commands are sent twice.
+        assert Counter(e.message_id for e in outside.events) == Counter(accepted(story))
+        assert (await outside.ask("outplan_create", a_create()))["status"] == "accepted"
+
+
+@asynccontextmanager
+async def impatient(broker: RabbitServer) -> AsyncIterator[None]:
+    """A broker that soon gives up on consumers who keep messages; it has half an hour else."""
+    await asyncio.to_thread(set_patience, broker, ACK_MILLISECONDS, TICK_MILLISECONDS)
+    yield
+    await asyncio.to_thread(set_patience, broker, 1_800_000, 60_000)
+
+
+def set_patience(broker: RabbitServer, ack: int, tick: int) -> None:
+    for name, value in (("consumer_timeout", ack), ("channel_tick_interval", tick)):
+        broker.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
+
+
+@asynccontextmanager
+async def alarmed(broker: RabbitServer) -> AsyncIterator[None]:
+    """A broker that is short of memory by its own account."""
+    await asyncio.to_thread(broker.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+    yield
+    await asyncio.to_thread(broker.ctl, "set_vm_memory_high_watermark", "absolute", "2GB")
+
+
+async def readiness(worker: WorkerProcess, wanted: int) -> None:
+    async with asyncio.timeout(30):
+        while (await worker.http("/readyz"))[0] != wanted:
+            await asyncio.sleep(0.1)
+
+
+async def answers(worker: WorkerProcess, seconds: float) -> AsyncIterator[tuple[int, str, int]]:
+    """What /readyz says, and whether /livez is green, again and again."""
+    until = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < until:
+        ready, reason = await worker.http("/readyz")
+        alive, _ = await worker.http("/livez")
+        yield ready, reason, alive
+        await asyncio.sleep(0.25)
+
+
+def accepted(story: Story) -> list[str]:
+    return [id_ for id_, _, _ in story.commands if story.expected[id_] == "accepted"]
+
+
+def heard(outside: Outside, story: Story) -> bool:
+    return {e.message_id for e in outside.events} >= set(accepted(story))
