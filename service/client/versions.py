@@ -2,9 +2,13 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final, get_args
 
 from service.client.received import Event
+from service.fields import UUID_TARGET
 from service.messages import EventType
+
+_KINDS: Final = get_args(EventType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,10 @@ class Filter:
     def of(
         cls, kinds: Collection[EventType], customer_id: object | None, outplan_id: object | None
     ) -> "Filter":
-        """Take ids as text or UUID, in either case."""
-        return cls(frozenset(kinds), _lower(customer_id), _lower(outplan_id))
+        """Take ids as text or UUID, in either case. ValueError for what no event would ever fit."""
+        if unknown := set(kinds).difference(_KINDS):
+            raise ValueError(f"kinds are among {', '.join(_KINDS)}; not {sorted(unknown)}")
+        return cls(frozenset(kinds), _id("customer_id", customer_id), _id("outplan_id", outplan_id))
 
     @property
     def binding_keys(self) -> tuple[str, ...]:
@@ -69,7 +75,7 @@ class Versions:
 
     def __init__(self, wanted: Filter, seen: Mapping[str, int]) -> None:
         self._wanted = wanted
-        self._last = dict(seen)
+        self._last = {id_.lower(): version for id_, version in seen.items()}
 
     def judge(self, event: Event) -> Iterator[Event | Gap]:
         """The event if it is news, after a Gap if there is one."""
@@ -86,5 +92,9 @@ class Versions:
         yield event
 
 
-def _lower(id_: object | None) -> str | None:
-    return None if id_ is None else str(id_).lower()
+def _id(name: str, given: object | None) -> str | None:
+    if given is None:
+        return None
+    if not UUID_TARGET.match(str(given)):
+        raise ValueError(f"{name} is a UUID, not {given!r}")
+    return str(given).lower()

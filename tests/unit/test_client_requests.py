@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from datetime import timedelta
+from decimal import Decimal
 from importlib.util import module_from_spec
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -12,7 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from service.client import tracing
-from service.client.errors import InvalidCommand, TooLarge
+from service.client.errors import InvalidCommand, TooLarge, UnknownCommand
 from service.client.ids import new_id
 from service.client.received import Outplan
 from service.client.requests import Request
@@ -57,6 +59,30 @@ def test_every_broken_rule_is_told_before_anything_is_sent() -> None:
         Request.update(ID, name="", dial_timeout=30, message_id="c-1").encoded()
     assert {e.pointer for e in invalid.value.errors} == {"/name", "/dial_timeout"}
     assert invalid.value.problem.command_id == "c-1"
+
+
+@pytest.mark.parametrize(
+    "value", [timedelta(seconds=30), Decimal(30_000), b"30000", {30_000}, {"a": object()}]
+)
+def test_what_has_no_form_in_json_is_told_like_any_broken_rule(value: Any) -> None:
+    with pytest.raises(InvalidCommand) as invalid:
+        Request.update(ID, dial_timeout=value, name="x").encoded()
+    [error] = invalid.value.errors
+    assert error.pointer == "/dial_timeout"
+    assert "has no form in JSON" in error.detail
+
+
+def test_a_command_that_there_is_not_is_told_before_it_is_sent() -> None:
+    with pytest.raises(UnknownCommand, match="outplan_paint"):
+        Request(cast(CommandName, "outplan_paint"), {}).encoded()
+
+
+def test_a_message_id_may_be_a_uuid_and_nothing_else_but_text() -> None:
+    id_ = uuid4()
+    assert Request.delete(ID, message_id=id_).message_id == str(id_)
+    for wrong in (7, b"c-1"):
+        with pytest.raises(TypeError, match="message_id is text or a UUID"):
+            Request.delete(ID, message_id=cast(str, wrong))
 
 
 @pytest.mark.parametrize("text", ["\ud800", "x" * 65_536])

@@ -1,5 +1,7 @@
 """What is news, what a repeat, what a gap."""
 
+from typing import Any
+
 import pytest
 
 from service.client.received import Event
@@ -84,3 +86,23 @@ def test_a_filter_binds_by_what_it_asks_for() -> None:
         f"outplan_deleted.{CUSTOMER}.{ID}",
         f"outplan_updated.{CUSTOMER}.{ID}",
     )
+
+
+@pytest.mark.parametrize(
+    "kinds", [["created"], "outplan_created", ["outplan_created", "outplan_*"]]
+)
+def test_a_kind_that_there_is_not_is_refused_instead_of_never_heard(kinds: Any) -> None:
+    with pytest.raises(ValueError, match=r"kinds are among outplan_created, .*, outplan_deleted"):
+        Filter.of(kinds, None, None)
+
+
+@pytest.mark.parametrize("id_", ["", "me", "#", f"{ID}.*", "{" + ID + "}", 7])
+def test_what_is_no_id_is_refused_instead_of_never_heard(id_: object) -> None:
+    with pytest.raises(ValueError, match="customer_id is a UUID"):
+        Filter.of([], id_, None)
+    with pytest.raises(ValueError, match="outplan_id is a UUID"):
+        Filter.of([], None, id_)
+
+
+def test_the_callers_ids_may_be_written_in_upper_case() -> None:
+    assert list(Versions(Filter(), {ID.upper(): 3}).judge(event(3))) == []
