@@ -17,7 +17,7 @@ from service.client.errors import OutcomeUnknown, rejection
 from service.client.flow import Progress, Verdict, flow
 from service.client.received import Outplan, Reply
 from service.client.requests import Conditions, CreateFields, Request, UpdateFields
-from service.client.session import Link, Publisher, Route
+from service.client.session import Closed, Link, Publisher, Route
 from service.client.tracing import trace_headers
 from service.client.wire import Trouble, patient
 
@@ -48,8 +48,9 @@ class OutplanClient:
 
     ``timeout`` is how many seconds a call may take, connection losses included; ``validate=False``
     leaves bodies for the worker to judge; ``resend_after`` is how many seconds an answer may take
-    before the command is sent once more. Calls may run at the same time. Entering it raises
-    Refused or Unreachable.
+    before the command is sent once more. Calls may run at the same time; those that do when it is
+    closed end as OutcomeUnknown. Entering it raises Refused or Unreachable; a call outside of its
+    block raises RuntimeError, and so does entering it while it is open.
     """
 
     def __init__(
@@ -67,14 +68,15 @@ class OutplanClient:
         self._validate = validate
         self._resend_after = resend_after
         self._switchboard = Switchboard(self._name)
-        self._link: Link
-        self._linking: asyncio.Task[None]
+        self._linking: tuple[Link, asyncio.Task[None]] | None = None
 
     async def __aenter__(self) -> Self:
-        self._link = self._new_link()
-        self._linking = asyncio.create_task(self._link.run())
+        if self._linking is not None:
+            raise RuntimeError("the client is open already")
+        link = self._new_link()
+        self._linking = link, asyncio.create_task(link.run())
         try:
-            await self._link.opened(self._timeout)
+            await link.opened(self._timeout)
         except BaseException:
             await self._close()
             raise
@@ -91,7 +93,7 @@ class OutplanClient:
     async def create(
         self,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[CreateFields],
     ) -> Result:
         """Create an outplan. Raises as ``ask`` does."""
@@ -102,7 +104,7 @@ class OutplanClient:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[UpdateFields],
     ) -> Result:
         """Change an outplan. Raises as ``ask`` does."""
@@ -113,7 +115,7 @@ class OutplanClient:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[Conditions],
     ) -> Result:
         """Delete an outplan, softly. Raises as ``ask`` does."""
@@ -124,10 +126,10 @@ class OutplanClient:
 
         Raises the CommandRejected that fits its problem, or OutcomeUnknown.
         """
-        sending = self._sending(request)
+        link, sending = self._open_link(), self._sending(request)
         call = Call(self._switchboard)
         try:
-            reply = await self._until(request, partial(self._attempt, sending, call))
+            reply = await self._until(request, partial(self._attempt, link, sending, call))
         finally:
             self._switchboard.hang_up(call)
         return _result(request, reply)
@@ -137,10 +139,10 @@ class OutplanClient:
 
         The outcome is not awaited. Raises OutcomeUnknown.
         """
-        sending = self._sending(request)
+        link, sending = self._open_link(), self._sending(request)
 
         async def attempt() -> None:
-            await _confirmed(await self._link.session(), sending, None)
+            await _confirmed(await link.session(), sending, None)
 
         await self._until(request, attempt)
         return request.message_id
@@ -160,7 +162,7 @@ class OutplanClient:
         return flow(requests, self.ask, in_flight, progress)
 
     async def _until(self, request: Request, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Attempt it until it succeeds or time is up, which is OutcomeUnknown."""
+        """Attempt it until it succeeds; OutcomeUnknown when time is up or the client is closed."""
         trouble = "no answer"
 
         def notice(error: BaseException) -> None:
@@ -176,9 +178,11 @@ class OutplanClient:
                 return await patient(notice)(attempt)
         except TimeoutError:
             raise OutcomeUnknown(request.message_id, trouble) from None
+        except Closed as error:
+            raise OutcomeUnknown(request.message_id, str(error)) from None
 
-    async def _attempt(self, sending: "_Sending", call: Call) -> Reply:
-        session = await self._link.session()
+    async def _attempt(self, link: Link, sending: "_Sending", call: Call) -> Reply:
+        session = await link.session()
         if not call.verdict.done():
             await _confirmed(session, sending, call)
         either: set[asyncio.Future[Any]] = {call.verdict, session.lost}
@@ -186,6 +190,11 @@ class OutplanClient:
         if call.verdict.done():
             return call.verdict.result()
         raise session.lost.result() if session.lost.done() else Trouble("no answer")
+
+    def _open_link(self) -> Link:
+        if self._linking is None:
+            raise RuntimeError("the client is not open: call it inside of `async with`")
+        return self._linking[0]
 
     def _new_link(self) -> Link:
         return Link(self._route, self._switchboard.on_reply)
@@ -198,9 +207,12 @@ class OutplanClient:
         return _Sending(request, body, headers, self._route.reply_queue)
 
     async def _close(self) -> None:
-        self._linking.cancel()
+        if self._linking is None:
+            return
+        (_, running), self._linking = self._linking, None
+        running.cancel()
         with suppress(asyncio.CancelledError):
-            await self._linking
+            await running
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from pamqp.commands import Basic
 
-from service.client.errors import Refused, Unreachable
+from service.client.errors import ClientError, Refused, Unreachable
 from service.client.wire import Trouble, Wire, connected, patient, translated
 from service.topology import topology
 
@@ -53,6 +53,10 @@ class Publisher(Protocol):
     def publish(
         self, routing_key: str, body: bytes, properties: Basic.Properties
     ) -> "asyncio.Task[None]": ...
+
+
+class Closed(ClientError):
+    """Raised when a link has ended, and there is no session to come."""
 
 
 Opening = Callable[[Route, OnReply], AbstractAsyncContextManager[Publisher]]
@@ -136,7 +140,7 @@ class Link:
         self.trouble = "not connected yet"
 
     async def session(self) -> Publisher:
-        """Await a session. Raises Refused where there never was one."""
+        """Await a session. Raises Refused where there never was one, and Closed after ``run``."""
         return await asyncio.shield(self._session)
 
     async def opened(self, seconds: float) -> None:
@@ -148,11 +152,15 @@ class Link:
             raise Unreachable(f"no session within {seconds:g} s: {self.trouble}") from None
 
     async def run(self) -> None:
-        """Keep a session, for ever."""
+        """Keep a session until it is cancelled, or refused at first."""
         try:
             await self._keep()
         except Refused as error:
             self._session.set_exception(error)
+        except asyncio.CancelledError:
+            self._session.set_exception(Closed("the client was closed"))
+            self._session.exception()  # There may be nobody who waits for it.
+            raise
 
     async def _keep(self) -> None:
         # What is refused at first is a mistake; later, it may be a broker that starts up.
@@ -164,8 +172,10 @@ class Link:
     async def _once(self) -> None:
         async with self._opening(self._route, self._on_reply) as session:
             self._session.set_result(session)
-            await asyncio.wait([session.lost])
-            self._session = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.wait([session.lost])
+            finally:
+                self._session = asyncio.get_running_loop().create_future()
             self._notice(session.lost.result())
 
     def _notice(self, error: BaseException) -> None:

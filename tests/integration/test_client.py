@@ -32,6 +32,7 @@ from service.client import (
 )
 from service.messages import Address, CommandName
 from tests.integration.outside import CUSTOMER, Outside
+from tests.integration.proxy import proxied
 from tests.integration.worker_process import Place, WorkerProcess, running_worker
 
 # The memory of a flow does not depend on it; OUTPLAN_TEST_MANY=1000000 shows that too.
@@ -201,6 +202,51 @@ async def test_what_no_queue_takes_is_no_verdict(place: Place, outside: Outside)
             await client.create(**an_outplan())
         with pytest.raises(OutcomeUnknown, match="NO_ROUTE"):
             await client.send(Request.create(**an_outplan()))
+
+
+async def test_a_client_that_is_not_open_says_so_at_once(place: Place, outside: Outside) -> None:
+    client = OutplanClient(place.amqp_url, prefix=place.prefix)
+    for _ in ("not yet", "no more"):
+        with pytest.raises(RuntimeError, match="not open: call it inside of `async with`"):
+            await client.create(**an_outplan())
+        with pytest.raises(RuntimeError, match="not open"):
+            await client.send(Request.create(**an_outplan()))
+        async with client:
+            with pytest.raises(RuntimeError, match="open already"):
+                async with client:
+                    pass
+            await client.send(Request.create(**an_outplan()))
+
+
+async def test_a_call_in_flight_when_the_client_closes_ends_as_unknown_at_once(
+    place: Place, outside: Outside
+) -> None:
+    copies = await outside.channel.declare_queue(exclusive=True)
+    await copies.bind(f"{place.prefix}.commands", "#")
+    async with copies.iterator(no_ack=True) as sent:
+        async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=60) as client:
+            asking = asyncio.create_task(client.create(**an_outplan()))
+            await anext(sent)
+        async with asyncio.timeout(5):
+            with pytest.raises(OutcomeUnknown, match="the client was closed"):
+                await asking
+
+
+async def test_calls_that_wait_for_a_connection_when_the_client_closes_end_as_unknown_at_once(
+    place: Place, outside: Outside
+) -> None:
+    async with proxied(place.amqp_url) as proxy:
+        async with OutplanClient(proxy.url, prefix=place.prefix, timeout=60) as client:
+            proxy.budget = lambda: 0
+            proxy.cut()
+            await proxy.until(lambda: proxy.cuts >= 3)
+            calls = [client.create(**an_outplan()), client.send(Request.create(**an_outplan()))]
+            calling = [asyncio.create_task(call) for call in calls]
+            await asyncio.wait(calling, timeout=0)
+        async with asyncio.timeout(5):
+            for call in calling:
+                with pytest.raises(OutcomeUnknown, match="the client was closed"):
+                    await call
 
 
 async def test_a_broker_that_is_not_there_is_unreachable() -> None:
