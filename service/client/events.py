@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,10 +31,11 @@ Item = Event | Gap | Unreadable
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """Tells that the events come again. Not ``lossless``: what was published meanwhile is gone.
+    """Tells that the events come again.
 
-    An outplan's next event shows that some are missing, but it may be long in coming: read the
-    documents again, or use a durable queue.
+    Not ``lossless``: the queue is temporary, or somebody had deleted it, and what was published
+    meanwhile is gone. An outplan's next event shows that some are missing, but it may be long in
+    coming: read the documents again, or use a durable queue.
     """
 
     lossless: bool
@@ -43,7 +44,8 @@ class Reconnected:
 class Events:
     """A stream of events, from ``events``: iterate it, best in an ``async with`` block.
 
-    Entering the block returns once the queue is bound. For one loop at a time.
+    Entering the block returns once the queue is bound. For one loop at a time, which ends when the
+    stream is closed; one that is closed cannot be entered again (RuntimeError).
     """
 
     def __init__(
@@ -57,11 +59,15 @@ class Events:
         self._on_reconnect = on_reconnect
         self._stack = AsyncExitStack()
         self._arrivals: _Arrivals | None = None
+        self._connecting: asyncio.Task[_Arrivals] | None = None
         self._was_open = False
+        self._closed = False
         self._ready: deque[Item] = deque()
         self._unacked: DeliveredMessage | None = None
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            raise RuntimeError("the stream was closed: subscribe anew")
         try:
             await self._open()
         except BaseException:
@@ -78,7 +84,12 @@ class Events:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection. What the loop was given last is not acknowledged."""
+        """Close the connection, which ends the loop. What it was given last is not acknowledged."""
+        self._closed = True
+        self._ready.clear()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         await self._stack.aclose()
 
     def __aiter__(self) -> Self:
@@ -109,15 +120,31 @@ class Events:
 
     async def _open(self) -> "_Arrivals":
         """The open connection, or another: tried for ever once there has been one."""
+        if self._closed:
+            raise StopAsyncIteration
         if self._arrivals is not None:
             return self._arrivals
-        unmended = (Refused,) if self._was_open else ()
-        arrivals: _Arrivals = await patient(_notice, *unmended)(self._connect)
-        self._arrivals = arrivals
+        arrivals = self._arrivals = await self._connected()
         if self._was_open and self._on_reconnect is not None:
-            self._on_reconnect(Reconnected(lossless=self._source.durable))
+            self._on_reconnect(Reconnected(lossless=arrivals.lossless))
         self._was_open = True
         return arrivals
+
+    async def _connected(self) -> "_Arrivals":
+        """Connect, with patience; StopAsyncIteration where the stream is closed meanwhile."""
+        unmended = (Refused,) if self._was_open else ()
+        connect: Coroutine[Any, Any, _Arrivals] = patient(_notice, *unmended)(self._connect)
+        # A task of its own, for ``aclose`` to end.
+        self._connecting = asyncio.create_task(connect)
+        try:
+            return await self._connecting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise StopAsyncIteration from None
+        finally:
+            self._connecting = None
 
     async def _connect(self) -> "_Arrivals":
         await self._stack.aclose()
@@ -147,8 +174,10 @@ def events(
     runs (two processes on one queue: one is active, the other stands by). An event is acknowledged
     when the loop takes the next. ``seen`` says up to which version the caller knows which outplan.
     It waits for a broker, or a service, that is not there yet; raises Refused where RabbitMQ
-    refuses the first connection.
+    refuses the first connection. ValueError for a filter that no event fits, and an empty name.
     """
+    if queue == "":
+        raise ValueError("a durable queue has a name; without one, leave queue out")
     wanted = Filter.of(kinds, customer_id, outplan_id)
     source = _Source(amqp_url, topology(prefix).events.name, queue, wanted.binding_keys)
     return Events(source, Versions(wanted, seen or {}), on_reconnect)
@@ -199,8 +228,10 @@ class _Arrivals:
         self._wire = wire
         self._messages: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
         self._channel: AbstractChannel
+        self.lossless = False
 
     async def start(self, source: _Source) -> None:
+        self.lossless = source.queue is not None and await self._wire.has_queue(source.queue)
         self._channel = await self._wire.channel()
         queue = await source.declared(self._channel)
         await self._channel.basic_qos(prefetch_count=_PREFETCH)

@@ -13,6 +13,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import (
     AuthenticationError,
     ChannelAccessRefused,
+    ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     ConnectionNotAllowed,
     IncompatibleProtocolError,
@@ -67,6 +68,17 @@ class Wire:
             lambda _: self.fail("the broker cancelled the consumer: its queue is gone")
         )
         return channel
+
+    async def has_queue(self, name: str) -> bool:
+        """Ask whether there is such a queue."""
+        # A channel of its own, for the broker closes it where there is none.
+        asking = await self._underlying.channel(timeout=CONNECT_SECONDS)
+        try:
+            await asking.queue_declare(name, passive=True)
+        except ChannelNotFoundEntity:
+            return False
+        await asking.close()
+        return True
 
     def fail(self, reason: str) -> None:
         """End the wire's use."""

@@ -267,6 +267,60 @@ async def test_a_subscription_survives_the_loss_of_its_connection_and_says_what_
         assert found[1].version == 3
 
 
+async def test_a_durable_queue_that_was_deleted_is_not_said_to_have_kept_anything(
+    place: Place, outside: Outside, queue: str
+) -> None:
+    again: asyncio.Queue[Reconnected] = asyncio.Queue()
+    async with events(
+        place.amqp_url, prefix=place.prefix, queue=queue, on_reconnect=again.put_nowait
+    ) as stream:
+        await publish(outside, an_event(1))
+        assert (await following(stream))[0].version == 1
+        waiting = asyncio.create_task(anext(stream))
+        await outside.channel.queue_delete(queue)
+        async with asyncio.timeout(30):
+            assert await again.get() == Reconnected(lossless=False)
+        await publish(outside, an_event(3))
+        assert await waiting == Gap(ID, 2, 2)
+
+
+async def test_closing_a_stream_ends_the_loop_that_waits_for_the_next(
+    place: Place, outside: Outside
+) -> None:
+    stream = events(place.amqp_url, prefix=place.prefix)
+
+    async def heard() -> list[Any]:
+        return [item.version async for item in stream if isinstance(item, Event)]
+
+    async with stream:
+        await publish(outside, an_event(1))
+        assert (await following(stream))[0].version == 1
+        hearing = asyncio.create_task(heard())
+        await asyncio.wait([hearing], timeout=0.1)
+    async with asyncio.timeout(5):
+        assert await hearing == []
+        assert await heard() == []
+    with pytest.raises(RuntimeError, match="subscribe anew"):
+        async with stream:
+            pass
+
+
+async def test_closing_a_stream_ends_a_loop_whose_broker_is_away(
+    place: Place, outside: Outside
+) -> None:
+    async with proxied(place.amqp_url) as proxy:
+        stream = events(proxy.url, prefix=place.prefix)
+        async with stream:
+            proxy.budget = lambda: 0
+            waiting = asyncio.create_task(anext(stream, None))
+            proxy.cut()
+            await proxy.until(lambda: proxy.cuts >= 3)
+        connections = proxy.connections
+        async with asyncio.timeout(5):
+            assert await waiting is None
+        assert proxy.connections == connections
+
+
 async def test_a_broker_restart_costs_a_durable_subscription_nothing(
     servers: Servers, place: Place, outside: Outside, queue: str
 ) -> None:
@@ -316,6 +370,11 @@ async def test_wrong_credentials_are_said_at_once_to_a_subscriber(
         with pytest.raises(Refused, match="ACCESS_REFUSED"):
             async with events(wrong, prefix=place.prefix):
                 pass
+
+
+async def test_a_queue_without_a_name_is_refused_before_anybody_is_asked() -> None:
+    with pytest.raises(ValueError, match="queue"):
+        events("amqp://localhost/", queue="")
 
 
 async def test_a_queue_that_is_something_else_is_refused(place: Place, outside: Outside) -> None:
