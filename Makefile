@@ -12,6 +12,7 @@ SECONDS ?= 90
 SEED ?= 0
 TOPOLOGY ?= single
 BROKER ?= 3.10
+PARTITIONS ?= 1
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -43,7 +44,7 @@ bench: servers $(STAMPS)/bench ## the rate, against a handler per message (BENCH
 
 chaos: servers $(STAMPS)/test ## faults by the second, and whether a promise was broken
 	@$(BIN)/python -m tests.faults chaos --seconds $(SECONDS) --seed $(SEED) \
-		--topology $(TOPOLOGY) --broker $(BROKER)
+		--topology $(TOPOLOGY) --broker $(BROKER) --partitions $(PARTITIONS)
 
 planted: servers $(STAMPS)/test ## faults in the code, one by one, each of which must be found
 	@$(BIN)/python -m pytest -m planted tests/faults/test_chaos.py

@@ -34,14 +34,16 @@ def chaos(
     broker: Annotated[Broker, typer.Option(help="RabbitMQ; 4 comes by Docker.")] = "3.10",
     pace: Annotated[float, typer.Option(help="Commands a second.")] = 1_500,
     pause: Annotated[float, typer.Option(help="Seconds between faults, on average.")] = 1.0,
+    partitions: Annotated[int, typer.Option(help="Queues that outplans are spread over.")] = 1,
     planted: Annotated[str, typer.Option(help=f"A fault in the code: {', '.join(PLANTS)}")] = "",
     out: Annotated[Path, typer.Option(help="Where the record is kept.")] = Path("chaos.jsonl"),
 ) -> None:
     """Torture the service, and say whether it kept its promises: exit code 1 where not."""
     plan = Plan(
-        seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause, planted=planted
-    )
-    print(f"seed {plan.seed}, {topology}, RabbitMQ {broker}", flush=True)
+        seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause,
+        planted=planted, partitions=partitions,
+    )  # fmt: skip
+    print(f"seed {plan.seed}, {topology}, RabbitMQ {broker}, partitions: {partitions}", flush=True)
     with _grounds(topology, broker, random.Random(plan.seed)) as grounds:
         result = asyncio.run(run(plan, grounds))
     write(result.record, out)

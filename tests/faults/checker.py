@@ -31,7 +31,10 @@ class Violation:
 def check(record: Record) -> list[Violation]:
     """List every violation; none is the verdict that all promises were kept."""
     history = History(record)
-    rules = (_provenance, _versions, _fold, _heard, _first_heard, _fates, _copies, _replies, _order)
+    rules = (
+        _answers, _provenance, _versions, _fold, _heard, _first_heard, _fates, _copies, _replies,
+        _order,
+    )  # fmt: skip
     return [violation for rule in rules for violation in rule(history)]
 
 
@@ -114,6 +117,13 @@ class History:
     def state(self, outplan_id: str, version: int) -> Document | None:
         data: Document | None = self.events_of[outplan_id][version - 1]["data"] if version else None
         return data
+
+
+def _answers(history: History) -> Iterator[Violation]:
+    """Every confirmed command is answered: it asked for that, on a queue that takes everything."""
+    for sent in history.record.sent:
+        if sent.verdict == "confirmed" and not history.replies_of[sent.send_id]:
+            yield Violation("no reply", sent.send_id, f"confirmed, and never answered: {sent}")
 
 
 def _provenance(history: History) -> Iterator[Violation]:

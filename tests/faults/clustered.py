@@ -22,8 +22,7 @@ class Clustered:
         self._cluster = cluster
         self._luck = luck
 
-    def deeds(self, prefix: str) -> Deeds:
-        queue = f"{prefix}.commands"
+    def deeds(self, queue: str) -> Deeds:
         cluster, luck = self._cluster, self._luck
 
         def a_node() -> RabbitNode:

@@ -18,17 +18,24 @@ _TELLING: Final = ("committed", "half published")
 class Crew:
     """Worker processes at one place. Whoever is asked for is any of those that run."""
 
-    def __init__(self, place: Place, luck: random.Random, planted: str = "") -> None:
+    def __init__(
+        self, place: Place, luck: random.Random, planted: str = "", partitions: int = 1
+    ) -> None:
         self._place = place
         self._luck = luck
         self._planted = planted
+        self._partitions = partitions
         self.workers: list[WorkerProcess] = []
         self.ended: list[str] = []
 
     async def hire(self, kind: str = "sound") -> WorkerProcess:
         """Start a worker, ``sound``, ``clock`` (a minute off) or ``fragile``."""
         # One that was frozen for long is to come back, so that it meets the fence.
-        environment: dict[str, Any] = {"PLANTED": self._planted, "OUTPLAN_HANG_SECONDS": "0"}
+        environment: dict[str, Any] = {
+            "PLANTED": self._planted,
+            "OUTPLAN_HANG_SECONDS": "0",
+            "OUTPLAN_PARTITIONS": str(self._partitions),
+        }
         if kind == "clock":
             environment["CLOCK_OFF"] = str(self._luck.choice([-60, 60]))
         if self._planted:

@@ -126,7 +126,7 @@ class Imagined:
         self._reply(sent, {"status": "rejected", "problem": problem})
 
     def _reply(self, sent: Sent, reply: Document) -> None:
-        if self.luck.random() < 0.8:
+        if sent.verdict == "confirmed" or self.luck.random() < 0.8:
             body = {"command_id": sent.message_id or None, **reply}
             self.record.add(Replied(sent.send_id, json.dumps(body)))
 

@@ -10,6 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
+from service.topology import topology
 from tests.faults.balancer import Balancer, balanced
 from tests.faults.checker import Violation, check
 from tests.faults.crew import Crew
@@ -32,7 +33,8 @@ class Plan:
     """What a run is to be: its seed, its length, commands a second, seconds between faults.
 
     ``settle`` is how many seconds the queue may take to run dry once everything is whole again;
-    ``planted`` names a fault in the service's code, see ``plants``.
+    ``planted`` names a fault in the service's code, see ``plants``. With more ``partitions`` than
+    one, outplans are spread over as many queues.
     """
 
     seed: int
@@ -41,6 +43,7 @@ class Plan:
     pause: float = 1.0
     settle: float = 240
     planted: str = ""
+    partitions: int = 1
 
 
 class Grounds(Protocol):
@@ -49,7 +52,7 @@ class Grounds(Protocol):
     amqp_urls: tuple[str, ...]
     mongo_url: str
 
-    def deeds(self, prefix: str) -> Deeds: ...
+    def deeds(self, queue: str) -> Deeds: ...
     async def remember_queues(self) -> None: ...
     async def mend(self) -> None: ...
     async def depth(self, prefix: str) -> int: ...
@@ -128,14 +131,14 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) 
     stuck: list[Violation] = []
     luck = random.Random(plan.seed)
     place = Place(ways.workers.url, grounds.mongo_url)
-    crew = Crew(place, luck, plan.planted)
+    crew = Crew(place, luck, plan.planted, plan.partitions)
     witness = Witness(place, ways.witness.url, record)
     try:
         await (await crew.hire()).logged("ready")
         await witness.prepare()
         await grounds.remember_queues()
         async with _listening(witness):
-            deeds = grounds.deeds(place.prefix)
+            deeds = grounds.deeds(topology(place.prefix, plan.partitions).command_queues[0].name)
             nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
             hire = _publishers(plan, ways.publishers.url, place, record)
             stage = Stage(crew, witness, hire("last", Outplans(plan.seed, 1), 1))

@@ -24,7 +24,7 @@ class Single:
         self._servers = servers
         self._luck = luck
 
-    def deeds(self, _prefix: str) -> Deeds:
+    def deeds(self, _queue: str) -> Deeds:
         rabbitmq, mongodb = self._servers.rabbitmq, self._servers.mongodb
         return {
             "RabbitMQ killed": (2, "rabbitmq", self._killing(rabbitmq)),

@@ -80,6 +80,13 @@ def forget(record: Record, sent: Sent) -> None:
             stored.document.pop("id")
 
 
+def lose_a_reply(record: Record, luck: random.Random) -> None:
+    """Of a command that is confirmed: of any other it may not have come."""
+    confirmed = {sent.send_id for sent in record.sent if sent.verdict == "confirmed"}
+    lost = luck.choice([reply for reply in record.replied if reply.send_id in confirmed])
+    record.replied = [reply for reply in record.replied if reply.send_id != lost.send_id]
+
+
 def lose_a_copy(record: Record, luck: random.Random) -> None:
     told = {r.send_id for r in record.replied}
     lost = luck.choice([copy for copy in record.copied if copy.send_id in told])
@@ -191,6 +198,7 @@ def reorder_a_publishers_commands(record: Record, luck: random.Random) -> None:
 SPOILINGS: list[tuple[Spoiling, set[str]]] = [
     (lose_an_event, {"lost event"}),
     (lose_a_command, {"lost command", "commands out of order"}),
+    (lose_a_reply, {"no reply"}),
     (lose_a_copy, {"lost copy"}),
     (alter_a_copy, {"copy differs"}),
     (repeat_with_other_bytes, {"repeat differs"}),
