@@ -26,14 +26,14 @@ class AwaitedService:
         name: str,
         body: Mapping[str, Any] | bytes,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> str:
         call = self._service.publish(name, body, message_id=message_id, headers=headers)
         return await self._awaited(call)
 
     async def create(
-        self, *, message_id: str | None = None, **fields: Unpack[CreateFields]
+        self, *, message_id: str | UUID | None = None, **fields: Unpack[CreateFields]
     ) -> Result:
         return await self._awaited(self._service.create(message_id=message_id, **fields))
 
@@ -42,7 +42,7 @@ class AwaitedService:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[UpdateFields],
     ) -> Result:
         call = self._service.update(outplan_id, message_id=message_id, **fields)
@@ -53,7 +53,7 @@ class AwaitedService:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[Conditions],
     ) -> Result:
         call = self._service.delete(outplan_id, message_id=message_id, **fields)
@@ -109,13 +109,15 @@ class BlockingService:
         name: str,
         body: Mapping[str, Any] | bytes,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> str:
         call = self._service.publish(name, body, message_id=message_id, headers=headers)
         return self._run(call)
 
-    def create(self, *, message_id: str | None = None, **fields: Unpack[CreateFields]) -> Result:
+    def create(
+        self, *, message_id: str | UUID | None = None, **fields: Unpack[CreateFields]
+    ) -> Result:
         return self._run(self._service.create(message_id=message_id, **fields))
 
     def update(
@@ -123,7 +125,7 @@ class BlockingService:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[UpdateFields],
     ) -> Result:
         call = self._service.update(outplan_id, message_id=message_id, **fields)
@@ -134,7 +136,7 @@ class BlockingService:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[Conditions],
     ) -> Result:
         call = self._service.delete(outplan_id, message_id=message_id, **fields)

@@ -50,20 +50,20 @@ class OutplanService(Protocol):
         name: str,
         body: Mapping[str, Any] | bytes,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> str:
         """Returns the message_id, a new one where none is given. ValueError for a wrong one."""
 
     async def create(
-        self, *, message_id: str | None = None, **fields: Unpack[CreateFields]
+        self, *, message_id: str | UUID | None = None, **fields: Unpack[CreateFields]
     ) -> Result: ...
     async def update(
         self,
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[UpdateFields],
     ) -> Result: ...
     async def delete(
@@ -71,7 +71,7 @@ class OutplanService(Protocol):
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[Conditions],
     ) -> Result: ...
 

@@ -1,7 +1,6 @@
 """The harness on real servers: a worker process with a prefix and a database of its own."""
 
 import asyncio
-import json
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +14,12 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from service.client import CommandRejected, Event, Outplan, OutplanClient, Request, Result
-from service.client.requests import Conditions, CreateFields, UpdateFields, usable_id
+from service.client.requests import Conditions, CreateFields, UpdateFields
 from service.documents import state_of
 from service.messages import EventType
 from service.testing.harness import Document, Rejected
+from service.testing.mortal import unless_it_dies
+from service.testing.outgoing import Outgoing
 from service.testing.place import Place, clear_broker, drop_database
 from service.testing.publisher import Publisher, publisher
 from service.testing.rejects import read_rejected
@@ -43,6 +44,7 @@ class LiveService:
     def __init__(
         self,
         place: Place,
+        within: float,
         worker: Worker,
         broker: "_Broker",
         client: OutplanClient,
@@ -51,6 +53,7 @@ class LiveService:
         database: AsyncDatabase[dict[str, Any]],
     ) -> None:
         self.place = place
+        self._within = within
         self._worker = worker
         self._broker = broker
         self._client = client
@@ -69,16 +72,15 @@ class LiveService:
         name: str,
         body: Mapping[str, Any] | bytes,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> str:
-        content = body if isinstance(body, bytes) else json.dumps(body, default=str).encode()
-        id_ = usable_id(message_id)
-        await self._unless_it_dies(self._publisher.publish(name, content, id_, headers or {}))
-        return id_
+        sent = Outgoing.of(name, body, message_id, headers)
+        await self._unless_it_dies(self._publisher.publish(sent))
+        return sent.message_id
 
     async def create(
-        self, *, message_id: str | None = None, **fields: Unpack[CreateFields]
+        self, *, message_id: str | UUID | None = None, **fields: Unpack[CreateFields]
     ) -> Result:
         return await self._ask(Request.create(message_id=message_id, **fields))
 
@@ -87,7 +89,7 @@ class LiveService:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[UpdateFields],
     ) -> Result:
         return await self._ask(Request.update(outplan_id, message_id=message_id, **fields))
@@ -97,7 +99,7 @@ class LiveService:
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[Conditions],
     ) -> Result:
         return await self._ask(Request.delete(outplan_id, message_id=message_id, **fields))
@@ -167,21 +169,10 @@ class LiveService:
         return result
 
     async def _unless_it_dies(self, call: Coroutine[Any, Any, T]) -> T:
-        """The call's result, or at once the error that says that the worker has died."""
-        calling = asyncio.create_task(call)
-        death = self._worker.death
-        try:
-            either: set[asyncio.Future[Any]] = {calling, death}
-            if not death.done():
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not calling.done():
-                self._worker.check()
-            return await calling
-        finally:
-            calling.cancel()
+        return await unless_it_dies(self._worker.death, call)
 
     async def _read_rejected(self) -> list[Rejected]:
-        return await read_rejected(self.place.amqp_url, self.place.prefix)
+        return await read_rejected(self.place.amqp_url, self.place.prefix, self._within)
 
     def _all_seen(self) -> bool:
         return self._owed_events <= self._witness.times_seen
@@ -224,10 +215,12 @@ def _folder(name: str) -> Iterator[tuple[Path, int]]:
 
 
 @asynccontextmanager
-async def live_service(servers: Servers) -> AsyncIterator[LiveService]:
+async def live_service(servers: Servers, *, within: float = 30) -> AsyncIterator[LiveService]:
     """A worker of the caller's own on these servers; nothing of it is left when the block ends.
 
-    Raises WorkerFailed when it does not become ready.
+    ``within`` is how many seconds a call may take that has to wait: where the worker is dead or
+    paused, or the broker is stopped. create, update, delete and publish then raise OutcomeUnknown,
+    rejected TimeoutError. Raises WorkerFailed when the worker does not become ready.
     """
     name = f"test-{token_hex(6)}"
     place = Place(servers.rabbitmq.url, servers.mongodb.url, name, name)
@@ -241,6 +234,7 @@ async def live_service(servers: Servers) -> AsyncIterator[LiveService]:
         seen = await stack.enter_async_context(witness(place.amqp_url, name))
         mongo = await stack.enter_async_context(AsyncMongoClient[dict[str, Any]](place.mongo_url))
         await worker.ready()
-        client = await stack.enter_async_context(OutplanClient(place.amqp_url, prefix=name))
-        raw = await stack.enter_async_context(publisher(place.amqp_url, name))
-        yield LiveService(place, worker, broker, client, raw, seen, mongo[name])
+        client = OutplanClient(place.amqp_url, prefix=name, timeout=within)
+        await stack.enter_async_context(client)
+        raw = await stack.enter_async_context(publisher(place.amqp_url, name, within))
+        yield LiveService(place, within, worker, broker, client, raw, seen, mongo[name])

@@ -5,18 +5,15 @@ RabbitMQ and MongoDB passes the same contract suites as they do.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, Unpack, cast
+from typing import Any, Final, TypeVar, Unpack, cast
 from uuid import UUID
 
-from pamqp.commands import Basic
-
 from service.bootstrap import utc_now
-from service.client import Event, Outplan, OutplanClient, Result
-from service.client.requests import Conditions, CreateFields, UpdateFields, usable_id
+from service.client import Event, OutcomeUnknown, Outplan, OutplanClient, Result
+from service.client.requests import Conditions, CreateFields, UpdateFields
 from service.client.session import Link
 from service.codec import Publication
 from service.handler import Handler
@@ -25,11 +22,15 @@ from service.store import Store
 from service.telemetry import Health, Metrics
 from service.testing.arrivals import Arrivals
 from service.testing.harness import Document, OutplanService, Rejected
-from service.testing.memory_broker import MemoryBroker, Message
+from service.testing.memory_broker import STOPPED, MemoryBroker, Message
 from service.testing.memory_store import MemoryStore
+from service.testing.mortal import Death, check, unless_it_dies
+from service.testing.outgoing import Outgoing
 from service.testing.place import WorkerFailed
 from service.topology import PREFETCH, topology
 from service.worker import Limits, Wiring, Worker
+
+T = TypeVar("T")
 
 _LIMITS: Final = Limits(batch=500, drain=0)
 
@@ -40,10 +41,9 @@ async def memory_service(
 ) -> AsyncIterator[OutplanService]:
     """A worker in this event loop, all that it has done forgotten at the end.
 
-    ``within`` is how many seconds create, update, delete and publish may take: where the worker
-    is dead or paused, or the broker is stopped, they wait, and then raise OutcomeUnknown (publish,
-    which waits for the broker alone, TimeoutError). The clock is the real one. Should the worker
-    end by itself, which only a bug makes it do, its error is raised at the end.
+    ``within`` is how many seconds a call may take that has to wait, as for ``live_service``. The
+    clock is the real one. Should the worker end by itself, which only a bug makes it do, its error
+    is raised at the end, and by the calls before as the cause of WorkerFailed.
     """
     arrivals = Arrivals()
     broker = MemoryBroker(topology(prefix), lambda publication: arrivals.add(publication.body))
@@ -69,49 +69,49 @@ class MemoryService:
         self._store = MemoryStore()
         self._awake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self._death: Death = asyncio.get_running_loop().create_future()
 
     async def publish(
         self,
         name: str,
         body: Mapping[str, Any] | bytes,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> str:
-        id_ = usable_id(message_id)
-        properties = Basic.Properties(
-            message_id=id_, message_type=name, headers=dict(headers or {})
-        )
-        content = body if isinstance(body, bytes) else json.dumps(body, default=str).encode()
-        async with asyncio.timeout(self._within):
-            await self._broker.started()
-        self._broker.send(Message(name, properties, content))
-        return id_
+        sent = Outgoing.of(name, body, message_id, headers)
+        check(self._death)
+        if not await self._broker_runs():
+            raise OutcomeUnknown(sent.message_id, STOPPED)
+        self._broker.send(Message(sent.name, sent.properties, sent.body))
+        return sent.message_id
 
     async def create(
-        self, *, message_id: str | None = None, **fields: Unpack[CreateFields]
+        self, *, message_id: str | UUID | None = None, **fields: Unpack[CreateFields]
     ) -> Result:
-        return await self._client.create(message_id=message_id, **fields)
+        return await self._unless_it_dies(self._client.create(message_id=message_id, **fields))
 
     async def update(
         self,
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[UpdateFields],
     ) -> Result:
-        return await self._client.update(outplan_id, message_id=message_id, **fields)
+        call = self._client.update(outplan_id, message_id=message_id, **fields)
+        return await self._unless_it_dies(call)
 
     async def delete(
         self,
         outplan_id: str | UUID,
         /,
         *,
-        message_id: str | None = None,
+        message_id: str | UUID | None = None,
         **fields: Unpack[Conditions],
     ) -> Result:
-        return await self._client.delete(outplan_id, message_id=message_id, **fields)
+        call = self._client.delete(outplan_id, message_id=message_id, **fields)
+        return await self._unless_it_dies(call)
 
     async def next_event(
         self,
@@ -120,12 +120,14 @@ class MemoryService:
         outplan_id: str | UUID | None = None,
         within: float = 10,
     ) -> Event:
-        return await self._arrivals.next(kind, outplan_id, within)
+        return await self._unless_it_dies(self._arrivals.next(kind, outplan_id, within))
 
     async def events(self) -> Sequence[Event]:
+        check(self._death)
         return tuple(self._arrivals.all)
 
     async def documents(self) -> Sequence[Document]:
+        check(self._death)
         states = self._store.states.values()
         return tuple(
             Document(Outplan.model_validate(state.outplan.model_dump()), state.version)
@@ -133,6 +135,9 @@ class MemoryService:
         )
 
     async def rejected(self) -> Sequence[Rejected]:
+        check(self._death)
+        if not await self._broker_runs():
+            raise TimeoutError(f"the rejected commands cannot be read: {STOPPED}")
         return tuple(_rejected(copy) for copy in self._broker.rejected)
 
     async def kill_worker(self) -> None:
@@ -149,8 +154,10 @@ class MemoryService:
         await self.kill_worker()
         self._awake = asyncio.Event()
         self._awake.set()
+        self._death = asyncio.get_running_loop().create_future()
         worker = Worker(_wiring(self._broker, self._store, self._awake), _LIMITS)
         self._worker = asyncio.create_task(worker.run())
+        self._worker.add_done_callback(partial(_tell, self._death))
         return None
 
     async def pause_worker(self) -> None:
@@ -167,9 +174,28 @@ class MemoryService:
     async def start_broker(self) -> None:
         self._broker.start()
 
+    async def _unless_it_dies(self, call: Coroutine[Any, Any, T]) -> T:
+        return await unless_it_dies(self._death, call)
+
+    async def _broker_runs(self) -> bool:
+        try:
+            async with asyncio.timeout(self._within):
+                await self._broker.started()
+        except TimeoutError:
+            return False
+        return True
+
     def _require_worker(self) -> None:
         if self._worker is None or self._worker.done():
             raise WorkerFailed("the worker is not running")
+
+
+def _tell(death: Death, worker: asyncio.Task[None]) -> None:
+    if worker.cancelled():
+        return
+    failure = WorkerFailed("the worker has ended by itself")
+    failure.__cause__ = worker.exception()
+    death.set_result(failure)
 
 
 class _Client(OutplanClient):

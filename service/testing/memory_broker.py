@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -21,7 +22,7 @@ from service.errors import BrokerUnavailable
 from service.frames import WireProperties, read_content_header
 from service.topology import PREFETCH, Topology
 
-_STOPPED = "the broker was stopped"
+STOPPED: Final = "the broker was stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ class MemoryBroker:
         """Shut down: every session is lost."""
         self._up.clear()
         for client in self._clients:
-            client.fail(_STOPPED)
+            client.fail(STOPPED)
         if self._consumer is not None:
-            self._consumer.fail(_STOPPED)
+            self._consumer.fail(STOPPED)
 
     def start(self) -> None:
         """Come back, with all that was in the queues."""

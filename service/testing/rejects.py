@@ -1,7 +1,6 @@
 """The queue of rejected commands, read without taking anything out of it."""
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,18 +16,25 @@ _LOOK_SECONDS: Final = 0.01
 _SECONDS: Final = 10
 _MOST: Final = 65_535
 
-_log = logging.getLogger(__name__)
 
+async def read_rejected(amqp_url: str, prefix: str, within: float) -> list[Rejected]:
+    """All that stands there, in order. While it reads, others find the queue empty.
 
-async def read_rejected(amqp_url: str, prefix: str) -> list[Rejected]:
-    """All that stands there, in order. While it reads, others find the queue empty."""
+    TimeoutError where that takes more than so many seconds.
+    """
+    troubles: list[BaseException] = []
 
     async def attempt() -> list[Rejected]:
         async with connected(amqp_url, "rejected") as wire:
             with translated():
                 return await _looked_through(wire, topology(prefix).rejected.name)
 
-    found: list[Rejected] = await patient(_notice)(attempt)
+    try:
+        async with asyncio.timeout(within):
+            found: list[Rejected] = await patient(troubles.append)(attempt)
+    except TimeoutError:
+        said = "".join(f": {trouble}" for trouble in troubles[-1:])
+        raise TimeoutError(f"the rejected commands cannot be read{said}") from None
     return found
 
 
@@ -65,7 +71,3 @@ def _problem(headers: Mapping[str, Any], properties: Any) -> Problem:
         detail = "the broker gave it up: too many workers ended on it"
         return Problem.of("delivery_limit", detail, properties.message_id)
     return Problem.model_validate_json(said)
-
-
-def _notice(error: BaseException) -> None:
-    _log.info("the rejected commands cannot be read for now: %s", error)

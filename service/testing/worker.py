@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
+from service.testing.mortal import Death, check
 from service.testing.place import WORKER, Whereabouts, WorkerFailed, environment
 from service.testing.warden import ProcessGroup
 
@@ -20,7 +21,7 @@ class Worker:
     """
 
     def __init__(self, place: Whereabouts, folder: Path, will: int) -> None:
-        self.death: asyncio.Future[WorkerFailed] = asyncio.get_running_loop().create_future()
+        self.death: Death = asyncio.get_running_loop().create_future()
         self._group = ProcessGroup([WORKER], environment(place), folder, will)
         self._output = folder / "output.log"
         self._log_before = 0
@@ -69,8 +70,7 @@ class Worker:
 
     def check(self) -> None:
         """Raise WorkerFailed where it has ended by itself."""
-        if self.death.done():
-            raise self.death.result()
+        check(self.death)
 
     def log(self) -> str:
         """The end of what it has printed."""

@@ -12,8 +12,12 @@ from tests.integration.outside import CUSTOMER, TEL
 MODES = ["memory", "servers"]
 
 
-def opened(mode: str, servers: Servers) -> AbstractAsyncContextManager[OutplanService]:
-    return memory_service() if mode == "memory" else live_service(servers)
+def opened(
+    mode: str, servers: Servers, within: float = 30
+) -> AbstractAsyncContextManager[OutplanService]:
+    if mode == "memory":
+        return memory_service(within=within)
+    return live_service(servers, within=within)
 
 
 def an_outplan(**fields: Any) -> dict[str, Any]:

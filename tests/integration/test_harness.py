@@ -69,7 +69,7 @@ async def test_a_command_sent_again_is_a_duplicate_and_its_event_a_repeat(
     service: OutplanService,
 ) -> None:
     id_ = str(uuid4())
-    first = await service.create(**an_outplan(), message_id=id_)
+    first = await service.create(**an_outplan(), message_id=UUID(id_))
     again = await service.create(**an_outplan(), message_id=id_)
 
     assert (first.duplicate, again.duplicate) == (False, True)
@@ -178,6 +178,13 @@ async def test_each_event_is_the_next_once(service: OutplanService) -> None:
         await service.next_event(outplan_id=one, within=0.05)
 
 
+async def test_what_no_event_fits_is_not_waited_for(service: OutplanService) -> None:
+    asked: Any = [{"kind": "outplan_create"}, {"outplan_id": "evenings"}]
+    for wrong in asked:
+        with pytest.raises(ValueError, match="not "):
+            await service.next_event(**wrong)
+
+
 async def test_an_event_that_is_still_to_come_is_awaited(service: OutplanService) -> None:
     id_ = str(uuid4())
     waiting = asyncio.create_task(service.next_event(outplan_id=id_))
@@ -232,6 +239,26 @@ async def test_the_rejected_stand_in_the_order_of_their_rejection(
     for _ in range(2):
         found = await service.rejected()
         assert [copy.message_id for copy in found[before:]] == sent
+
+
+@pytest.mark.parametrize(
+    ("name", "headers"),
+    [("x" * 256, {}), ("\udc80", {}), ("outplan_delete", {"it": object()})],
+    ids=["a long name", "no text", "no value"],
+)
+async def test_what_amqp_does_not_carry_is_refused_at_once(
+    service: OutplanService, name: str, headers: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match="AMQP does not carry"):
+        await service.publish(name, {}, headers=headers)
+
+
+@pytest.mark.parametrize("body", ["{}", 1, None, ["{}"]])
+async def test_a_body_that_is_neither_fields_nor_bytes_is_refused(
+    service: OutplanService, body: Any
+) -> None:
+    with pytest.raises(TypeError, match="a body is a mapping or bytes, not"):
+        await service.publish("outplan_delete", body)
 
 
 @pytest.mark.parametrize("message_id", ["", "x" * 256])

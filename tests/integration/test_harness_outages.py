@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from service.client import OutcomeUnknown
 from service.testing import NotControllable, Servers, start_servers
 from service.testing.harness import OutplanService
 from service.testing.live import live_service
@@ -125,6 +126,23 @@ async def test_a_broker_that_comes_back_has_all_that_it_had(mode: str, stoppable
             found.add((await service.next_event()).id)
         assert found == accepted
         assert len(await service.documents()) == 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_calls_that_need_the_broker_wait_for_it_and_give_up(
+    mode: str, stoppable: Servers
+) -> None:
+    async with opened(mode, stoppable, within=0.5) as service:
+        created = await service.create(**an_outplan())
+        await service.stop_broker()
+        with pytest.raises(OutcomeUnknown):
+            await service.create(**an_outplan())
+        with pytest.raises(OutcomeUnknown):
+            await service.publish("outplan_create", an_outplan())
+        with pytest.raises(TimeoutError, match="the rejected commands cannot be read: "):
+            await service.rejected()
+        assert [event.id for event in await service.events()] == [created.message_id]
+        assert len(await service.documents()) == 1
 
 
 @pytest.mark.parametrize("mode", MODES)

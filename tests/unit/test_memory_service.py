@@ -11,6 +11,7 @@ from pamqp.commands import Basic
 from service.client import OutcomeUnknown
 from service.testing.memory import memory_service
 from service.testing.memory_broker import MemoryBroker, Message
+from service.testing.place import WorkerFailed
 from service.topology import PREFETCH, topology
 from tests.integration.modes import an_outplan
 
@@ -76,7 +77,7 @@ async def test_while_the_broker_is_stopped_calls_wait_and_give_up() -> None:
         await service.stop_broker()
         with pytest.raises(OutcomeUnknown, match="the broker was stopped"):
             await service.create(**an_outplan())
-        with pytest.raises(TimeoutError):
+        with pytest.raises(OutcomeUnknown, match="the broker was stopped"):
             await service.publish("outplan_create", an_outplan())
         await service.start_broker()
         await service.start_broker()
@@ -144,17 +145,21 @@ async def test_what_amqp_has_no_room_for_is_refused(broker: MemoryBroker) -> Non
         broker.send(a_command("x" * 256))
 
 
-async def test_what_ends_the_worker_by_itself_is_told_at_the_end(
+async def test_what_ends_the_worker_by_itself_is_told_at_once_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def bug(*_: object) -> object:
         raise KeyError("a bug")
 
     async def killed_by_it() -> None:
-        async with memory_service(within=0.05) as service:
+        async with memory_service() as service:
             monkeypatch.setattr("service.worker.publications", bug)
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(WorkerFailed, match="ended by itself") as failed:
                 await service.create(**an_outplan())
+            assert repr(failed.value.__cause__) == "KeyError('a bug')"
+            for call in (service.next_event(), service.events(), service.publish("", {})):
+                with pytest.raises(WorkerFailed, match="ended by itself"):
+                    await call
 
     with pytest.raises(KeyError, match="a bug"):
         await killed_by_it()
