@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from pamqp.commands import Basic
 
 from service.client.calls import Call, Switchboard
-from service.client.errors import OutcomeUnknown, rejection
+from service.client.errors import OutcomeUnknown, Refused, rejection
 from service.client.flow import Progress, Verdict, flow
 from service.client.received import Outplan, Reply
 from service.client.requests import Conditions, CreateFields, Request, UpdateFields
@@ -26,6 +26,8 @@ T = TypeVar("T")
 _PERSISTENT: Final = 2
 # How long an answer may take, in seconds, before the command is sent once more.
 RESEND_SECONDS: Final = 10.0
+_NO_CONFIRM: Final = "the broker does not confirm it; in an alarm (memory, disk) it takes nothing"
+_NO_ANSWER: Final = "the broker has it, and no worker has answered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class OutplanClient:
         link, sending = self._open_link(), self._sending(request)
         call = Call(self._switchboard)
         try:
-            reply = await self._until(request, partial(self._attempt, link, sending, call))
+            reply = await self._until(link, sending, partial(self._attempt, link, sending, call))
         finally:
             self._switchboard.hang_up(call)
         return _result(request, reply)
@@ -144,7 +146,7 @@ class OutplanClient:
         async def attempt() -> None:
             await _confirmed(await link.session(), sending, None)
 
-        await self._until(request, attempt)
+        await self._until(link, sending, attempt)
         return request.message_id
 
     def send_many(
@@ -161,35 +163,35 @@ class OutplanClient:
         """
         return flow(requests, self.ask, in_flight, progress)
 
-    async def _until(self, request: Request, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _until(
+        self, link: Link, sending: "_Sending", attempt: Callable[[], Awaitable[T]]
+    ) -> T:
         """Attempt it until it succeeds; OutcomeUnknown when time is up or the client is closed."""
-        trouble = "no answer"
-
-        def notice(error: BaseException) -> None:
-            nonlocal trouble
-            trouble = str(error)
-
+        id_ = sending.request.message_id
         try:
             async with asyncio.timeout(self._timeout):
                 try:
                     return await attempt()
-                except Trouble as error:
-                    notice(error)
-                return await patient(notice)(attempt)
+                # That RabbitMQ refuses this publish says nothing of one that went before.
+                except (Trouble, Refused) as error:
+                    sending.notice(error)
+                return await patient(sending.notice, Refused)(attempt)
         except TimeoutError:
-            raise OutcomeUnknown(request.message_id, trouble) from None
+            trouble = sending.trouble if link.connected else link.trouble
+            raise OutcomeUnknown(id_, trouble) from None
         except Closed as error:
-            raise OutcomeUnknown(request.message_id, str(error)) from None
+            raise OutcomeUnknown(id_, str(error)) from None
 
     async def _attempt(self, link: Link, sending: "_Sending", call: Call) -> Reply:
         session = await link.session()
         if not call.verdict.done():
             await _confirmed(session, sending, call)
+        sending.trouble = _NO_ANSWER
         either: set[asyncio.Future[Any]] = {call.verdict, session.lost}
         await asyncio.wait(either, timeout=self._resend_after, return_when=asyncio.FIRST_COMPLETED)
         if call.verdict.done():
             return call.verdict.result()
-        raise session.lost.result() if session.lost.done() else Trouble("no answer")
+        raise session.lost.result() if session.lost.done() else Trouble(_NO_ANSWER)
 
     def _open_link(self) -> Link:
         if self._linking is None:
@@ -215,14 +217,18 @@ class OutplanClient:
             await running
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sending:
-    """What each attempt at a command sends: always the same."""
+    """What each attempt at a command sends, always the same; ``trouble`` is what it waits for."""
 
     request: Request
     body: bytes
     headers: dict[str, str]
     reply_queue: str
+    trouble: str = _NO_CONFIRM
+
+    def notice(self, error: BaseException) -> None:
+        self.trouble = str(error)
 
     def properties(self, attempt: str | None) -> Basic.Properties:
         """Its AMQP properties; an ``attempt`` is one whose answer is awaited."""

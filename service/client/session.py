@@ -139,6 +139,11 @@ class Link:
         self._session: asyncio.Future[Publisher] = asyncio.get_running_loop().create_future()
         self.trouble = "not connected yet"
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session; ``trouble`` says why not."""
+        return self._session.done()
+
     async def session(self) -> Publisher:
         """Await a session. Raises Refused where there never was one, and Closed after ``run``."""
         return await asyncio.shield(self._session)

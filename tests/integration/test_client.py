@@ -35,6 +35,7 @@ from service.client import (
     events,
 )
 from service.messages import Address, CommandName
+from service.testing.servers import Servers
 from tests.integration.outside import CUSTOMER, Outside
 from tests.integration.proxy import proxied
 from tests.integration.worker_process import Place, WorkerProcess, running_worker
@@ -182,6 +183,25 @@ async def test_one_id_asked_many_times_at_once_has_one_effect(
     assert len(await outside.history(results[0].outplan.id)) == 1
 
 
+@pytest.mark.parametrize("first", [0, 1])
+async def test_of_two_with_one_id_in_flight_each_has_its_own_confirm(
+    place: Place, outside: Outside, first: int
+) -> None:
+    await outside.channel.queue_delete(f"{place.prefix}.commands")
+    queue = await outside.channel.declare_queue(exclusive=True)
+    await queue.bind(f"{place.prefix}.commands", "outplan_create")
+    both = [
+        Request.create(**an_outplan(), message_id="one"),
+        Request.delete(str(uuid4()), message_id="one"),
+    ]
+    async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=1) as client:
+        sending = [client.send(both[first]), client.send(both[1 - first])]
+        found = await asyncio.gather(*sending, return_exceptions=True)
+    assert found[first] == "one"
+    assert isinstance(found[1 - first], OutcomeUnknown)
+    assert "NO_ROUTE" in str(found[1 - first])
+
+
 async def test_a_slow_answer_is_asked_for_again_without_a_second_effect(
     place: Place, outside: Outside, worker: WorkerProcess
 ) -> None:
@@ -204,7 +224,7 @@ async def test_without_an_answer_the_outcome_is_unknown_and_can_be_asked_for_lat
     place: Place, outside: Outside
 ) -> None:
     async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=0.3) as hurried:
-        with pytest.raises(OutcomeUnknown) as unknown:
+        with pytest.raises(OutcomeUnknown, match="no worker has answered") as unknown:
             await hurried.create(**an_outplan())
     id_ = unknown.value.message_id
     assert id_ in str(unknown.value)
@@ -286,6 +306,80 @@ async def test_wrong_credentials_are_said_at_once(place: Place, outside: Outside
     with pytest.raises(Refused, match="ACCESS_REFUSED"):
         async with OutplanClient(str(wrong), prefix=place.prefix, timeout=60):
             pass
+
+
+async def test_who_may_not_publish_is_told_that(
+    servers: Servers, place: Place, outside: Outside
+) -> None:
+    servers.rabbitmq.ctl("add_user", place.prefix, "secret")
+    servers.rabbitmq.ctl("set_permissions", "-p", "/", place.prefix, ".*", "", ".*")
+    url = URL(place.amqp_url).with_user(place.prefix).with_password("secret")
+    async with OutplanClient(str(url), prefix=place.prefix, timeout=1) as client:
+        with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
+            await client.create(**an_outplan())
+        with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
+            await client.send(Request.create(**an_outplan()))
+        verdict = await anext(client.send_many([Request.create(**an_outplan())]))
+        assert "ACCESS_REFUSED" in str(verdict.error)
+
+
+async def test_what_is_refused_only_when_it_is_sent_again_is_no_verdict(
+    servers: Servers, place: Place, outside: Outside
+) -> None:
+    async def allow(write: str) -> None:
+        rules = (place.prefix, ".*", write, ".*")
+        await asyncio.to_thread(servers.rabbitmq.ctl, "set_permissions", "-p", "/", *rules)
+
+    await asyncio.to_thread(servers.rabbitmq.ctl, "add_user", place.prefix, "secret")
+    await allow(".*")
+    url = URL(place.amqp_url).with_user(place.prefix).with_password("secret")
+    copies = await outside.channel.declare_queue(exclusive=True)
+    await copies.bind(f"{place.prefix}.commands", "#")
+    async with (
+        proxied(str(url)) as proxy,
+        OutplanClient(proxy.url, prefix=place.prefix, timeout=15) as client,
+        copies.iterator(no_ack=True) as sent,
+    ):
+        asking = asyncio.create_task(client.create(**an_outplan()))
+        await anext(sent)
+        await allow("")
+        proxy.cut()
+        with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
+            await asking
+
+
+async def test_a_call_during_an_outage_says_what_the_outage_is(
+    place: Place, outside: Outside
+) -> None:
+    async with (
+        proxied(place.amqp_url) as proxy,
+        OutplanClient(proxy.url, prefix=place.prefix, timeout=1) as client,
+    ):
+        proxy.budget = lambda: 0
+        proxy.cut()
+        await proxy.until(lambda: proxy.cuts >= 3)
+        with pytest.raises(OutcomeUnknown, match="Connection"):
+            await client.create(**an_outplan())
+
+
+async def test_an_alarm_is_waited_out_and_named_where_it_lasts(
+    servers: Servers, place: Place, outside: Outside, worker: WorkerProcess
+) -> None:
+    async with (
+        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=2) as hurried,
+        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=90) as patient,
+    ):
+        servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
+        try:
+            asking = asyncio.create_task(patient.create(**an_outplan(), message_id="alarmed"))
+            with pytest.raises(OutcomeUnknown, match="does not confirm it; in an alarm"):
+                await hurried.create(**an_outplan())
+        finally:
+            servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+        result = await asking
+
+    assert result.status == "accepted"
+    assert len(await outside.history(result.outplan.id)) == 1
 
 
 @pytest.mark.parametrize(
