@@ -1,11 +1,9 @@
 """The harness on real servers: a worker process with a prefix and a database of its own."""
 
 import asyncio
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any, Final, TypeVar, Unpack
 from uuid import UUID
@@ -18,13 +16,13 @@ from service.client.requests import Conditions, CreateFields, UpdateFields
 from service.documents import state_of
 from service.messages import EventType
 from service.testing.harness import Document, Rejected
+from service.testing.leavings import folder_of
 from service.testing.mortal import unless_it_dies
 from service.testing.outgoing import Outgoing
 from service.testing.place import Place, clear_broker, drop_database
 from service.testing.publisher import Publisher, publisher
 from service.testing.rejects import read_rejected
 from service.testing.servers import RabbitServer, Servers
-from service.testing.warden import last_will
 from service.testing.witness import Witness, witness
 from service.testing.worker import Worker
 
@@ -205,15 +203,6 @@ class _Broker:
             await clear_broker(place, queues)
 
 
-@contextmanager
-def _folder(name: str) -> Iterator[tuple[Path, int]]:
-    """A folder, and the will by which it goes when all who hold that are gone."""
-    folder = Path(tempfile.gettempdir(), f"outplan-{name}")
-    with last_will("rm", "-rf", str(folder)) as will:
-        folder.mkdir(mode=0o700)
-        yield folder, will
-
-
 @asynccontextmanager
 async def live_service(servers: Servers, *, within: float = 30) -> AsyncIterator[LiveService]:
     """A worker of the caller's own on these servers; nothing of it is left when the block ends.
@@ -224,10 +213,13 @@ async def live_service(servers: Servers, *, within: float = 30) -> AsyncIterator
     """
     name = f"test-{token_hex(6)}"
     place = Place(servers.rabbitmq.url, servers.mongodb.url, name, name)
+    queues = [f"{name}.witness"]
     async with AsyncExitStack() as stack:
-        worker = Worker(place, *stack.enter_context(_folder(name)))
+        # The tests' own servers end with the tests, and all that is on them.
+        on_servers = queues if servers.mode == "urls" else None
+        worker = Worker(place, *stack.enter_context(folder_of(place, on_servers)))
         broker = _Broker(servers.rabbitmq)
-        stack.push_async_callback(broker.leave, place, [f"{name}.witness"])
+        stack.push_async_callback(broker.leave, place, queues)
         stack.push_async_callback(drop_database, place)
         stack.push_async_callback(worker.kill)
         await worker.launch()

@@ -1,9 +1,12 @@
 """The harness' worker process: that its end is told, and that nothing of it is left."""
 
 import asyncio
+import json
 import os
 import signal
+import sys
 import tempfile
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import aio_pika
@@ -11,13 +14,25 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from service.testing.live import LiveService, live_service
-from service.testing.place import WorkerFailed
-from service.testing.servers import Servers
+from service.testing.place import Place, WorkerFailed
+from service.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE, Servers
 from service.topology import topology
-from tests.integration.census import living_with
+from tests.integration.census import eventually, living_with
 from tests.integration.outside import a_create
 
 CREATE = a_create()
+
+TESTS = """
+import asyncio, json
+from dataclasses import asdict
+from service.testing import live_service, start_servers
+async def hang():
+    with start_servers("urls") as servers:
+        async with live_service(servers) as service:
+            print(json.dumps(asdict(service.place)), flush=True)
+            await asyncio.Event().wait()
+asyncio.run(hang())
+"""
 
 
 def workers(service: LiveService) -> list[int]:
@@ -64,6 +79,29 @@ async def test_nothing_of_it_is_left(servers: Servers) -> None:
         assert folders(place.prefix)
     assert not living_with(f"OUTPLAN_PREFIX={place.prefix}")
     assert not folders(place.prefix)
+    await nothing_is_on_servers(place)
+
+
+async def test_nothing_is_left_on_servers_given_by_url_when_the_tests_are_killed(
+    servers: Servers, tmp_path: Path
+) -> None:
+    urls = {AMQP_VARIABLE: servers.rabbitmq.url, MONGO_VARIABLE: servers.mongodb.url}
+    # A package of our name in the folder of the tests is not taken for ours.
+    (tmp_path / "service.py").write_text("raise SystemExit('not this one')")
+    program = [sys.executable, "-P", "-c", TESTS]
+    tests = await asyncio.create_subprocess_exec(
+        *program, cwd=tmp_path, env=os.environ | urls, stdout=PIPE
+    )
+    assert tests.stdout
+    place = Place(**json.loads(await tests.stdout.readline()))
+    tests.kill()
+    await tests.wait()
+    eventually(lambda: not folders(place.prefix))
+    assert not living_with(f"OUTPLAN_PREFIX={place.prefix}")
+    await nothing_is_on_servers(place)
+
+
+async def nothing_is_on_servers(place: Place) -> None:
     async with AsyncMongoClient[dict[str, object]](place.mongo_url) as mongo:
         assert place.database not in await mongo.list_database_names()
     layout = topology(place.prefix)

@@ -112,6 +112,13 @@ def test_the_same_tests_pass_in_memory_where_there_are_no_servers(
     ran(suite, ALL_KINDS, *options).assert_outcomes(passed=4)
 
 
+def test_in_memory_there_is_no_place_and_the_error_says_so(suite: pytest.Pytester) -> None:
+    result = ran(suite, "def test_place(outplan_place): ...", "--outplan-mode=memory")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["outplan_place needs servers: in memory there are none*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
 def test_a_mode_that_does_not_exist_is_refused(suite: pytest.Pytester) -> None:
     suite.makeini(f"{INI}outplan_mode = memori\n")
     result = ran(suite, ALL_KINDS)
