@@ -28,6 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def chaos(
+    *,
     seconds: Annotated[float, typer.Option(help="How long commands and faults come.")] = 90,
     seed: Annotated[int, typer.Option(help="0 draws one.")] = 0,
     topology: Annotated[Topology, typer.Option()] = "single",
