@@ -2,16 +2,12 @@
 
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from time import monotonic
 
 import pytest
 
-from service.testing.servers import Servers
 from tests.faults.supervisor import kept_running
-from tests.integration.brokers import BROKERS, own_servers
 from tests.integration.outside import Outside, a_create, witness
-from tests.integration.places import a_place
 from tests.integration.rejects import run
 from tests.integration.story import Story, a_story, check, tell
 from tests.integration.worker_process import Place, running_worker
@@ -23,18 +19,6 @@ LOOP_SECONDS = 60.0
 PATIENCE = 150.0
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module", params=BROKERS)
-def either(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with own_servers(request.param) as running:
-        yield running
-
-
-@pytest.fixture
-async def place(either: Servers) -> AsyncIterator[Place]:
-    async with a_place(either) as found:
-        yield found
 
 
 @pytest.mark.parametrize("kind", ["killer", "endless"])

@@ -3,15 +3,13 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from service.testing.servers import RabbitServer, Servers
-from tests.integration.brokers import BROKERS, own_servers
 from tests.integration.outside import Outside, a_create, witness
-from tests.integration.places import a_place
 from tests.integration.story import Story, a_story, check, tell
 from tests.integration.worker_process import Place, WorkerProcess, running_worker
 
@@ -21,18 +19,6 @@ TICK_MILLISECONDS = 500
 ALARM_SECONDS = 60
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module", params=BROKERS)
-def either(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with own_servers(request.param) as running:
-        yield running
-
-
-@pytest.fixture
-async def place(either: Servers) -> AsyncIterator[Place]:
-    async with a_place(either) as found:
-        yield found
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
