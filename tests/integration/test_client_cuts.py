@@ -116,6 +116,26 @@ async def test_a_confirmed_command_was_sent_whatever_was_cut(
     assert len((await outside.stored())[1]) == 20
 
 
+async def test_many_for_one_outplan_stay_in_turn_whatever_is_cut(
+    place: Place, outside: Outside, worker: WorkerProcess
+) -> None:
+    id_, luck = str(uuid4()), random.Random()
+    requests = [
+        Request.create(id=id_, customer_id=CUSTOMER, name="version 1", source=TEL),
+        *[Request.update(id_, name=f"version {n + 1}", expected_version=n) for n in range(1, 60)],
+    ]
+    async with (
+        proxied(place.amqp_url) as proxy,
+        OutplanClient(proxy.url, prefix=place.prefix, timeout=60) as client,
+    ):
+        proxy.budget = lambda: luck.randrange(3_000, 9_000) if proxy.cuts < 8 else None
+        proxy.cut()
+        verdicts = [verdict.status async for verdict in client.send_many(requests)]
+
+    assert proxy.cuts >= 4
+    assert verdicts == ["accepted"] * 60
+
+
 def iter_of(*budgets: int) -> Callable[[], int | None]:
     left: list[Any] = list(budgets)
     return lambda: left.pop(0) if left else None
