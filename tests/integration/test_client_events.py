@@ -387,6 +387,25 @@ async def test_a_broker_restart_costs_a_durable_subscription_nothing(
     assert again == [Reconnected(lossless=True)]
 
 
+async def test_a_broker_restart_costs_a_temporary_subscription_what_it_says(
+    servers: Servers, place: Place, outside: Outside
+) -> None:
+    again: asyncio.Queue[Reconnected] = asyncio.Queue()
+    async with (
+        running_worker(place),
+        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=90) as client,
+        events(place.amqp_url, prefix=place.prefix, on_reconnect=again.put_nowait) as stream,
+    ):
+        first = await create(client)
+        assert told(await following(stream)) == [(first, 1)]
+        waiting = asyncio.create_task(anext(stream))
+        await asyncio.to_thread(servers.rabbitmq.restart)
+        async with asyncio.timeout(60):
+            assert await again.get() == Reconnected(lossless=False)
+        await client.update(first, name="y")
+        assert told([await waiting]) == [(first, 2)]
+
+
 async def test_a_subscriber_may_come_before_the_service(place: Place) -> None:
     subscribing = events(place.amqp_url, prefix=place.prefix)
     waiting = asyncio.create_task(anext(subscribing))
