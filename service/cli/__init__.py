@@ -1,17 +1,33 @@
 """The command line: ``outplan run`` and its neighbours."""
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from service.cli import check, schema, servers, worker
 from service.cli.importing.command import import_
+from service.cli.outcome import unwritten
 from service.cli.publish.command import app as publish
 from service.cli.rejected.command import app as rejected
 from service.cli.watch.command import watch
 
+
+class Commands(TyperGroup):
+    """All commands, and what each says where standard output takes nothing."""
+
+    def main(self, *args: Any, **how: Any) -> Any:
+        try:
+            return super().main(*args, **how)
+        except OSError as error:
+            if error.errno is None:  # It is not the system that says so, such as a timeout.
+                raise
+            raise SystemExit(unwritten(error).exit_code) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Outplan commands from RabbitMQ to MongoDB, and events out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from service.cli.place import AMQP_URL, PREFIX, AmqpUrl, Prefix
+
+_LONGEST: Final = 255
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,6 +46,17 @@ def _option(field: Field[Any]) -> Parameter:
     return Parameter(
         field.name, Parameter.KEYWORD_ONLY, default=default, annotation=field.type
     )  # fmt: skip
+
+
+def short_text(text: str | None) -> str | None:
+    """Refuse what AMQP has no room for. Nor is an empty text, of an unset variable, none at all."""
+    try:
+        fits = text is None or 0 < len(text.encode()) <= _LONGEST
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise typer.BadParameter("should be 1 to 255 bytes of UTF-8")
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)

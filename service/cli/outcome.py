@@ -2,16 +2,20 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer
 
 T = TypeVar("T")
+
+WHERE: Final = "Check --amqp-url (OUTPLAN_AMQP_URL), and that RabbitMQ runs there"
 
 
 class Exit(IntEnum):
@@ -31,6 +35,18 @@ def failure(error: object, code: int = Exit.FAILED) -> typer.Exit:
     return typer.Exit(code)
 
 
+def unwritten(error: OSError) -> typer.Exit:
+    """Say which file, or else standard output, could not be used: the exit to raise."""
+    let_go()
+    return failure(f"{error.filename or 'standard output'}: {error.strerror}")
+
+
+def let_go() -> None:
+    """Forget what standard output has not taken: at the interpreter's end it would fail aloud."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """End with a line and a code, not a traceback, where the client or the person gives up."""
@@ -39,6 +55,7 @@ def told() -> Iterator[None]:
         ClientError,
         CommandRejected,
         OutcomeUnknown,
+        Unreachable,
     )
 
     try:
@@ -47,6 +64,8 @@ def told() -> Iterator[None]:
         raise failure(error, Exit.REJECTED) from None
     except OutcomeUnknown as error:
         raise failure(error, Exit.UNKNOWN) from None
+    except Unreachable as error:
+        raise failure(f"{error}. {WHERE}") from None
     except ClientError as error:
         raise failure(error) from None
     except KeyboardInterrupt:
@@ -57,6 +76,8 @@ def carried_out(work: Coroutine[Any, Any, T]) -> T:
     """Run it to its end. SIGTERM ends it as Ctrl-C does: tidied up, by KeyboardInterrupt."""
     # Whatever the driver logs of a lost connection, the client says in its own words.
     logging.getLogger().addHandler(logging.NullHandler())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # Python's own are for who writes programs.
     try:
         return asyncio.run(_terminable(work))
     except asyncio.CancelledError:

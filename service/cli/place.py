@@ -11,7 +11,10 @@ def _address(url: str) -> str:
     from yarl import URL  # noqa: PLC0415 - not for --help and --version
 
     try:
-        usable = url.startswith(("amqp://", "amqps://")) and bool(URL(url).host)
+        parts = URL(url)
+        # One that is not escaped ends the host early, and what follows would be shown as its port.
+        cut = bool(parts.raw_fragment) or "@" in parts.raw_path_qs
+        usable = url.startswith(("amqp://", "amqps://")) and bool(parts.host) and not cut
     except ValueError:
         usable = False
     if not usable:

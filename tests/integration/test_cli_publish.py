@@ -1,6 +1,7 @@
 """``outplan publish`` as people and scripts run it, with right and wrong input."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +13,7 @@ from yarl import URL
 
 from service import contract
 from service.cli.publish.command import Conditions, CreateFields, UpdateFields
+from tests.integration.commands import command
 from tests.integration.outside import CUSTOMER, Outside
 from tests.integration.shell import outplan, terminal
 from tests.integration.worker_process import Place, WorkerProcess, running_worker
@@ -199,6 +201,12 @@ async def test_an_unknown_outcome_says_how_to_ask_again(place: Place, outside: O
         (["create", "--dial-timeout", "30s"], "--dial-timeout"),
         (["create", "--colour", "red"], "No such option"),
         (["create", "--name", "x", "--message-id", "x" * 256], "1 to 255 bytes"),
+        # As a script has it whose variable is not set: a new id each time would do things twice.
+        (["create", "--name", "x", "--message-id", ""], "1 to 255 bytes"),
+        (["create", "--name", "x", "--message-id", "\udcff"], "1 to 255 bytes"),
+        (["create", "--source", '{"a":' * 20_000], "nested too deeply"),
+        (["create", "--name", "x", "--amqp-url", "amqp://u:12#secret@h/"], "escaped"),
+        (["create", "--name", "x", "--amqp-url", "amqp://u:12/secret@h/"], "escaped"),
         (["create", "--name", "x", "--timeout", "0"], "--timeout"),
         (["create", "--name", "x", "--amqp-url", "http://localhost/"], "amqp://"),
         (["create", "--name", "x", "--amqp-url", "amqp://h:99999/"], "amqp://"),
@@ -215,6 +223,30 @@ async def test_wrong_usage_is_said_and_nothing_is_sent(arguments: list[str], tol
     refused = await outplan(NOWHERE, "publish", *arguments, COLUMNS="200")
     assert (refused.code, refused.out) == (2, "")
     assert told in refused.err
+    assert "secret" not in refused.err
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"name": ""}', encoding="utf-8-sig")
+    judged = await outplan(NOWHERE, "publish", "create", "--json-file", str(file))
+    assert judged.code == 3
+    assert "/name" in judged.err
+
+
+async def test_an_outcome_that_cannot_be_printed_says_how_to_have_it_again(
+    place: Place, worker: WorkerProcess
+) -> None:
+    again = (*CREATE, "--message-id", "unprinted")
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with command(place, *again, stdout=full) as publishing:
+        os.close(full)
+        assert await publishing.ended() == 4
+
+    first, *_, last = publishing.err.decode().splitlines()
+    assert first.startswith("outplan: accepted, but standard output takes no more of it: No space")
+    assert last.strip() == "--message-id unprinted"
+    assert "a duplicate" in (await outplan(place, *again)).out
 
 
 @pytest.mark.parametrize("text", ["[]", "7", '{"name": NaN}', "{'name': 1}", "\udcff", '{"a":1} x'])
@@ -230,6 +262,7 @@ async def test_a_broker_out_of_reach_is_said_in_a_line(place: Place, outside: Ou
     missing = await outplan(NOWHERE, *CREATE, "--timeout", "1")
     assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 1)
     assert "no session within 1 s" in missing.err
+    assert "Check --amqp-url" in missing.err
 
     wrong = str(URL(place.amqp_url).with_password("not-it"))
     refused = await outplan(place, *CREATE, OUTPLAN_AMQP_URL=wrong)

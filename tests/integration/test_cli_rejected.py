@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from uuid import uuid4
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
+from tests.integration.commands import running
 from tests.integration.outside import CUSTOMER, Outside, a_create
 from tests.integration.rejects import ids, listed, outside, put, queued, run
 from tests.integration.worker_process import Place, running_worker
@@ -57,6 +59,18 @@ async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhe
     assert [line.split()[6] for line in lines[1:]] == ["id-0", "id-1", "id-2", "id-3"]
     assert "long " * 40 in lines[1] + " "
     assert err == "4: 3 invalid_command, 1 not_found\n"
+
+
+async def test_without_standard_output_nothing_is_listed_and_that_is_said(
+    place: Place, outside: Outside
+) -> None:
+    await put(outside, "mine")
+    program = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "service"]
+    arguments = ["rejected", "list", "--json"]
+    async with running([*program, *arguments], place.environment()) as listing:
+        assert await listing.ended() == 1
+    assert listing.err == b"outplan: standard output: Bad file descriptor\n"
+    assert await ids(place) == ["mine"]
 
 
 async def test_a_terminal_gets_lines_that_fit(place: Place, outside: Outside) -> None:

@@ -84,6 +84,7 @@ def test_the_shell_is_given_its_completion() -> None:
         ("outplan schema out", 2, {n for n in schema_names() if n.startswith("outplan")}),
         ("outplan watch --ki", 2, {"--kind"}),
         ("outplan watch --kind ", 3, {"created", "updated", "deleted"}),
+        ("outplan rejected list --code inv", 4, {"invalid_json", "invalid_command"}),
     ],
 )
 def test_commands_options_and_values_are_completed(

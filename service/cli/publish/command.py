@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import Connection, grouped
+from service.cli.options import Connection, grouped, short_text
 
 if TYPE_CHECKING:
     from service.messages import CommandName
@@ -23,6 +23,8 @@ def _address(text: str) -> Any:
             return json.loads(text)
         except ValueError as error:
             raise typer.BadParameter(f"is not JSON: {error}") from None
+        except RecursionError:
+            raise typer.BadParameter("is not JSON: nested too deeply") from None
     kind, colon, target = text.partition(":")
     if not colon:
         raise typer.BadParameter(f"{text!r} is not type:target, such as tel:+15559876543")
@@ -119,6 +121,7 @@ class Sending(Connection):
         str | None,
         _sending(
             "The command's id. Sent again under the same one, it is not applied twice.",
+            callback=short_text,
             show_default=False,
         ),
     ] = None

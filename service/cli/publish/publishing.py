@@ -1,6 +1,7 @@
 """The work of ``outplan publish``: from options and a file to a request, and its outcome."""
 
 import os
+from codecs import BOM_UTF8
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,7 +9,7 @@ import orjson
 import typer
 
 from service.cli.legible import legible
-from service.cli.outcome import Exit, carried_out, failure, told
+from service.cli.outcome import Exit, carried_out, failure, let_go, told
 from service.cli.publish.answer import Answer, show
 from service.cli.publish.command import Sending
 from service.cli.terminal import invitation, patience
@@ -26,7 +27,11 @@ def publish(name: CommandName, options: dict[str, Any], sending: Sending) -> Non
                 answer = carried_out(_answer(request, sending))
         except KeyboardInterrupt:
             raise failure(_left_open(request, "interrupted"), Exit.INTERRUPTED) from None
-    show(answer, sending.as_json)
+    try:
+        show(answer, sending.as_json)
+    except OSError as error:
+        let_go()
+        raise failure(_untold(request, answer, error), Exit.UNKNOWN) from None
     if answer.status == "unknown":
         raise failure(_left_open(request, answer.trouble), Exit.UNKNOWN)
     if answer.status == "rejected":
@@ -42,7 +47,7 @@ def _request(name: CommandName, options: dict[str, Any], sending: Sending) -> Re
     if "id" not in body and name != "outplan_create":
         raise failure("say which outplan: its ID is missing", Exit.WRONG_USAGE)
     try:
-        return Request(name, body, sending.message_id if sending.message_id else new_id())
+        return Request(name, body, sending.message_id or new_id())
     except ValueError as error:
         raise failure(error, Exit.WRONG_USAGE) from None
 
@@ -51,7 +56,7 @@ def _fields(file: str) -> dict[str, Any]:
     """Read a JSON object."""
     try:
         content = _standard_input() if file == "-" else _content(file)
-        fields = orjson.loads(content)
+        fields = orjson.loads(content.removeprefix(BOM_UTF8))
     except OSError as error:
         raise failure(f"{file}: {error.strerror}", Exit.WRONG_USAGE) from None
     except orjson.JSONDecodeError as error:
@@ -90,6 +95,14 @@ async def _answer(request: Request, sending: Sending) -> Answer:
     except OutcomeUnknown as error:
         return Answer(request, trouble=error.trouble)
     return Answer(request)
+
+
+def _untold(request: Request, answer: Answer, error: OSError) -> str:
+    return (
+        f"{answer.status}, but standard output takes no more of it: {error.strerror}\n"
+        "To have the whole outcome, send the same again with\n"
+        f"  --message-id {legible(request.message_id)}"
+    )
 
 
 def _left_open(request: Request, trouble: str) -> str:

@@ -41,10 +41,14 @@ def _uuid(text: str | None) -> str | None:
         raise typer.BadParameter(f"{text!r} is no UUID") from None
 
 
-def _codes(codes: list[str]) -> list[str]:
+def _known_codes() -> list[str]:
     from service.messages import PROBLEM_CODES  # noqa: PLC0415 - not for --help
 
-    known = (*PROBLEM_CODES, *_BROKERS_REASONS)
+    return [*PROBLEM_CODES, *_BROKERS_REASONS]
+
+
+def _codes(codes: list[str]) -> list[str]:
+    known = _known_codes()
     for code in codes:
         if code not in known:
             raise typer.BadParameter(f"{code!r} is none of {', '.join(known)}")
@@ -72,6 +76,7 @@ class Conditions:
         _condition(
             "The problem's code, or the broker's reason. May be repeated.",
             callback=_codes,
+            autocompletion=_known_codes,
             metavar="CODE",
         ),
     ] = ()  # type: ignore[assignment] # typer takes it for a default, and makes a list

@@ -1,5 +1,7 @@
 """Rejected commands on the screen: in a line each, in full, and what became of them."""
 
+import errno
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,6 +98,8 @@ def as_line(held: Held, record: Json) -> bytes:
 
 def emit(lines: Iterable[bytes]) -> None:
     """Print lines of JSON; on a terminal with no letter that could steer it."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     shown = sys.stdout.isatty()
     for line in lines:
         sys.stdout.buffer.write(

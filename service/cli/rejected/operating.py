@@ -16,7 +16,7 @@ from service.cli import outcome
 from service.cli.outcome import Exit, failure
 from service.cli.rejected import copies
 from service.cli.rejected.command import Chosen, Conditions, Queue
-from service.errors import OutplanError
+from service.errors import BrokerUnavailable, OutplanError
 from service.operations.copies import Selection, record_of
 from service.operations.custody import Custody, Held, custody
 from service.operations.redrive import NoOutcome, SameProblem, judged, redrive
@@ -46,11 +46,9 @@ def told() -> Iterator[None]:
         raise failure(error, Exit.REJECTED) from None
     except NoOutcome as error:
         raise failure(error, Exit.UNKNOWN) from None
+    except BrokerUnavailable as error:
+        raise failure(f"{error}. {outcome.WHERE}") from None
     except OutplanError as error:
-        raise failure(error) from None
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
         raise failure(error) from None
 
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import typer
 
+from service.cli.options import short_text
 from service.cli.outcome import carried_out, failure, told
 from service.cli.place import AMQP_URL, PREFIX, AmqpUrl, Prefix
 
@@ -16,12 +17,6 @@ class Kind(StrEnum):
     CREATED = "created"
     UPDATED = "updated"
     DELETED = "deleted"
-
-
-def _queue_name(name: str | None) -> str | None:
-    if name is not None and not 0 < len(name.encode()) <= 255:
-        raise typer.BadParameter("should be 1 to 255 bytes")
-    return name
 
 
 def watch(
@@ -43,7 +38,7 @@ def watch(
     queue: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", callback=_queue_name,
+            metavar="NAME", callback=short_text,
             help="Read from a durable queue. It is made if need be, stays afterwards, and collects "
             "events also while nobody watches.",
         ),

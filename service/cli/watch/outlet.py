@@ -7,6 +7,8 @@ import stat
 import sys
 from typing import Final
 
+from service.cli.outcome import let_go
+
 _HAVE_ANOTHER_END: Final = (stat.S_IFIFO, stat.S_IFSOCK)
 
 
@@ -45,14 +47,10 @@ class Outlet:
             sys.stdout.buffer.write(line.encode() + b"\n")
             sys.stdout.buffer.flush()
         except OSError:
-            self._discard()
+            let_go()
             raise
 
     def _end(self) -> None:
         self._loop.remove_reader(self._descriptor)
-        self._discard()
+        let_go()
         self.gone.set_result(None)
-
-    def _discard(self) -> None:
-        """Let go of what is not written yet: at the interpreter's end it would fail aloud."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
