@@ -1,0 +1,56 @@
+"""Where the output of ``outplan`` goes nowhere: a line that says so, and no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.worker_process import Place
+
+NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
+
+
+def outplan(*arguments: str, stdout: str) -> subprocess.CompletedProcess[str]:
+    """Run it with standard output as a shell redirects it."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-m", "service", *arguments],
+        env=NOWHERE.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        ["schema"],
+        ["schema", "create"],
+        ["import", "-", "--dry-run", "--rejected", os.devnull],
+        ["import", "-", "--dry-run", "--rejected", os.devnull, "--json"],
+    ],
+)
+def test_a_full_disk_is_a_line_and_a_failure(arguments: list[str]) -> None:
+    full = outplan(*arguments, stdout=">/dev/full")
+    assert full.returncode == 1
+    assert full.stderr == "outplan: standard output: No space left on device\n"
+
+
+def test_a_broker_out_of_reach_is_a_line_that_says_what_to_check() -> None:
+    missing = outplan("rejected", "list", stdout=">/dev/full")
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert "Check --amqp-url" in missing.stderr
+
+
+def test_a_reader_who_has_gone_is_no_news() -> None:
+    left = outplan("schema", "create", stdout="| true")
+    assert left.stderr == ""
+
+
+def test_a_file_whose_name_is_no_text_is_named_in_json(tmp_path: Path) -> None:
+    file = tmp_path / "\udcff.jsonl"
+    file.write_text("nonsense\n")
+    done = outplan("import", str(file), "--dry-run", "--json", stdout=">/dev/null")
+    assert (done.returncode, done.stderr) == (3, "")
