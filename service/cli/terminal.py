@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from shutil import get_terminal_size
 
 from rich.console import Console
 from rich.text import Text
@@ -21,8 +22,12 @@ def a_console(*, stderr: bool = False) -> Console:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # It may not know the letters.
     plain = bool(os.environ.get("NO_COLOR"))
+    # Of a terminal that can do nothing rich takes it that it is 80 columns wide.
+    dumb = os.environ.get("TERM") == "dumb"
+    width, height = get_terminal_size() if dumb else (None, None)
     return Console(
-        stderr=stderr, color_system=None if plain else "auto", highlight=False, markup=False
+        stderr=stderr, color_system=None if plain else "auto", highlight=False, markup=False,
+        width=width, height=height,
     )  # fmt: skip
 
 

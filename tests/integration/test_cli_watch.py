@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -11,7 +12,7 @@ import aio_pika
 import pytest
 
 from service.testing.servers import Servers
-from tests.integration.commands import CommandProcess, command
+from tests.integration.commands import COLUMNS, CommandProcess, command, running
 from tests.integration.outside import CUSTOMER, Outside, a_create, witness
 from tests.integration.test_client_events import ID, an_event, publish
 from tests.integration.worker_process import Place, WorkerProcess
@@ -75,6 +76,34 @@ async def test_on_a_terminal_there_is_a_table_with_what_changed(
         "  max_try_count_0 0 → 3",
         f"  deleted        3  {id_}  evenings",
     ]
+
+
+async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
+    place: Place, outside: Outside
+) -> None:
+    program = ["env", "COLUMNS=60", sys.executable, "-m", "service", "watch", "--limit", "1"]
+    variables = place.environment(TERM="xterm", NO_COLOR="1")
+    async with running(program, variables, terminal=True) as watching:
+        await watching.told("watching")
+        await publish(outside, an_event(1))
+        await watching.ended()
+
+    _, head, row, name, *_ = watching.out.decode().splitlines()
+    assert row.endswith(f"  created    1  {ID}")
+    assert name == " " * 10 + "version 1"
+    assert max(len(head), len(row)) <= 60
+
+
+async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
+    place: Place, outside: Outside
+) -> None:
+    async with command(place, "watch", "--limit", "1", terminal=True, TERM="dumb") as watching:
+        await watching.told("watching")
+        await publish(outside, an_event(1, name="n" * 200))
+        await watching.ended()
+
+    lines = watching.out.decode().splitlines()
+    assert len(next(line for line in lines if "nnn" in line)) == COLUMNS
 
 
 async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_told(
@@ -288,6 +317,7 @@ async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_
         (["--limit", "0"], "--limit"),
         (["--customer", "7"], "--customer"),
         (["--queue", ""], "--queue"),
+        (["--queue", "\udcff"], "--queue"),
         (["--amqp-url", "localhost"], "--amqp-url"),
         (["everything"], "everything"),
     ],

@@ -17,8 +17,9 @@ _COLOURS: Final = {
     "outplan_deleted": "red",
 }
 _COUNTS: Final = tuple(f"max_try_count_{n}" for n in range(5))
-_HEAD: Final = f"{'UTC':<8}  {'event':<7}  version  {'outplan':<36}  name"
 _INDENT: Final = " " * 10
+_KIND_AT: Final = len(_INDENT)
+_LEAST_NAME: Final = 12
 _LONGEST_VALUE: Final = 80
 # Outplans whose last values are remembered, so that a long watch takes no more and more memory.
 _REMEMBERED: Final = 10_000
@@ -32,6 +33,8 @@ class Table:
 
     def __init__(self) -> None:
         self._console = a_console()
+        # Too narrow for a name beside the id, which has to stay whole: the name goes below.
+        self._narrow = self._console.width < len(_columns("", "", "", "")) + _LEAST_NAME
         self._known: OrderedDict[str, Outplan] = OrderedDict()
         self._day = ""
 
@@ -39,7 +42,7 @@ class Table:
         """Print an event."""
         day, _, time = event.time.partition(" ")
         if day != self._day:
-            self._line(day if self._day else f"{day}\n{_HEAD}", "dim")
+            self._line(day if self._day else f"{day}\n{self._head()}", "dim")
             self._day = day
         self._row(event, time)
         for line in self._details(event):
@@ -50,13 +53,22 @@ class Table:
         """Forget the values of an outplan, since others may have come between."""
         self._known.pop(gap.outplan_id, None)
 
+    def _head(self) -> str:
+        if self._narrow:
+            return _columns("UTC", "event", "v", "outplan and name", narrow=True).rstrip()
+        return f"{_columns('UTC', 'event', 'version', 'outplan')}  name"
+
     def _row(self, event: Event, time: str) -> None:
         kind = event.type.removeprefix("outplan_")
-        row = Text(f"{time[:8]}  ")
-        row.append(f"{kind:<7}", _COLOURS[event.type])
-        row.append(f"  {event.version:>7}  {event.data.id}  {legible(event.data.name)}")
-        row.truncate(self._console.width, overflow="ellipsis")
+        text = _columns(time[:8], kind, str(event.version), event.data.id, narrow=self._narrow)
+        name = legible(event.data.name)
+        row = Text(text if self._narrow else f"{text}  {name}")
+        row.stylize(_COLOURS[event.type], _KIND_AT, _KIND_AT + len(kind))
+        if not self._narrow:
+            row.truncate(self._console.width, overflow="ellipsis")
         self._console.print(row, soft_wrap=True)
+        if self._narrow:
+            self._line(_INDENT + name)
 
     def _details(self, event: Event) -> Iterator[str]:
         if event.type == "outplan_created":
@@ -74,6 +86,10 @@ class Table:
 
     def _line(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style), soft_wrap=True)
+
+
+def _columns(time: str, kind: str, version: str, id_: str, *, narrow: bool = False) -> str:
+    return f"{time:<8}  {kind:<7}  {version:>{3 if narrow else 7}}  {id_:<36}"
 
 
 def _settings(outplan: Outplan) -> Iterator[str]:
