@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cli.importing.entries import Deleted, entry
+from service.cli.importing.entries import Deleted, Wrong, entry
 from service.cli.importing.lines import MAX_LINE_BYTES, Line, Splitter
 from service.client import Request
 from service.fields import NEVER
@@ -105,6 +105,14 @@ def test_a_commands_id_follows_from_content_line_and_label() -> None:
         if isinstance(found := entry(a_line(content, number), label), Request)
     }
     assert len(ids) == 8
+
+
+@pytest.mark.parametrize("message_id", ["", "x" * 256, 5, None, {}])
+def test_a_message_id_that_cannot_be_sent_is_a_rejection(message_id: Any) -> None:
+    line = {"command": "delete", "body": {"id": "x"}, "message_id": message_id}
+    with pytest.raises(Wrong) as wrong:
+        read(line)
+    assert wrong.value.problem.code == "missing_message_id"
 
 
 @pytest.mark.parametrize("name", ["update", "outplan_update"])

@@ -71,7 +71,7 @@ def _aside(file: str, how: Import) -> Path:
 
 
 def _show(tally: Tally, rejections: Rejections, how: Import, finished: bool) -> None:
-    aside = str(rejections.path) if rejections.any else None
+    aside = _name(rejections.path) if rejections.any else None
     if how.as_json:
         said = {**tally.object(), "rejected_file": aside, "finished": finished}
         typer.echo(orjson.dumps(said))
@@ -80,6 +80,11 @@ def _show(tally: Tally, rejections: Rejections, how: Import, finished: bool) -> 
         say(line)
     if aside:
         say(f"The rejected lines are in {aside}")
+
+
+def _name(path: Path) -> str:
+    """The path as text, also where its bytes are no UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _reached(tally: Tally, intake: Intake, code: Exit) -> str:

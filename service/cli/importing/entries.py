@@ -13,7 +13,7 @@ import orjson
 
 from service.cli.importing.lines import MAX_LINE_BYTES, Line
 from service.client import Request
-from service.fields import NEVER
+from service.fields import MAX_MESSAGE_ID_BYTES, NEVER
 from service.messages import COMMANDS, CommandName, Problem
 
 _NAMESPACE: Final = UUID("0b0ad0a6-5d3a-5e0c-8c57-6f9d6d0ce0f5")
@@ -78,10 +78,10 @@ def _command(members: dict[str, Any], derived_id: str) -> Request:
     if members.keys() - _MEMBERS or not isinstance(body, dict):
         detail = "a command's line has command, body (an object) and perhaps message_id, no more"
         raise Wrong("invalid_command", detail)
-    try:
-        return Request(cast(CommandName, full), body, members.get("message_id", derived_id))
-    except (AttributeError, ValueError):
-        raise Wrong("missing_message_id", "message_id is to be text of 1 to 255 bytes") from None
+    message_id = members.get("message_id", derived_id)
+    if not isinstance(message_id, str) or not 0 < len(message_id.encode()) <= MAX_MESSAGE_ID_BYTES:
+        raise Wrong("missing_message_id", "message_id is to be text of 1 to 255 bytes")
+    return Request(cast(CommandName, full), body, message_id)
 
 
 def _event(members: dict[str, Any], derived_id: str) -> Request | Deleted:

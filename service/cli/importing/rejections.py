@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Self
 
 import orjson
 
@@ -15,12 +15,14 @@ _QUOTED_CHARACTERS: Final = 1_000
 class Rejections:
     """JSON Lines, in a file that is made anew with the first rejection, and not without one.
 
-    ``more`` adds to those of an import that this one goes on with.
+    ``more`` adds to those of an import that this one goes on with. That may have read further
+    than it has judged: what stands there to the letter is not added again, and so imported twice.
     """
 
     def __init__(self, path: Path, *, more: bool = False) -> None:
         self.path = path
-        self._mode: Literal["ab", "wb"] = "ab" if more else "wb"
+        self._more = more
+        self._there = frozenset[int]()
         self._file: BinaryIO | None = None
 
     @property
@@ -30,14 +32,24 @@ class Rejections:
     def write(self, line: Line, message_id: str | None, problem: Problem) -> None:
         """Keep a line with what is wrong with it. Raises OSError."""
         if self._file is None:
-            self._file = self.path.open(self._mode)
+            self._file = self._open()
         entry = {
             "line": line.number,
             "message_id": message_id,
             "problem": problem.model_dump(exclude_none=True),
             "content": _content(line),
         }
-        self._file.write(orjson.dumps(entry) + b"\n")
+        written = orjson.dumps(entry) + b"\n"
+        if hash(written) not in self._there:
+            self._file.write(written)
+
+    def _open(self) -> BinaryIO:
+        if not self._more:
+            return self.path.open("wb")
+        if self.path.is_file():
+            with self.path.open("rb") as there:
+                self._there = frozenset(map(hash, there))
+        return self.path.open("ab")
 
     def __enter__(self) -> Self:
         return self
