@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
+from warnings import catch_warnings
 
 from service.errors import OutplanError, StoreUnsuitable, WrongSetting
 from service.operations.findings import Finding, not_checked, ok, problem
@@ -13,6 +14,8 @@ from service.validators import EVENTS, VERSION_INDEX, validators
 
 _OLDEST: Final = (5, 0)
 _URL: Final = "check OUTPLAN_MONGO_URL, and that MongoDB runs there"
+_MANUAL: Final = "see MongoDB's manual on connection strings"
+_IGNORED: Final = f"the driver takes no notice of it: mend OUTPLAN_MONGO_URL; {_MANUAL}"
 _POINTS: Final = (
     "mongodb version", "mongodb privileges", "mongodb majority", "mongodb validators",
     "mongodb index", "mongodb fences",
@@ -22,15 +25,18 @@ _POINTS: Final = (
 async def store_findings(settings: Settings) -> list[Finding]:
     """Ask one thing after another; one that fails does not hide the others."""
     try:
-        survey = Survey(settings.mongo_url, settings.mongo_database)
+        with catch_warnings(record=True, action="always") as warned:
+            survey = Survey(settings.mongo_url, settings.mongo_database)
     except WrongSetting as error:
-        found = problem("mongodb", str(error), "see MongoDB's manual on connection strings")
+        found = problem("mongodb", str(error), _MANUAL)
         return [found, *not_checked(_POINTS, "the URL cannot be used")]
+    said = (str(each.message).removesuffix(" Refer to docstring.") for each in warned)
+    ignored = [problem("mongodb url", text, _IGNORED) for text in said]
     try:
         reached = await _reached(survey)
         if reached.state != "ok":
-            return [reached, *not_checked(_POINTS, "no primary answers")]
-        return [reached, *await _findings(survey, settings)]
+            return [*ignored, reached, *not_checked(_POINTS, "no primary answers")]
+        return [*ignored, reached, *await _findings(survey, settings)]
     finally:
         await survey.close()
 

@@ -148,6 +148,14 @@ async def test_a_mongodb_that_does_not_answer_is_told_and_rabbitmq_is_checked(
     assert found["rabbitmq version"][0] == "ok"
 
 
+async def test_an_option_that_the_driver_does_not_know_is_a_problem(place: Place) -> None:
+    url = f"{place.mongo_url}&readConcernLvel=majority"
+    code, found = await check(place, OUTPLAN_MONGO_URL=url)
+    assert (code, problems(found)) == (1, ["mongodb url"])
+    assert "readconcernlvel" in found["mongodb url"][1].lower()
+    assert found["mongodb"][0] == "ok"
+
+
 @pytest.mark.parametrize("query", ["", "?replicaSet=rs0"])
 async def test_a_mongodb_without_a_replica_set_is_told(
     place: Place, standalone: int, query: str
