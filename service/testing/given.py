@@ -38,7 +38,7 @@ class GivenServer:
         self.url = url
         try:
             self.version = version_of(url)
-        except NOT_YET as error:
+        except (*NOT_YET, ValueError) as error:  # ValueError: it is no URL at all
             raise ServersUnavailable(f"{name} does not answer at the URL given: {error}") from error
 
     def _refuse(self, *_: str) -> NoReturn:

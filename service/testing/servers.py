@@ -145,7 +145,7 @@ def _in_docker() -> AbstractContextManager[Servers]:
     try:
         from service.testing.containers import container_servers  # noqa: PLC0415 - is optional
     except ImportError as error:
-        raise ServersUnavailable(f"{error} (pip install testcontainers)") from error
+        raise ServersUnavailable(f"{error} (pip install 'outplan-service[testing]')") from error
     return container_servers()
 
 

