@@ -15,7 +15,7 @@ import structlog
 from service.broker import open_session
 from service.decider import text_time
 from service.handler import Handler
-from service.health import serve_health
+from service.health import Readiness, serve_health
 from service.settings import Settings, unknown_variables
 from service.store import Store
 from service.telemetry import Health, Metrics
@@ -62,7 +62,8 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
     try:
         limits = Limits(settings.batch_size, settings.drain_seconds)
         worker = Worker(wire(settings, store, health, metrics), limits)
-        async with serve_health(settings.http_port, health, metrics, worker.blocked):
+        readiness = Readiness(health, metrics, worker.blocked, store.ping)
+        async with serve_health(settings.http_port, readiness, metrics):
             yield worker
     finally:
         await store.close()

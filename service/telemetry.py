@@ -100,7 +100,7 @@ class Metrics:
 
 
 class Health:
-    """What is wrong at the moment, by where it is wrong. Ready is when nothing is."""
+    """What the worker has met that is wrong and not over, by where it is wrong."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -118,9 +118,7 @@ class Health:
         if place not in self._troubles or not self._troubles[place].startswith(kind):
             self._log.warning("waiting", place=place, error=kind, detail=text)
         self._troubles[place] = f"{kind}: {text}"
-        self._metrics.ready.set(0)
 
     def well(self, place: str) -> None:
         """Nothing is wrong there any more."""
-        if self._troubles.pop(place, None) and not self._troubles:
-            self._metrics.ready.set(1)
+        self._troubles.pop(place, None)

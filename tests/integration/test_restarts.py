@@ -178,10 +178,11 @@ async def test_a_memory_alarm_makes_it_unready_and_loses_nothing(
 
 @asynccontextmanager
 async def watched_alarm(worker: WorkerProcess) -> AsyncIterator[str]:
-    """The reason that /readyz gives once it is red; /livez is green meanwhile."""
+    """The reason that /readyz gives once it is red, as is the gauge; /livez is green meanwhile."""
     async with asyncio.timeout(30):
         while (answer := await worker.http("/readyz"))[0] == 200:
             await asyncio.sleep(0.05)
+    assert "outplan_ready 0.0" in (await worker.http("/metrics"))[1]
     assert (await worker.http("/livez"))[0] == 200
     yield answer[1]
 

@@ -1,0 +1,61 @@
+"""Readiness is asked for, not remembered: also of workers that have nothing to do."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from json import loads
+
+from service.testing.servers import Server, Servers
+from tests.integration.outside import a_create, witness
+from tests.integration.worker_process import Place, WorkerProcess, running_worker
+
+
+async def told(worker: WorkerProcess) -> tuple[int, set[str], bool]:
+    """The status and the places of /readyz, and whether /metrics calls it ready."""
+    status, text = await worker.http("/readyz")
+    _, metrics = await worker.http("/metrics")
+    return status, set(loads(text)["troubles"]), "outplan_ready 1.0" in metrics
+
+
+@asynccontextmanager
+async def frozen(server: Server) -> AsyncIterator[None]:
+    await asyncio.to_thread(server.pause)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.resume)
+
+
+async def ready_again(worker: WorkerProcess) -> None:
+    async with asyncio.timeout(60):
+        while (await told(worker)) != (200, set(), True):
+            pass  # Each question waits for the store's answer.
+
+
+async def test_a_frozen_store_makes_an_idle_worker_and_its_standby_unready_at_once(
+    servers: Servers, place: Place
+) -> None:
+    async with (
+        running_worker(place, http=True) as active,
+        running_worker(place, http=True) as standby,
+    ):
+        both = (active, standby)
+        assert [await told(each) for each in both] == [(200, set(), True)] * 2
+
+        async with frozen(servers.mongodb), asyncio.timeout(10):
+            assert [await told(each) for each in both] == [(503, {"store"}, False)] * 2
+
+        for each in both:
+            await ready_again(each)
+
+
+async def test_many_questions_during_a_freeze_keep_no_worker_from_going_on(
+    servers: Servers, place: Place
+) -> None:
+    """The driver has a few threads only, and each unanswered ping would hold one of them."""
+    async with witness(place) as outside, running_worker(place, http=True) as worker:
+        async with frozen(servers.mongodb), asyncio.timeout(10):
+            answers = await asyncio.gather(*(worker.http("/readyz") for _ in range(100)))
+
+        assert {status for status, _ in answers} == {503}
+        assert (await outside.ask("outplan_create", a_create()))["status"] == "accepted"
