@@ -62,6 +62,8 @@ PROPERTIES: Final = (
 )
 _HEADERS_FLAG: Final = 0x2000
 _MAX_NESTED: Final = 4_096
+# What is sent in one frame where the broker sets no limit, which the protocol writes as 0.
+_UNLIMITED_FRAME: Final = 131_072
 _FIXED_SIZES: Final = dict.fromkeys("tbB", 1) | dict.fromkeys("su", 2) | dict.fromkeys("Iif", 4) | {
     **dict.fromkeys("lLdT", 8), "D": 5, "V": 0,
 }  # fmt: skip
@@ -210,6 +212,7 @@ def write_publication(
             b"\x01" if publication.mandatory else b"\x00",
         )
     )
+    frame_max = frame_max or _UNLIMITED_FRAME
     room = frame_max - _content_head.size - _FRAME_OVERHEAD
     for keep in ("all", "problem", "code"):
         flags, properties = _properties(publication, user, keep)

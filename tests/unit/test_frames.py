@@ -106,6 +106,13 @@ def test_a_body_is_cut_into_as_many_frames_as_it_needs(size: int, frames: int) -
     assert read_content_header(head).body_size == size
 
 
+def test_a_body_is_written_also_where_the_broker_sets_no_limit() -> None:
+    """The protocol writes that as 0."""
+    content = bytes(n % 251 for n in range(262_144))
+    found = Publication("x", "k", content, {"a": "b"})
+    assert write_publication(1, found, 0) == write_publication(1, found, FRAME_MAX)
+
+
 def test_text_that_is_no_utf_8_is_written_as_the_bytes_it_was() -> None:
     reply = Publication("", "to-\udcff", b"{}", {"h": "\udc80"}, correlation_id="c-\udcfe")
     (_, _, method), (_, _, head), _ = split(write_publication(1, reply, FRAME_MAX))
