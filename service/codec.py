@@ -16,13 +16,18 @@ from service.topology import Topology
 
 JSON: Final = "application/json"
 _ENCODINGS: Final = frozenset({None, "", "utf-8", "identity"})
-_TRACE_HEADERS: Final = ("traceparent", "tracestate")
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
+DELIVERY_COUNT: Final = "x-delivery-count"
 _MAX_TRACE_BYTES: Final = 512  # what W3C Trace Context asks of everyone to carry
 
 
 class Properties(Protocol):
-    """A message's AMQP properties, by the names of the protocol's basic class."""
+    """A message's AMQP properties, by the names of the protocol's basic class.
 
+    ``raw`` is all of them as they came on the wire.
+    """
+
+    raw: bytes
     message_id: str | None
     message_type: str | None
     correlation_id: str | None
@@ -71,7 +76,7 @@ class Delivery:
     @property
     def delivery_count(self) -> int:
         """How often the broker has delivered it before; 0 for the first time."""
-        count = self.properties.header("x-delivery-count") if self.redelivered else 0
+        count = self.properties.header(DELIVERY_COUNT) if self.redelivered else 0
         return count if isinstance(count, int) else 0
 
 
@@ -293,7 +298,7 @@ def _rejected_copy(
 
 
 def _trace_context(delivery: Delivery) -> dict[str, str]:
-    found = {name: delivery.properties.header(name) for name in _TRACE_HEADERS}
+    found = {name: delivery.properties.header(name) for name in TRACE_HEADERS}
     return {k: v for k, v in found.items() if isinstance(v, str) and _fits(v)}
 
 

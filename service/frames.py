@@ -9,13 +9,14 @@ stay with the library. A property test holds this module to the library's own co
 """
 
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pamqp import decode
 
-from service.codec import JSON, Publication
+from service.codec import DELIVERY_COUNT, JSON, TRACE_HEADERS, Publication
 from service.fields import PUBLISHER
 
 METHOD: Final = 1
@@ -62,11 +63,17 @@ PROPERTIES: Final = (
 )
 _HEADERS_FLAG: Final = 0x2000
 _MAX_NESTED: Final = 4_096
+_SIZED: Final = b"SAFx"
+_ROUTING: Final = frozenset({b"CC", b"BCC"})
 # What is sent in one frame where the broker sets no limit, which the protocol writes as 0.
 _UNLIMITED_FRAME: Final = 131_072
-_FIXED_SIZES: Final = dict.fromkeys("tbB", 1) | dict.fromkeys("su", 2) | dict.fromkeys("Iif", 4) | {
-    **dict.fromkeys("lLdT", 8), "D": 5, "V": 0,
-}  # fmt: skip
+_FIXED_SIZES: Final = {
+    kind: size
+    for kinds, size in ((b"tbB", 1), (b"su", 2), (b"Iif", 4), (b"lLdT", 8), (b"D", 5), (b"V", 0))
+    for kind in kinds
+}
+# What the service reads of a command's headers, all in one pass: a table may have 60,000 fields.
+_READ_TOGETHER: Final = frozenset(name.encode() for name in (*TRACE_HEADERS, DELIVERY_COUNT))
 
 
 # What decoding a value may raise: it is out of range, or nested past the interpreter's depth.
@@ -103,6 +110,7 @@ class WireProperties:
     user_id: str | None = None
     app_id: str | None = None
     cluster_id: str | None = None
+    _read: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
 
     def header(self, name: str) -> Any:
         """The value of one header; None where it is absent or has no Python form.
@@ -111,28 +119,48 @@ class WireProperties:
         more than 4 KiB counts as one that can't.
         """
         wanted = name.encode("utf-8", "surrogateescape")
-        if wanted not in self.table:
-            return None
-        try:
-            for found, field in _fields(self.table):
-                if found == wanted:
-                    value = field[1 + len(found) :]
-                    # The library copies what is left of a list or table for each item in it.
-                    is_large = value[:1] in (b"A", b"F") and len(value) > _MAX_NESTED
-                    return None if is_large else decode.embedded_value(value)[1]
-        except (Malformed, *_UNREADABLE):
-            pass
-        return None
+        if wanted not in _READ_TOGETHER:
+            return _python_form(_first_values(self.table, {wanted}).get(wanted))
+        if self._read is None:
+            self._read = _first_values(self.table, _READ_TOGETHER)
+        return _python_form(self._read.get(wanted))
 
     @property
     def headers(self) -> dict[str, Any]:
         """All headers that have a Python form."""
+        found: dict[str, Any] = {}
         try:
-            names = [found for found, _ in _fields(self.table)]
+            for name, whole in _fields(self.table):
+                text = name.decode("utf-8", "surrogateescape")
+                if text not in found:
+                    found[text] = _python_form(whole[1 + len(name) :])
         except (Malformed, *_UNREADABLE):
             return {}
-        texts = [name.decode("utf-8", "surrogateescape") for name in names]
-        return {text: self.header(text) for text in texts}
+        return found
+
+
+def _first_values(table: bytes, names: Collection[bytes]) -> dict[bytes, bytes]:
+    """The bytes of the first value of each of these names, as far as the table can be read."""
+    sought = {name for name in names if name in table}
+    found: dict[bytes, bytes] = {}
+    if sought:
+        with suppress(Malformed, *_UNREADABLE):
+            for name, whole in _fields(table):
+                if name in sought:
+                    found.setdefault(name, whole[1 + len(name) :])
+                    if len(found) == len(sought):
+                        break
+    return found
+
+
+def _python_form(value: bytes | None) -> Any:
+    # The library copies what is left of a list or table for each item in it.
+    if value is None or (value[:1] in (b"A", b"F") and len(value) > _MAX_NESTED):
+        return None
+    try:
+        return decode.embedded_value(value)[1]
+    except _UNREADABLE:
+        return None
 
 
 def read_content_header(payload: bytes) -> WireProperties:
@@ -294,32 +322,35 @@ def without(table: bytes, names: Any) -> bytes:
     dropped = {name.encode() for name in names} | {b"x-delivery-count", b"x-acquired-count"}
     try:
         return b"".join(
-            _unrouted(name, field) for name, field in _fields(table) if name not in dropped
+            [
+                _unrouted(name, whole) if name in _ROUTING else whole
+                for name, whole in _fields(table)
+                if name not in dropped
+            ]
         )
     except (Malformed, struct.error, IndexError):
         return b""
 
 
-def _unrouted(name: bytes, field: bytes) -> bytes:
-    if name not in (b"CC", b"BCC"):
-        return field
+def _unrouted(name: bytes, whole: bytes) -> bytes:
     renamed = b"x-original-" + name.lower()
-    return _u8.pack(len(renamed)) + renamed + field[1 + len(name) :]
+    return _u8.pack(len(renamed)) + renamed + whole[1 + len(name) :]
 
 
 def _fields(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 0
-    while at < len(table):
+    at, end = 0, len(table)
+    while at < end:
         type_at = at + 1 + table[at]
-        kind = chr(table[type_at])
-        size = _FIXED_SIZES.get(kind)
-        if size is None:
-            if kind not in "SAFx":
-                raise Malformed(f"header of unknown type {kind!r}")
-            size = 4 + U32.unpack_from(table, type_at + 1)[0]
-        end = type_at + 1 + size
-        yield table[at + 1 : type_at], table[at:end]
-        at = end
+        kind = table[type_at]
+        after = type_at + 1
+        if kind in _FIXED_SIZES:
+            after += _FIXED_SIZES[kind]
+        elif kind in _SIZED:
+            after += 4 + U32.unpack_from(table, after)[0]
+        else:
+            raise Malformed(f"header of unknown type {chr(kind)!r}")
+        yield table[at + 1 : type_at], table[at:after]
+        at = after
 
 
 def write_table(headers: Mapping[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ LATER: Final = "2026-11-23 06:10:00.123457"
 class Sent:
     """A message's properties as its sender set them."""
 
+    raw: bytes = b""
     message_id: str | None = "command-1"
     message_type: str | None = None
     correlation_id: str | None = None
