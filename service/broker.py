@@ -100,6 +100,13 @@ class Session(Incoming):
         """
         await self._unless_failed(self._consuming.basic_ack(delivery.tag, multiple=True, wait=True))
 
+    async def attached(self) -> None:
+        """Return when the broker has answered on the channel that consumes.
+
+        So until then nothing that was delivered on it has been given to anybody else.
+        """
+        await self._unless_failed(self._consuming.basic_qos(prefetch_count=PREFETCH))
+
     async def watch(self) -> None:
         """Wait for the session's end; raises BrokerUnavailable with the reason."""
         await asyncio.shield(self._failed)

@@ -12,8 +12,7 @@ OutplanError
 │   └── StoreUnavailable    the batch in hand is tried again
 ├── StoreConflict           somebody else was first: load and decide again
 ├── Fenced                  another worker has taken the queue over: end the session
-├── Unprocessable           one batch can't be stored: find the culprit
-└── Poisonous               the culprit: end the session; its trials are counted
+└── Unprocessable           one batch can't be stored: find the culprit
 """
 
 from typing import ClassVar
@@ -73,7 +72,3 @@ class Fenced(OutplanError):
 
 class Unprocessable(OutplanError):
     """Raised when a batch fails for a reason that no waiting mends: nothing was stored."""
-
-
-class Poisonous(OutplanError):
-    """Raised when a single command is Unprocessable. It stays unacknowledged."""

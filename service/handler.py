@@ -1,19 +1,27 @@
 """decode → validate → load → decide → commit. Returns outcomes; settles nothing."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 from service.codec import Delivery, Outcome, Request, parse
 from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
 from service.documents import Fence, Record, Snapshot, Trial, Verdict, Version
-from service.errors import Poisonous, StoreConflict, StoreUnavailable, Unprocessable
+from service.errors import OutplanError, StoreConflict, StoreUnavailable, Unprocessable
 from service.ledger import Ledger
 from service.messages import Event, Problem
 from service.retry import retrying
 
 Parsed = Request | tuple[Delivery, Problem]
 T = TypeVar("T")
+
+# A batch that meets so many conflicts in a row has its cause in itself: it is too large for the
+# server's memory, or an outplan's document contradicts its history.
+_CONFLICTS: Final = 8
+_RELEASE_SECONDS: Final = 2
 
 
 class Transaction(Protocol):
@@ -54,8 +62,8 @@ class Store(Protocol):
 class Handler:
     """One session's judge: batches in order, one at a time.
 
-    Raises Fenced when another worker has taken a queue over, and Poisonous, after everything
-    before it was handled, for a command that keeps failing for reasons of its own.
+    Raises Fenced when another worker has taken a queue over, and what ``attached`` does.
+    ``attached`` returns when the broker has said that the session's consumers are still its own.
     """
 
     def __init__(
@@ -65,12 +73,16 @@ class Handler:
         window: int,
         clock: Callable[[], str],
         notice: Callable[[BaseException], None],
+        attached: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._worker = worker
         self._window = window
         self._clock = clock
-        self._retrying = retrying(StoreUnavailable, StoreConflict, notice=notice)
+        self._attached = attached
+        self._waiting = retrying(StoreUnavailable, StoreConflict, notice=notice)
+        self._contending = retrying(StoreConflict, notice=notice, attempts=_CONFLICTS)
+        self._trying = retrying(Unprocessable, notice=notice)
         self._ledgers: dict[str, Ledger] = {}
         self._in_doubt = False
 
@@ -84,35 +96,64 @@ class Handler:
         if not requests:
             return [_rejected(*item) for item in parsed if not isinstance(item, Request)]
         await self._claim({request.delivery.queue for request in requests})
-        return await self._retrying(self._attempt, parsed, requests)
+        return await self._waiting(self._store_batch, parsed, requests)
 
     async def handle_alone(self, delivery: Delivery) -> list[Outcome]:
         """Judge one delivery on trial, for it may be what ended a worker, or a batch.
 
         The trial is written down first. A message whose trials all came to nothing is rejected
-        as ``delivery_limit``, unread. Raises Poisonous if it is Unprocessable.
+        as ``delivery_limit``, unread.
         """
         await self._claim({delivery.queue})
-        ledger = self._ledgers[delivery.queue]
-        trial = ledger.next_trial(delivery.fingerprint)
-        if trial is None:
-            detail = "each worker that tried it ended; see the workers' logs"
-            return [_rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))]
-        await self._retrying(self._store.put_on_trial, ledger.current, trial)
-        ledger.keep(replace(ledger.current, trial=trial))
-        try:
-            return await self.handle([delivery])
-        except Unprocessable as error:
-            raise Poisonous(f"command {delivery.command_id!r}: {error}") from error
+        return await self._trying(self._try, delivery)
 
     def acquit(self, delivery: Delivery) -> None:
         """Say that a delivery handled alone is settled, so that its trial has ended well."""
         self._ledgers[delivery.queue].acquit()
 
+    async def release(self) -> None:
+        """Say that the session ends by no fault of what is on trial, as far as it can be said."""
+        for ledger in self._ledgers.values():
+            if trial := ledger.withdrawn():
+                with suppress(OutplanError, TimeoutError):
+                    async with asyncio.timeout(_RELEASE_SECONDS):
+                        await self._store.put_on_trial(ledger.current, trial)
+
     async def _claim(self, queues: set[str]) -> None:
-        for queue in queues - self._ledgers.keys():
-            fence: Fence = await self._retrying(self._store.claim, queue, self._worker)
-            self._ledgers[queue] = Ledger(fence, self._window)
+        new = queues - self._ledgers.keys()
+        claimed: dict[str, Ledger] = {}
+        for queue in new:
+            fence: Fence = await self._waiting(self._store.claim, queue, self._worker)
+            claimed[queue] = Ledger(fence, self._window)
+        if new:
+            # Somebody else may have settled what is in hand while this worker stood still: then
+            # the claim came too late, and it is that one's queue.
+            await self._attached()
+        self._ledgers |= claimed
+
+    async def _try(self, delivery: Delivery) -> list[Outcome]:
+        ledger = self._ledgers[delivery.queue]
+        trial = ledger.next_trial(delivery.fingerprint)
+        if trial is None:
+            return await self._given_up(delivery)
+        await self._waiting(self._store.put_on_trial, ledger.current, trial)
+        ledger.put_on_trial(trial)
+        return await self.handle([delivery])
+
+    async def _given_up(self, delivery: Delivery) -> list[Outcome]:
+        """Reject it; but what is stored is to be published, whoever was ended by that."""
+        if await self._waiting(self._store.transact, partial(_is_recorded, delivery.command_id)):
+            with suppress(Unprocessable):
+                return await self.handle([delivery])
+        detail = "each worker that tried it ended, or failed; see the workers' logs"
+        return [_rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))]
+
+    async def _store_batch(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
+        try:
+            outcomes: list[Outcome] = await self._contending(self._attempt, parsed, requests)
+        except StoreConflict as error:
+            raise Unprocessable(f"conflict after conflict: {error}") from error
+        return outcomes
 
     async def _attempt(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
         in_doubt = self._in_doubt
@@ -221,6 +262,11 @@ class Fold:
         extra = {"current_version": verdict.version} if verdict.version else {}
         problem = Problem.of(verdict.code, verdict.detail, request.command_id, **extra)
         return _rejected(request.delivery, problem)
+
+
+async def _is_recorded(command_id: str | None, transaction: Transaction) -> bool:
+    known = await transaction.load((), [command_id] if command_id else ())
+    return bool(known.records)
 
 
 def _parsed(delivery: Delivery) -> Parsed:

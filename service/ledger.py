@@ -13,6 +13,7 @@ from typing import Final
 
 from service.codec import Delivery
 from service.documents import Fence, Trial, Verdict
+from service.topology import PREFETCH
 
 MAX_TRIALS: Final = 5
 
@@ -21,14 +22,17 @@ class Ledger:
     """One session's side of a queue's fence. A retried batch asks again: only ``keep`` changes it.
 
     The broker sends at most a ``window`` of messages ahead of the acknowledgements that it has
-    processed, so what was delivered that many messages ago cannot come back. And what comes back
-    comes before anything new: from the first new message on, nothing is inherited.
+    processed, of each queue at most ``PREFETCH``, so what was delivered that many messages ago
+    cannot come back. And what comes back comes before anything new: from the first new message on,
+    nothing is inherited.
     """
 
     def __init__(self, fence: Fence, window: int) -> None:
         self._window = window
         self._inherited = {v.message: v for v in fence.verdicts}
         self._landed: dict[tuple[str, int], Verdict] = {}
+        self._own: dict[str, Verdict] = {}
+        self._trying: Trial | None = None
         self._fence = replace(fence, verdicts=tuple(self._inherited.values()))
 
     @property
@@ -38,12 +42,15 @@ class Ledger:
 
     def recall(self, delivery: Delivery) -> Verdict | None:
         """The verdict on an earlier judgement of this very message, if there was one."""
-        if not self._landed and not (self._inherited and delivery.redelivered):
+        if not self._landed and not delivery.redelivered:
             return None
         message = delivery.fingerprint
         if landed := self._landed.get((message, delivery.tag)):
             return landed
-        return self._inherited.get(message) if delivery.redelivered else None
+        if not delivery.redelivered:
+            return None
+        # A cluster that was torn apart gives them back within the session, too.
+        return self._own.get(message) or self._inherited.get(message)
 
     def learn(self, stored: Fence) -> None:
         """Take in what the store has, after an attempt whose end is unknown: it may have landed."""
@@ -66,8 +73,8 @@ class Ledger:
         oldest = batch[-1].tag - self._window
         again = {v.message for v in judged}
         inherited = () if all_new else (v for k, v in self._inherited.items() if k not in again)
-        recent = (v for v in self._fence.verdicts if not self._is_inherited(v) and v.tag > oldest)
-        kept = (*inherited, *recent, *judged)
+        recent = (v for k, v in self._own.items() if v.tag > oldest and k not in again)
+        kept = (*inherited, *(*recent, *judged)[-PREFETCH:])
         gone = {delivery.fingerprint for delivery in accepted} if kept else ()
         return replace(self._fence, verdicts=tuple(v for v in kept if v.message not in gone))
 
@@ -77,9 +84,20 @@ class Ledger:
         times = last.times if last and last.message == message else 0
         return Trial(message, times + 1) if times < MAX_TRIALS else None
 
+    def put_on_trial(self, trial: Trial) -> None:
+        """The trial is written down; from here on it is this session's."""
+        self._trying = trial
+        self._fence = replace(self._fence, trial=trial)
+
     def acquit(self) -> None:
         """The message on trial is settled: what comes after is not to be counted with it."""
+        self._trying = None
         self._fence = replace(self._fence, trial=None)
+
+    def withdrawn(self) -> Trial | None:
+        """What to write down where this session's trial ends by no fault of the message."""
+        trial = self._trying
+        return Trial(trial.message, trial.times - 1) if trial else None
 
     def keep(self, fence: Fence) -> None:
         """The transaction with this fence is committed."""
@@ -87,6 +105,5 @@ class Ledger:
         self._landed = {}
         present = {id(v) for v in fence.verdicts}
         self._inherited = {k: v for k, v in self._inherited.items() if id(v) in present}
-
-    def _is_inherited(self, verdict: Verdict) -> bool:
-        return self._inherited.get(verdict.message) is verdict
+        inherited = {id(v) for v in self._inherited.values()}
+        self._own = {v.message: v for v in fence.verdicts if id(v) not in inherited}

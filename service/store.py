@@ -62,13 +62,14 @@ from service.validators import (
 
 T = TypeVar("T")
 
-_DUPLICATE_KEY: Final = 11_000
-_WRITE_CONFLICT: Final = 112
+# DuplicateKey, WriteConflict, NoSuchTransaction (the server has aborted it), and
+# TransactionTooLargeForCache: the last two end well by themselves, or when the batch is smaller.
+_CONFLICT: Final = frozenset({11_000, 112, 251, 388})
 _OTHER_INDEX: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
 _REFUSED: Final = frozenset({13, 18, 8_000})  # Unauthorized, AuthenticationFailed, Atlas' own
 _NO_REPLICA_SET: Final = 20  # IllegalOperation: "Transaction numbers are only allowed on …"
 # DocumentValidationFailure, BSONObjectTooLarge, TransactionTooLarge and what it was called before.
-_UNPROCESSABLE: Final = frozenset({121, 10_334, 17_280, 257, 358})
+_UNPROCESSABLE: Final = frozenset({121, 10_334, 17_280, 17_419, 17_420, 257, 358})
 # A server that hangs is found out after these; the URL may say otherwise.
 _TIMEOUTS: Final = {
     "serverSelectionTimeoutMS": 5_000,
@@ -351,7 +352,7 @@ def translated() -> Iterator[None]:
 def translation(error: Exception) -> OutplanError:
     """The service's exception for one of the driver's."""
     codes = _codes(error)
-    if _DUPLICATE_KEY in codes or _WRITE_CONFLICT in codes:
+    if codes & _CONFLICT:
         return StoreConflict(str(error))
     if codes & _REFUSED or isinstance(error, ConfigurationError):
         return StoreUnsuitable(f"MongoDB refuses: {error}; check OUTPLAN_MONGO_URL")

@@ -17,7 +17,6 @@ from service.errors import (
     Fatal,
     Fenced,
     OutplanError,
-    Poisonous,
     StoreConflict,
     StoreUnavailable,
     Unprocessable,
@@ -30,7 +29,7 @@ from service.topology import Topology
 
 # Deliveries that a message may have behind it before it is suspected of having ended them.
 SUSPICIOUS: Final = 3
-_END_OF_SESSION: Final = (BrokerUnavailable, Fenced, Poisonous)
+_END_OF_SESSION: Final = (BrokerUnavailable, Fenced)
 
 
 class Session(Protocol):
@@ -40,6 +39,7 @@ class Session(Protocol):
     def stop_receiving(self) -> None: ...
     async def publish(self, publications: Sequence[Publication]) -> None: ...
     async def ack(self, delivery: Delivery) -> None: ...
+    async def attached(self) -> None: ...
     async def watch(self) -> None: ...
     async def blocked(self) -> bool: ...
 
@@ -50,7 +50,7 @@ class Wiring:
 
     store: Store
     open_session: Callable[[], AbstractAsyncContextManager[Session]]
-    make_handler: Callable[[], Handler]
+    make_handler: Callable[[Callable[[], Awaitable[None]]], Handler]
     topology: Topology
     clock: Callable[[], str]
     health: Health
@@ -136,8 +136,13 @@ class Worker:
                 return await stack.enter_async_context(self._wiring.open_session())
 
             session: Session = await self._patiently("broker", BrokerUnavailable)(enter)
+            handler = self._wiring.make_handler(session.attached)
             async with self._in_session(session):
-                await self._pipeline(session, self._wiring.make_handler())
+                try:
+                    await self._pipeline(session, handler)
+                except (*_END_OF_SESSION, asyncio.CancelledError):
+                    await handler.release()
+                    raise
 
     @asynccontextmanager
     async def _in_session(self, session: Session) -> AsyncIterator[None]:
@@ -145,7 +150,8 @@ class Worker:
         if self._stopping.is_set():
             session.stop_receiving()
         self._wiring.metrics.sessions.inc()
-        self._wiring.health.well("broker")
+        for place in ("broker", "publishing"):
+            self._wiring.health.well(place)
         self._log.info("consuming again" if self._was_ready else "ready")
         self._was_ready = True
         try:

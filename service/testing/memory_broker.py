@@ -198,6 +198,9 @@ class WorkerSession:
             del self._unsettled[tag]
         self._broker.settled()
 
+    async def attached(self) -> None:
+        await self._turn()
+
     async def watch(self) -> None:
         await asyncio.shield(self._lost)
 

@@ -22,7 +22,7 @@ async def test_a_killed_worker_loses_and_repeats_nothing(
     await tell(outside, story)
 
     victim = await start_worker(place, module=CRASHING, CRASH_AT=point)
-    assert await victim.ended() == -signal.SIGKILL
+    assert await victim.ended() == -signal.SIGKILL, victim.errors
     async with running_worker(place) as successor:
         # Its event tells that all before it is done, published once or twice as it may be.
         last = story.add("outplan_create", create := a_create(), "accepted")
@@ -42,7 +42,7 @@ async def test_workers_killed_at_one_point_after_the_other_get_there(
 
     for point in (*POINTS, "committed", "published"):
         victim = await start_worker(place, module=CRASHING, CRASH_AT=point, OUTPLAN_BATCH_SIZE="40")
-        assert await victim.ended() == -signal.SIGKILL
+        assert await victim.ended() == -signal.SIGKILL, victim.errors
     async with running_worker(place):
         await check(outside, story)
 
@@ -56,7 +56,7 @@ async def test_a_command_that_kills_every_worker_ends_rejected_and_alone(
 
     for _ in range(SUSPICIOUS + MAX_TRIALS):
         victim = await start_worker(place, module=CRASHING)
-        assert await victim.ended() == -signal.SIGKILL
+        assert await victim.ended() == -signal.SIGKILL, victim.errors
     async with running_worker(place, module=CRASHING):
         await outside.until(lambda: all(outside.events_of(id_) for id_ in healthy))
 

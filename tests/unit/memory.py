@@ -5,7 +5,7 @@ from typing import Any
 
 from service.decider import State
 from service.documents import Fence, Trial
-from service.errors import StoreUnavailable
+from service.errors import StoreConflict, StoreUnavailable
 from service.testing.memory_store import MemoryStore, MemoryTransaction
 
 
@@ -14,7 +14,7 @@ class Died(Exception):
 
 
 class Memory(MemoryStore):
-    """It counts; on demand a transaction fails, its outcome is lost, or its worker dies in it."""
+    """It counts; on demand a transaction fails or conflicts, is lost, or its worker dies in it."""
 
     def __init__(
         self,
@@ -22,6 +22,7 @@ class Memory(MemoryStore):
         *,
         lose_next: bool = False,
         fail_next: bool = False,
+        conflicts: int = 0,
     ) -> None:
         super().__init__(states or {})
         self.claims: list[str] = []
@@ -29,6 +30,7 @@ class Memory(MemoryStore):
         self.commits = 0
         self.lose_next = lose_next
         self.fail_next = fail_next
+        self.conflicts = conflicts
         self.die_next = False
 
     async def claim(self, queue: str, worker: str) -> Fence:
@@ -43,6 +45,9 @@ class Memory(MemoryStore):
         if self.fail_next:
             self.fail_next = False
             raise StoreUnavailable("the server is away, and nothing was stored")
+        if self.conflicts:
+            self.conflicts -= 1
+            raise StoreConflict("somebody else was first")
         found = await super().transact(self._deadly(work) if self.die_next else work)
         self.commits += 1
         if self.lose_next:

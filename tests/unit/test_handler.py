@@ -4,7 +4,8 @@ import pytest
 
 from service import handler as handler_module
 from service.codec import Delivery, Request
-from service.errors import Poisonous, StoreUnavailable, Unprocessable
+from service.documents import Trial
+from service.errors import BrokerUnavailable, StoreConflict, StoreUnavailable, Unprocessable
 from service.handler import Handler
 from service.ledger import MAX_TRIALS
 from tests.unit.asked import (
@@ -29,7 +30,11 @@ from tests.unit.samples import (
 
 def handler_on(memory: Memory) -> tuple[Handler, list[BaseException]]:
     noticed: list[BaseException] = []
-    return Handler(memory, "me", 100, lambda: LATER, noticed.append), noticed
+    return Handler(memory, "me", 100, lambda: LATER, noticed.append, attached), noticed
+
+
+async def attached() -> None:
+    """The broker has answered."""
 
 
 def batch(*requests: Request) -> list[Delivery]:
@@ -146,7 +151,7 @@ async def test_a_next_session_takes_the_verdicts_over() -> None:
 async def test_the_clock_is_read_once_for_each_attempt() -> None:
     memory = Memory()
     times = iter([NOW, BEFORE])
-    judge = Handler(memory, "me", 100, lambda: next(times), lambda _: None)
+    judge = Handler(memory, "me", 100, lambda: next(times), lambda _: None, attached)
     [first] = await judge.handle(batch(create("c-1")))
     [second] = await judge.handle(batch(update("c-2", tag=2, name="x")))
     assert first.event is not None
@@ -168,12 +173,50 @@ async def died(memory: Memory, sent: Delivery) -> None:
 async def test_a_trial_is_written_down_before_the_command_is_judged() -> None:
     memory = Memory()
     judge, _ = handler_on(memory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handler_module, "decide", lambda *_: 1 / 0)
-        with pytest.raises(Poisonous, match="ZeroDivisionError"):
-            await judge.handle_alone(create("c-1").delivery)
+    memory.die_next = True
+    with pytest.raises(Died):
+        await judge.handle_alone(create("c-1").delivery)
     assert [trial.times for trial in memory.trials] == [1]
     assert memory.commits == 0
+
+
+async def test_a_command_that_fails_of_itself_is_tried_so_often_and_rejected() -> None:
+    memory = Memory()
+    judge, noticed = handler_on(memory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handler_module, "decide", lambda *_: 1 / 0)
+        [outcome] = await judge.handle_alone(create("c-1").delivery)
+    assert code(outcome) == "delivery_limit"
+    assert [trial.times for trial in memory.trials] == [*range(1, MAX_TRIALS + 1)]
+    assert len(noticed) == MAX_TRIALS
+    assert "ZeroDivisionError" in str(noticed[-1])
+
+
+async def test_a_session_that_ends_by_no_fault_of_the_message_leaves_no_trial() -> None:
+    memory, sent = Memory(), create("c-1").delivery
+    for _ in range(MAX_TRIALS + 1):
+        judge, _ = handler_on(memory)
+        [outcome] = await judge.handle_alone(sent)
+        assert code(outcome) == "accepted"
+        await judge.release()  # It could not be published.
+    assert memory.trials[-1].times == 0
+
+
+async def test_a_session_withdraws_no_trial_but_its_own() -> None:
+    memory = Memory()
+    await died(memory, create("c-1").delivery)
+    judge, _ = handler_on(memory)
+    await judge.handle(batch(update("c-2", name="x")))
+    await judge.release()
+    assert memory.trials == [Trial(create("c-1").delivery.fingerprint, 1)]
+
+
+async def test_what_is_stored_is_never_rejected_however_many_workers_it_ended() -> None:
+    memory, sent = Memory(), create("c-1").delivery
+    for _ in range(MAX_TRIALS + 2):
+        judge, _ = handler_on(memory)
+        [outcome] = await judge.handle_alone(sent)  # and its publication is the end
+    assert (code(outcome), outcome.duplicate) == ("accepted", True)
 
 
 async def test_a_message_that_ended_too_many_workers_is_rejected_by_the_next() -> None:
@@ -211,6 +254,32 @@ async def test_copies_of_a_command_that_goes_through_are_all_duplicates() -> Non
     assert [(code(o), o.duplicate) for o in outcomes] == [
         ("accepted", False), *[("accepted", True)] * MAX_TRIALS,
     ]  # fmt: skip
+
+
+async def test_a_batch_that_conflicts_for_ever_is_taken_apart() -> None:
+    judge, noticed = handler_on(Memory(conflicts=1_000))
+    with pytest.raises(Unprocessable, match="conflict after conflict"):
+        await judge.handle(batch(create("c-1")))
+    assert {type(error) for error in noticed} == {StoreConflict}
+
+
+async def test_a_batch_that_conflicts_for_a_while_is_not() -> None:
+    judge, _ = handler_on(Memory(conflicts=3))
+    [outcome] = await judge.handle(batch(create("c-1")))
+    assert code(outcome) == "accepted"
+
+
+async def test_a_claim_that_came_too_late_judges_nothing() -> None:
+    memory = Memory()
+
+    async def detached() -> None:
+        raise BrokerUnavailable("somebody else has the queue, and all that was in hand")
+
+    late = Handler(memory, "late", 100, lambda: LATER, lambda _: None, detached)
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            await late.handle(batch(create("c-1")))
+    assert (memory.commits, memory.records) == (0, {})
 
 
 async def test_a_bug_in_parsing_is_found_out_like_any_other(

@@ -18,6 +18,10 @@ from tests.unit.samples import ID, delivery, request
 QUEUE = "outplan.commands"
 
 
+async def at_once() -> None:
+    """Nothing to wait for."""
+
+
 def asked(id_: str = "c-1", redelivered: bool = True, tag: int = 1, **fields: Any) -> Request:
     body = {"id": ID, "name": "x", **fields}
     return request(body, "outplan_update", message_id=id_, redelivered=redelivered, tag=tag)
@@ -54,6 +58,13 @@ def test_a_redelivered_command_has_its_verdict_back() -> None:
     assert ledger(kept).recall(asked().delivery) is kept
 
 
+def test_what_comes_back_within_the_session_has_its_verdict_back() -> None:
+    book, kept = ledger(), verdict(asked(), tag=1)
+    committed(book, at(1), kept)
+    assert book.recall(asked(tag=2).delivery) is kept
+    assert book.recall(asked(tag=2, redelivered=False).delivery) is None
+
+
 def test_a_new_message_is_judged_afresh_whatever_was_said_before() -> None:
     assert ledger(verdict(asked())).recall(asked(redelivered=False).delivery) is None
 
@@ -73,13 +84,6 @@ def test_the_same_command_sent_again_is_another_message(told_by: dict[str, Any])
     """It is judged afresh, as the contract says, also when both come back."""
     assert ledger(verdict(asked())).recall(sent_again(**told_by).delivery) is None
     assert ledger(verdict(asked())).recall(sent_again().delivery) is not None
-
-
-def test_a_verdict_of_this_very_session_is_not_recalled() -> None:
-    """What this session has judged comes back to the next one only."""
-    book = ledger()
-    committed(book, at(1), verdict(asked(), tag=1))
-    assert book.recall(asked().delivery) is None
 
 
 # --- what is kept ------------------------------------------------------------------------------
@@ -124,8 +128,19 @@ def test_the_window_is_the_prefetch_of_all_partitions_together() -> None:
     store: Any = None
     metrics = Metrics()
     settings = Settings(partitions=4)
-    handler = wire(settings, store, Health(metrics), metrics).make_handler()
+    handler = wire(settings, store, Health(metrics), metrics).make_handler(at_once)
     assert handler._window == 4 * PREFETCH
+
+
+def test_of_one_queue_no_more_are_kept_than_it_may_have_in_flight() -> None:
+    """However many messages of other queues the window has room for."""
+    book = ledger(window=256 * PREFETCH)
+    for n in range(1, 4):
+        judged = [verdict(asked(f"c-{n}-{m}"), tag=1_000 * n + m) for m in range(500)]
+        kept = committed(book, at(1_000 * n + 500), *judged)
+    assert len(kept) == PREFETCH
+    assert kept[-500:] == tuple(judged)
+    assert {v.tag for v in kept} == {*range(2_000, 2_500), *range(3_000, 3_500)}
 
 
 # --- what is inherited -------------------------------------------------------------------------
@@ -238,8 +253,19 @@ def test_a_message_is_tried_so_often_and_no_more() -> None:
     for times in range(1, MAX_TRIALS + 1):
         trial = book.next_trial("m")
         assert trial == Trial("m", times)
-        book.keep(replace(book.current, trial=trial))
+        book.put_on_trial(trial)
     assert book.next_trial("m") is None
+
+
+def test_a_trial_of_its_own_can_be_withdrawn_and_no_other() -> None:
+    book = Ledger(Fence(QUEUE, 7, (), Trial("m", 2)), 3)
+    assert book.withdrawn() is None, "it is the trial of whoever died"
+    book.put_on_trial(Trial("m", 3))
+    assert book.withdrawn() == Trial("m", 2)
+    book.keep(book.fence(at(1), []))
+    assert book.withdrawn() == Trial("m", 2), "until it is settled"
+    book.acquit()
+    assert book.withdrawn() is None
 
 
 def test_another_message_starts_at_its_first_trial() -> None:

@@ -22,7 +22,6 @@ from service.errors import (
     Fatal,
     Fenced,
     OutplanError,
-    Poisonous,
     StoreConflict,
     StoreUnavailable,
     StoreUnsuitable,
@@ -126,7 +125,10 @@ CODES: list[tuple[int, type[OutplanError]]] = [
     (17_280, Unprocessable),  # KeyTooLong
     (91, StoreUnavailable),  # ShutdownInProgress
     (189, StoreUnavailable),  # PrimarySteppedDown
-    (251, StoreUnavailable),  # NoSuchTransaction
+    (251, StoreConflict),  # NoSuchTransaction
+    (388, StoreConflict),  # TransactionTooLargeForCache
+    (17_419, Unprocessable),  # BSONObjectTooLarge, after an update
+    (17_420, Unprocessable),  # and after a replacement
     (10_107, StoreUnavailable),  # NotWritablePrimary
     (14_031, StoreUnavailable),  # OutOfDiskSpace
     (50, StoreUnavailable),  # MaxTimeMSExpired
@@ -178,7 +180,7 @@ def test_what_is_stored_and_breaks_the_contract_is_the_commands_fault() -> None:
         Outplan.model_validate({})
 
 
-OWN = [Fenced("x"), StoreConflict("x"), Unprocessable("x"), Poisonous("x"), BrokerUnavailable("x")]
+OWN = [Fenced("x"), StoreConflict("x"), Unprocessable("x"), BrokerUnavailable("x")]
 
 
 @pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
