@@ -12,6 +12,7 @@ from dataclasses import asdict
 from inspect import isawaitable
 from typing import Any, Final, TypeVar
 
+import pymongo
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from pydantic import ValidationError
@@ -70,6 +71,7 @@ _REFUSED: Final = frozenset({13, 18, 8_000})  # Unauthorized, AuthenticationFail
 _NO_REPLICA_SET: Final = 20  # IllegalOperation: "Transaction numbers are only allowed on …"
 # DocumentValidationFailure, BSONObjectTooLarge, TransactionTooLarge and what it was called before.
 _UNPROCESSABLE: Final = frozenset({121, 10_334, 17_280, 17_419, 17_420, 257, 358})
+_PING_SECONDS: Final = 5
 # A server that hangs is found out after these; the URL may say otherwise.
 _TIMEOUTS: Final = {
     "serverSelectionTimeoutMS": 5_000,
@@ -195,8 +197,8 @@ class Store:
             )
 
     async def ping(self) -> None:
-        """Await a primary's answer."""
-        with translated():
+        """Await a primary's answer, for some seconds: it holds one of the driver's threads."""
+        with translated(), pymongo.timeout(_PING_SECONDS):
             await self._client.admin.command("ping", read_preference=ReadPreference.PRIMARY)
 
     async def claim(self, queue: str, worker: str) -> Fence:

@@ -1,6 +1,7 @@
 """Readiness is asked for, not remembered: also of workers that have nothing to do."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from json import loads
@@ -68,3 +69,11 @@ async def test_many_questions_during_a_freeze_hold_one_of_the_drivers_threads(
         assert {status for status, _ in answers} == {503}
         assert held <= 1
         assert (await outside.ask("outplan_create", a_create()))["status"] == "accepted"
+
+
+async def test_who_has_asked_a_frozen_store_can_still_leave(servers: Servers, place: Place) -> None:
+    """The interpreter waits for the driver's thread that waits for the answer."""
+    async with running_worker(place, http=True) as worker, frozen(servers.mongodb):
+        assert (await told(worker))[0] == 503
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended(seconds=15) == 0
