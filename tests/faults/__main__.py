@@ -1,6 +1,7 @@
 """``python -m tests.faults``: a run with faults, or a kept record checked again."""
 
 import asyncio
+import logging
 import random
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def chaos(
         planted=planted, partitions=partitions,
     )  # fmt: skip
     print(f"seed {plan.seed}, {topology}, RabbitMQ {broker}, partitions: {partitions}", flush=True)
+    # Connections are lost all the time here.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     with _grounds(topology, broker, random.Random(plan.seed)) as grounds:
         result = asyncio.run(run(plan, grounds))
     write(result.record, out)
