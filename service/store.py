@@ -357,7 +357,7 @@ def translation(error: Exception) -> OutplanError:
     if codes & _CONFLICT:
         return StoreConflict(str(error))
     if codes & _REFUSED or isinstance(error, ConfigurationError):
-        return StoreUnsuitable(f"MongoDB refuses: {error}; check OUTPLAN_MONGO_URL")
+        return StoreUnsuitable(f"MongoDB refuses: {brief(error)}; check OUTPLAN_MONGO_URL")
     if codes & _OTHER_INDEX:
         return StoreUnsuitable(f"{error}: drop that index, and it is made as it should be")
     if _NO_REPLICA_SET in codes:
@@ -368,6 +368,11 @@ def translation(error: Exception) -> OutplanError:
         return Unprocessable(str(error))
     # Whatever else it is (a full disk, an election, a shutdown): the command is not to blame.
     return StoreUnavailable(str(error))
+
+
+def brief(error: Exception) -> str:
+    """The text of an error that came of the driver, which repeats what the server said."""
+    return str(error).partition(", full error")[0].partition(", Timeout: ")[0]
 
 
 def _codes(error: Exception) -> set[int]:

@@ -7,19 +7,12 @@ import typer
 
 
 def _address(url: str) -> str:
-    # The message does not quote the address: it may carry a password.
-    from yarl import URL  # noqa: PLC0415 - not for --help and --version
+    from service.settings import amqp_address  # noqa: PLC0415 - not for --help and --version
 
     try:
-        parts = URL(url)
-        # One that is not escaped ends the host early, and what follows would be shown as its port.
-        cut = bool(parts.raw_fragment) or "@" in parts.raw_path_qs
-        usable = url.startswith(("amqp://", "amqps://")) and bool(parts.host) and not cut
-    except ValueError:
-        usable = False
-    if not usable:
-        raise typer.BadParameter("should be amqp://user:password@host:port/vhost, escaped")
-    return url
+        return amqp_address(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _name_prefix(prefix: str) -> str:

@@ -8,6 +8,7 @@ from warnings import catch_warnings
 from service.errors import OutplanError, StoreUnsuitable, WrongSetting
 from service.operations.findings import Finding, not_checked, ok, problem
 from service.settings import Settings
+from service.store import brief
 from service.survey import SECONDS, Survey
 from service.topology import topology
 from service.validators import EVENTS, VERSION_INDEX, validators
@@ -64,18 +65,18 @@ async def _asked(point: str, question: Callable[[], Awaitable[list[Finding]]]) -
         async with asyncio.timeout(2 * SECONDS):
             return await question()
     except StoreUnsuitable as error:
-        return [problem(point, _short(error), "grant the user readWrite and dbAdmin")]
+        return [problem(point, brief(error), "grant the user readWrite and dbAdmin")]
     except TimeoutError:
         return [problem(point, f"no answer within {2 * SECONDS} s", _URL)]
     except OutplanError as error:
-        return [problem(point, _short(error), "see MongoDB's log")]
+        return [problem(point, brief(error), "see MongoDB's log")]
 
 
 async def _reached(survey: Survey) -> Finding:
     try:
         hello = await survey.hello()
     except StoreUnsuitable as error:
-        return problem("mongodb", _short(error), "check user, password and authSource in the URL")
+        return problem("mongodb", brief(error), "check user, password and authSource in the URL")
     except OutplanError as error:
         return await _unreached(survey, error)
     if hello.get("msg") == "isdbgrid":
@@ -93,7 +94,7 @@ async def _unreached(survey: Survey, error: OutplanError) -> Finding:
         why = str(obstacle)
     if why:
         return problem("mongodb", why, "a worker needs a replica set with a primary")
-    return problem("mongodb", f"no primary within {SECONDS} s: {_short(error)}", _URL)
+    return problem("mongodb", f"no primary within {SECONDS} s: {brief(error)}", _URL)
 
 
 async def _version(survey: Survey) -> list[Finding]:
@@ -156,8 +157,3 @@ async def _fences(survey: Survey, settings: Settings) -> list[Finding]:
            f"{h.batches:,} batches in all")
         for h in holders
     ]  # fmt: skip
-
-
-def _short(error: Exception) -> str:
-    """The driver repeats what the server said, and the topology."""
-    return str(error).partition(", full error")[0].partition(", Timeout: ")[0]

@@ -61,6 +61,8 @@ WRONG: list[tuple[str, str]] = [
     ("amqp_url", ""),
     ("amqp_url", "http://localhost/"),
     ("amqp_url", "localhost:5672"),
+    ("amqp_url", "amqp://me:pass#word@broker/"),
+    ("amqp_url", "amqp://me:12/34@broker/"),
     ("mongo_url", "mongo://localhost"),
     ("mongo_url", ""),
     ("mongo_database", ""),
