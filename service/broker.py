@@ -6,8 +6,8 @@ ends the session; nothing is repaired in place.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -76,11 +76,16 @@ class Session(Incoming):
         self._arrived.set()
 
     async def publish(self, publications: Sequence[Publication]) -> None:
-        """Publish in order and await every confirm.
+        """Publish and await every confirm; the events of an outplan in their order.
 
-        What is refused, a reply apart, is sent again for ever, and for the order's sake all that
-        came after it too.
+        What is refused, a reply apart, is sent again for ever. Of one outplan no event is sent
+        before the one before it is confirmed: a subscriber's queue that was full might refuse the
+        first and have room for the second.
         """
+        for wave in waves(publications):
+            await self._publish_wave(wave)
+
+    async def _publish_wave(self, publications: Sequence[Publication]) -> None:
         waiting = list(publications)
 
         async def attempt() -> None:
@@ -90,8 +95,7 @@ class Session(Incoming):
                 waiting = waiting[needed[0] :]
                 raise Nacked(f"the broker refuses messages to {_target(waiting[0])}: a full queue?")
 
-        if waiting:
-            await self._retrying(attempt)
+        await self._retrying(attempt)
 
     async def ack(self, delivery: Delivery) -> None:
         """Acknowledge this delivery and all before it.
@@ -213,6 +217,21 @@ class Session(Incoming):
 
 def _weight(delivery: Delivery) -> int:
     return len(delivery.body) + _HEADER_WEIGHT * len(delivery.properties.raw)
+
+
+def waves(publications: Iterable[Publication]) -> list[list[Publication]]:
+    """What can be in flight together, one after the other: of each outplan one event at a time."""
+    found: list[list[Publication]] = []
+    turns: Counter[str] = Counter()
+    for publication in publications:
+        outplan = publication.outplan_id
+        turn = turns[outplan] if outplan else 0
+        if outplan:
+            turns[outplan] += 1
+        if turn == len(found):
+            found.append([])
+        found[turn].append(publication)
+    return found
 
 
 def _target(publication: Publication) -> str:

@@ -126,6 +126,12 @@ class Publication:
         return not self.exchange and self.original is None
 
     @property
+    def outplan_id(self) -> str | None:
+        """Whose event it is; None where it is none."""
+        found: str | None = self.headers.get("outplan_id") if self.exchange else None
+        return found
+
+    @property
     def mandatory(self) -> bool:
         """A rejected copy that no queue takes would be lost; an event or a reply may be."""
         return self.original is not None

@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 
-from service.broker import Session
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.broker import Session, waves
 from service.codec import Publication
 from service.topology import topology
 from tests.unit.samples import delivery
@@ -48,6 +52,37 @@ async def test_what_is_refused_is_sent_again_with_all_that_came_after() -> None:
     sent, [notice] = await published(messages, [1, 2])
     assert sent == [messages, [COPY, EVENT]]
     assert "outplan.rejected" in notice
+
+
+def an_event(outplan_id: str, version: int) -> Publication:
+    return Publication("outplan.events", "k", b"{}", {"outplan_id": outplan_id, "version": version})
+
+
+async def test_an_event_waits_for_the_one_before_it_of_its_outplan() -> None:
+    one, two, three = (an_event("a", version) for version in (1, 2, 3))
+    other = an_event("b", 1)
+    sent, _ = await published([one, REPLY, two, other, REPLY, three], [0], [], [])
+    assert sent == [[one, REPLY, other, REPLY], [one, REPLY, other, REPLY], [two], [three]]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", None]), max_size=40))
+def test_no_wave_has_two_events_of_one_outplan_and_none_is_out_of_turn(
+    whose: list[str | None],
+) -> None:
+    messages = [an_event(id_, n) if id_ else REPLY for n, id_ in enumerate(whose)]
+    found = waves(messages)
+    assert sorted(map(id, (m for wave in found for m in wave))) == sorted(map(id, messages))
+    for wave in found:
+        ids = [m.outplan_id for m in wave if m.outplan_id]
+        assert len(ids) == len(set(ids))
+    for id_ in "abc":
+        versions = [m.headers["version"] for wave in found for m in wave if m.outplan_id == id_]
+        assert versions == sorted(versions)
+
+
+@pytest.mark.parametrize("message", [REPLY, COPY])
+def test_what_is_no_event_waits_for_none(message: Publication) -> None:
+    assert waves([message] * 3) == [[message] * 3]
 
 
 async def test_it_is_sent_again_until_it_is_confirmed() -> None:

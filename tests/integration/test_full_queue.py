@@ -1,0 +1,53 @@
+"""A subscriber who falls behind, with a queue that refuses what it has no room for."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from tests.integration.outside import Outside, a_create
+from tests.integration.worker_process import Place, running_worker
+
+ID = "00000001-0000-4000-8000-000000000001"
+ROOM = 40
+UPDATES = 500
+
+
+@asynccontextmanager
+async def small_queue(place: Place) -> AsyncIterator[list[int]]:
+    """The versions heard on a queue of little room, listened to all the time."""
+    heard: list[int] = []
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        heard.append(json.loads(message.body)["version"])
+        await message.ack()
+
+    async with await aio_pika.connect(place.amqp_url) as connection:
+        channel = await connection.channel()
+        # So that it is full at once, and has room again now and then.
+        await channel.set_qos(prefetch_count=10)
+        arguments: dict[str, Any] = {"x-max-length": ROOM, "x-overflow": "reject-publish"}
+        queue = await channel.declare_queue(exclusive=True, arguments=arguments)
+        await queue.bind(f"{place.prefix}.events", "#")
+        await queue.consume(take)
+        yield heard
+
+
+async def test_a_queue_that_refuses_for_a_while_hears_each_outplans_events_in_order(
+    place: Place, outside: Outside
+) -> None:
+    async with small_queue(place) as heard:
+        await outside.send("outplan_create", a_create(id=ID))
+        for n in range(UPDATES):
+            await outside.send("outplan_update", {"id": ID, "try_interval": 1_000 + n})
+        async with running_worker(place):
+            async with asyncio.timeout(60):
+                while UPDATES + 1 not in heard:
+                    await asyncio.sleep(0.1)
+
+    first = list(dict.fromkeys(heard))
+    assert first == list(range(1, UPDATES + 2))
