@@ -91,8 +91,8 @@ class Session(Incoming):
         async def attempt() -> None:
             nonlocal waiting
             refused = await self._publish_once(waiting)
-            if needed := [n for n in refused if not waiting[n].dispensable]:
-                waiting = waiting[needed[0] :]
+            if needed := [waiting[n] for n in refused if not waiting[n].dispensable]:
+                waiting = needed
                 raise Nacked(f"the broker refuses messages to {_target(waiting[0])}: a full queue?")
 
         await self._retrying(attempt)
@@ -220,14 +220,19 @@ def _weight(delivery: Delivery) -> int:
 
 
 def waves(publications: Iterable[Publication]) -> list[list[Publication]]:
-    """What can be in flight together, one after the other: of each outplan one event at a time."""
+    """What can be in flight together, one after the other: of each outplan one event at a time.
+
+    A reply goes with what stands before it, which is what it tells of where there is such a thing.
+    """
     found: list[list[Publication]] = []
     turns: Counter[str] = Counter()
+    turn = 0
     for publication in publications:
-        outplan = publication.outplan_id
-        turn = turns[outplan] if outplan else 0
-        if outplan:
+        if outplan := publication.outplan_id:
+            turn = turns[outplan]
             turns[outplan] += 1
+        elif not publication.dispensable:
+            turn = 0
         if turn == len(found):
             found.append([])
         found[turn].append(publication)

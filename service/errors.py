@@ -11,6 +11,7 @@ OutplanError
 │   ├── Nacked              the broker refused messages: they are sent again
 │   └── StoreUnavailable    the batch in hand is tried again
 ├── StoreConflict           somebody else was first: load and decide again
+│   └── StoreAborted        or the server had no room: a smaller batch may have
 ├── Fenced                  another worker has taken the queue over: end the session
 └── Unprocessable           one batch can't be stored: find the culprit
 """
@@ -64,6 +65,10 @@ class StoreUnavailable(Unavailable):
 
 class StoreConflict(OutplanError):
     """Raised when the transaction met another writer's: nothing was stored."""
+
+
+class StoreAborted(StoreConflict):
+    """Raised when the server has aborted the transaction: for another's, or for want of room."""
 
 
 class Fenced(OutplanError):

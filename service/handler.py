@@ -10,16 +10,22 @@ from typing import Final, Protocol, TypeVar
 from service.codec import Delivery, Outcome, Request, parse
 from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
 from service.documents import Fence, Record, Snapshot, Trial, Verdict, Version
-from service.errors import OutplanError, StoreConflict, StoreUnavailable, Unprocessable
-from service.ledger import Ledger
+from service.errors import (
+    OutplanError,
+    StoreAborted,
+    StoreConflict,
+    StoreUnavailable,
+    Unprocessable,
+)
+from service.ledger import MAX_TRIALS, Ledger
 from service.messages import Event, Problem
 from service.retry import retrying
 
 Parsed = Request | tuple[Delivery, Problem]
 T = TypeVar("T")
 
-# A batch that meets so many conflicts in a row has its cause in itself: it is too large for the
-# server's memory, or an outplan's document contradicts its history.
+# A batch that meets so many conflicts in a row is to be taken apart: it may be too large for the
+# server's memory, or an outplan's document may contradict its history.
 _CONFLICTS: Final = 8
 _RELEASE_SECONDS: Final = 2
 
@@ -82,7 +88,7 @@ class Handler:
         self._attached = attached
         self._waiting = retrying(StoreUnavailable, StoreConflict, notice=notice)
         self._contending = retrying(StoreConflict, notice=notice, attempts=_CONFLICTS)
-        self._trying = retrying(Unprocessable, notice=notice)
+        self._trying = retrying(Unprocessable, notice=notice, attempts=MAX_TRIALS + 1)
         self._ledgers: dict[str, Ledger] = {}
         self._in_doubt = False
 
@@ -105,7 +111,12 @@ class Handler:
         as ``delivery_limit``, unread.
         """
         await self._claim({delivery.queue})
-        return await self._trying(self._try, delivery)
+        try:
+            outcomes: list[Outcome] = await self._trying(self._try, delivery)
+        except Unprocessable:
+            outcomes = [_given_up(delivery)]
+        self._ledgers[delivery.queue].exonerate()
+        return outcomes
 
     def acquit(self, delivery: Delivery) -> None:
         """Say that a delivery handled alone is settled, so that its trial has ended well."""
@@ -135,23 +146,26 @@ class Handler:
         ledger = self._ledgers[delivery.queue]
         trial = ledger.next_trial(delivery.fingerprint)
         if trial is None:
-            return await self._given_up(delivery)
+            # What is stored is to be published, whoever was ended by that.
+            known = await self._is_known(delivery)
+            return await self.handle([delivery]) if known else [_given_up(delivery)]
         await self._waiting(self._store.put_on_trial, ledger.current, trial)
         ledger.put_on_trial(trial)
         return await self.handle([delivery])
 
-    async def _given_up(self, delivery: Delivery) -> list[Outcome]:
-        """Reject it; but what is stored is to be published, whoever was ended by that."""
-        if await self._waiting(self._store.transact, partial(_is_recorded, delivery.command_id)):
-            with suppress(Unprocessable):
-                return await self.handle([delivery])
-        detail = "each worker that tried it ended, or failed; see the workers' logs"
-        return [_rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))]
+    async def _is_known(self, delivery: Delivery) -> bool:
+        if self._ledgers[delivery.queue].recall(delivery):
+            return True
+        recorded = partial(_is_recorded, delivery.command_id)
+        known: bool = await self._waiting(self._store.transact, recorded)
+        return known
 
     async def _store_batch(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
         try:
             outcomes: list[Outcome] = await self._contending(self._attempt, parsed, requests)
         except StoreConflict as error:
+            if isinstance(error, StoreAborted) and len(parsed) == 1:
+                raise  # It can't be smaller, and is not to blame: go on waiting.
             raise Unprocessable(f"conflict after conflict: {error}") from error
         return outcomes
 
@@ -262,6 +276,11 @@ class Fold:
         extra = {"current_version": verdict.version} if verdict.version else {}
         problem = Problem.of(verdict.code, verdict.detail, request.command_id, **extra)
         return _rejected(request.delivery, problem)
+
+
+def _given_up(delivery: Delivery) -> Outcome:
+    detail = "each worker that tried it ended, or failed; see the workers' logs"
+    return _rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))
 
 
 async def _is_recorded(command_id: str | None, transaction: Transaction) -> bool:

@@ -33,6 +33,7 @@ class Ledger:
         self._landed: dict[tuple[str, int], Verdict] = {}
         self._own: dict[str, Verdict] = {}
         self._trying: Trial | None = None
+        self._blameless = False
         self._fence = replace(fence, verdicts=tuple(self._inherited.values()))
 
     @property
@@ -69,12 +70,15 @@ class Ledger:
         What was ``accepted`` has no verdict beside its event, not even that of an earlier message
         which can't be told from it: its event would not be published when both come back.
         """
-        all_new = not batch[-1].redelivered
-        oldest = batch[-1].tag - self._window
+        last = batch[-1]
+        oldest = last.tag - self._window
+        all_new = not last.redelivered or oldest > 0
         again = {v.message for v in judged}
         inherited = () if all_new else (v for k, v in self._inherited.items() if k not in again)
         recent = (v for k, v in self._own.items() if v.tag > oldest and k not in again)
-        kept = (*inherited, *(*recent, *judged)[-PREFETCH:])
+        # What landed of a batch that is taken apart now has its turn yet to come.
+        ahead = (v for v in self._landed.values() if v.tag > last.tag)
+        kept = (*inherited, *recent, *judged, *ahead)[-PREFETCH:]
         gone = {delivery.fingerprint for delivery in accepted} if kept else ()
         return replace(self._fence, verdicts=tuple(v for v in kept if v.message not in gone))
 
@@ -85,9 +89,14 @@ class Ledger:
         return Trial(message, times + 1) if times < MAX_TRIALS else None
 
     def put_on_trial(self, trial: Trial) -> None:
-        """The trial is written down; from here on it is this session's."""
+        """The trial is written down: from here on it is this session's."""
         self._trying = trial
+        self._blameless = False
         self._fence = replace(self._fence, trial=trial)
+
+    def exonerate(self) -> None:
+        """The message on trial is judged: should the session end now, it was not its fault."""
+        self._blameless = True
 
     def acquit(self) -> None:
         """The message on trial is settled: what comes after is not to be counted with it."""
@@ -95,15 +104,15 @@ class Ledger:
         self._fence = replace(self._fence, trial=None)
 
     def withdrawn(self) -> Trial | None:
-        """What to write down where this session's trial ends by no fault of the message."""
+        """What to write down where the session ends by no fault of the message on trial."""
         trial = self._trying
-        return Trial(trial.message, trial.times - 1) if trial else None
+        return Trial(trial.message, trial.times - 1) if trial and self._blameless else None
 
     def keep(self, fence: Fence) -> None:
         """The transaction with this fence is committed."""
         self._fence = fence
-        self._landed = {}
         present = {id(v) for v in fence.verdicts}
         self._inherited = {k: v for k, v in self._inherited.items() if id(v) in present}
-        inherited = {id(v) for v in self._inherited.values()}
-        self._own = {v.message: v for v in fence.verdicts if id(v) not in inherited}
+        self._landed = {k: v for k, v in self._landed.items() if id(v) in present}
+        others = {id(v) for v in (*self._inherited.values(), *self._landed.values())}
+        self._own = {v.message: v for v in fence.verdicts if id(v) not in others}

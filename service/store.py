@@ -45,6 +45,7 @@ from service.documents import (
 from service.errors import (
     Fenced,
     OutplanError,
+    StoreAborted,
     StoreConflict,
     StoreUnavailable,
     StoreUnsuitable,
@@ -63,9 +64,9 @@ from service.validators import (
 
 T = TypeVar("T")
 
-# DuplicateKey, WriteConflict, NoSuchTransaction (the server has aborted it), and
-# TransactionTooLargeForCache: the last two end well by themselves, or when the batch is smaller.
-_CONFLICT: Final = frozenset({11_000, 112, 251, 388})
+_DUPLICATE_KEY: Final = 11_000
+# WriteConflict, NoSuchTransaction and TransactionTooLargeForCache.
+_ABORTED: Final = frozenset({112, 251, 388})
 _OTHER_INDEX: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
 _REFUSED: Final = frozenset({13, 18, 8_000})  # Unauthorized, AuthenticationFailed, Atlas' own
 _NO_REPLICA_SET: Final = 20  # IllegalOperation: "Transaction numbers are only allowed on …"
@@ -354,7 +355,9 @@ def translated() -> Iterator[None]:
 def translation(error: Exception) -> OutplanError:
     """The service's exception for one of the driver's."""
     codes = _codes(error)
-    if codes & _CONFLICT:
+    if codes & _ABORTED:
+        return StoreAborted(str(error))
+    if _DUPLICATE_KEY in codes:
         return StoreConflict(str(error))
     if codes & _REFUSED or isinstance(error, ConfigurationError):
         return StoreUnsuitable(f"MongoDB refuses: {brief(error)}; check OUTPLAN_MONGO_URL")

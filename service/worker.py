@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from random import uniform
 from typing import Final, Protocol
@@ -29,6 +29,8 @@ from service.topology import Topology
 
 # Deliveries that a message may have behind it before it is suspected of having ended them.
 SUSPICIOUS: Final = 3
+# Between sessions, in seconds.
+_LONGEST_PAUSE: Final = 30
 _END_OF_SESSION: Final = (BrokerUnavailable, Fenced)
 
 
@@ -79,6 +81,8 @@ class Worker:
         self._stopping = asyncio.Event()
         self._session: Session | None = None
         self._was_ready = False
+        self._taken = 0
+        self._settled = 0
 
     def stop(self) -> None:
         """Finish what is in hand, leave the rest in the queue, and return from ``run``."""
@@ -114,7 +118,9 @@ class Worker:
     async def _serve(self) -> None:
         wiring = self._wiring
         await self._patiently("store", StoreUnavailable, StoreConflict)(wiring.store.prepare)
+        fruitless = 0
         while not self._stopping.is_set():
+            taken, settled = self._taken, self._settled
             # A store that is away is waited for here, with nothing taken from the queue: each
             # delivery that comes to nothing counts against the message.
             await self._patiently("store", StoreUnavailable)(wiring.store.ping)
@@ -123,7 +129,16 @@ class Worker:
                 await self._one_session()
             except _END_OF_SESSION as error:
                 wiring.health.trouble("broker", error)
-                await asyncio.sleep(uniform(0.05, 0.5))  # noqa: S311  spread, no secret
+            # One that comes to nothing counts against all that it was given.
+            in_vain = self._taken > taken and self._settled == settled
+            fruitless = fruitless + 1 if in_vain else 0
+            await self._pause(min(_LONGEST_PAUSE, 0.25 * 2**fruitless))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for so long at most, or until told to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(uniform(0.2, 1) * seconds):  # noqa: S311  spread, no secret
+                await self._stopping.wait()
 
     def _patiently(self, place: str, *errors: type[OutplanError]) -> AsyncRetrying:
         health = self._wiring.health
@@ -170,11 +185,15 @@ class Worker:
                 watching.cancel()
                 committing.cancel()
         except BaseExceptionGroup as errors:
+            # Python 3.11 lets an error hide that the task is to end.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError from errors
             raise _foremost(errors) from errors
 
     async def _commit(self, session: Session, handler: Handler, handover: _Handover) -> None:
         try:
             while batch := await session.receive(self._limits.batch):
+                self._taken += len(batch)
                 self._wiring.metrics.redelivered.inc(sum(d.redelivered for d in batch))
                 await self._judge(handler, batch, handover)
         except _END_OF_SESSION as error:
@@ -221,6 +240,7 @@ class Worker:
             messages = [p for o in outcomes for p in publications(o, topology, now)]
             await session.publish(messages)
             await session.ack(outcomes[-1].delivery)
+            self._settled += len(outcomes)
             self._wiring.health.well("publishing")
             self._wiring.metrics.publish_seconds.observe(time.monotonic() - since)
             self._count(outcomes)

@@ -228,6 +228,15 @@ async def test_verdicts_and_trials_are_handed_on_with_the_claim(store: Store) ->
     assert inherited == Fence(queue, 2, (verdict,), Trial("message", 2))
 
 
+async def test_a_trial_can_be_withdrawn_down_to_none(store: Store) -> None:
+    queue = f"queue-{uuid4()}"
+    claimed = await store.claim(queue, "one")
+    await store.put_on_trial(claimed, Trial("message", 1))
+    await store.put_on_trial(claimed, Trial("message", 0))
+
+    assert (await store.claim(queue, "two")).trial == Trial("message", 0)
+
+
 async def test_a_batch_keeps_its_verdicts_and_ends_the_trial(store: Store) -> None:
     queue = f"queue-{uuid4()}"
     claimed = await store.claim(queue, "one")

@@ -23,6 +23,7 @@ class Memory(MemoryStore):
         lose_next: bool = False,
         fail_next: bool = False,
         conflicts: int = 0,
+        conflict: type[StoreConflict] = StoreConflict,
     ) -> None:
         super().__init__(states or {})
         self.claims: list[str] = []
@@ -31,6 +32,7 @@ class Memory(MemoryStore):
         self.lose_next = lose_next
         self.fail_next = fail_next
         self.conflicts = conflicts
+        self.conflict = conflict
         self.die_next = False
 
     async def claim(self, queue: str, worker: str) -> Fence:
@@ -47,7 +49,7 @@ class Memory(MemoryStore):
             raise StoreUnavailable("the server is away, and nothing was stored")
         if self.conflicts:
             self.conflicts -= 1
-            raise StoreConflict("somebody else was first")
+            raise self.conflict("somebody else was first")
         found = await super().transact(self._deadly(work) if self.die_next else work)
         self.commits += 1
         if self.lose_next:

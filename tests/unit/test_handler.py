@@ -1,11 +1,19 @@
 """Batches through the handler: claims, attempts whose end is unknown, trials."""
 
+import asyncio
+
 import pytest
 
 from service import handler as handler_module
 from service.codec import Delivery, Request
 from service.documents import Trial
-from service.errors import BrokerUnavailable, StoreConflict, StoreUnavailable, Unprocessable
+from service.errors import (
+    BrokerUnavailable,
+    StoreAborted,
+    StoreConflict,
+    StoreUnavailable,
+    Unprocessable,
+)
 from service.handler import Handler
 from service.ledger import MAX_TRIALS
 from tests.unit.asked import (
@@ -190,6 +198,72 @@ async def test_a_command_that_fails_of_itself_is_tried_so_often_and_rejected() -
     assert [trial.times for trial in memory.trials] == [*range(1, MAX_TRIALS + 1)]
     assert len(noticed) == MAX_TRIALS
     assert "ZeroDivisionError" in str(noticed[-1])
+
+
+async def test_a_session_that_ends_while_its_message_is_judged_counts() -> None:
+    """Whoever hangs is given up by the broker before it ends."""
+    memory = Memory()
+    await died(memory, sent := create("c-1").delivery)
+    judge, _ = handler_on(memory)
+    memory.die_next = True
+    with pytest.raises(Died):
+        await judge.handle_alone(sent)
+    await judge.release()
+    assert [trial.times for trial in memory.trials] == [1, 2]
+
+
+async def test_what_can_be_neither_judged_nor_looked_up_is_given_up_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = Memory()
+    judge, noticed = handler_on(memory)
+
+    async def unreadable(_: object) -> None:
+        raise Unprocessable("what is stored is no event")
+
+    monkeypatch.setattr(memory, "transact", unreadable)
+    [outcome] = await judge.handle_alone(create("c-1").delivery)
+    assert code(outcome) == "delivery_limit"
+    assert len(noticed) == MAX_TRIALS
+
+
+async def test_a_verdict_that_stands_is_told_however_many_workers_it_ended() -> None:
+    memory, sent = Memory(), delete("c-1", redelivered=True).delivery
+    for _ in range(MAX_TRIALS + 2):
+        judge, _ = handler_on(memory)
+        [outcome] = await judge.handle_alone(sent)
+    assert code(outcome) == "not_found"
+
+
+async def test_a_single_command_waits_for_a_server_that_has_no_room() -> None:
+    judge, noticed = handler_on(Memory(conflicts=10, conflict=StoreAborted))
+    [outcome] = await judge.handle_alone(create("c-1").delivery)
+    assert code(outcome) == "accepted"
+    assert len(noticed) >= 9
+
+
+async def test_what_has_landed_of_a_batch_is_not_judged_afresh_when_that_is_taken_apart() -> None:
+    memory = Memory({ID: state()}, lose_next=True)
+    early, late = story()
+    idle = delete("idle", tag=0, expected_version=7)
+    judge, _ = handler_on(memory)
+    three = batch(idle, early, late)
+
+    async def conflicts_from_the_second_attempt_on() -> None:
+        while memory.commits == 0:
+            await asyncio.sleep(0)
+        memory.conflicts = 8
+
+    conflicting = asyncio.create_task(conflicts_from_the_second_attempt_on())
+    with pytest.raises(Unprocessable):
+        await judge.handle(three)
+    await conflicting
+    alone = []
+    for each in three:
+        alone += await judge.handle_alone(each)
+        judge.acquit(each)
+    assert [code(o) for o in alone] == ["version_conflict", "version_conflict", "accepted"]
+    assert alone[-1].duplicate
 
 
 async def test_a_session_that_ends_by_no_fault_of_the_message_leaves_no_trial() -> None:

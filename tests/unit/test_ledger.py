@@ -148,7 +148,7 @@ def test_of_one_queue_no_more_are_kept_than_it_may_have_in_flight() -> None:
 
 def test_inherited_verdicts_are_kept_as_long_as_messages_come_back() -> None:
     one, two = verdict(asked("c-1"), tag=900), verdict(asked("c-2"), tag=901)
-    book = ledger(one, two)
+    book = ledger(one, two, window=PREFETCH)
     assert committed(book, at(1, redelivered=True)) == (one, two)
     assert committed(book, at(500, redelivered=True)) == (one, two)
     assert book.recall(asked("c-2").delivery) is two
@@ -171,9 +171,28 @@ def test_inherited_verdicts_are_kept_while_a_batch_may_still_be_retried() -> Non
     assert book.recall(asked().delivery) is None
 
 
+def test_what_was_settled_sessions_ago_is_not_inherited_for_ever() -> None:
+    """Where each session ends soon, all that comes is flagged as delivered before."""
+    book = ledger()
+    for session in range(30):
+        for n in range(100):
+            judged = verdict(asked(f"c-{session}-{n}"), tag=n)
+            kept = committed(book, at(n, redelivered=True), judged)
+        book = ledger(*kept, window=PREFETCH)
+    assert len(kept) == PREFETCH
+    assert kept[-1].message == asked("c-29-99").delivery.fingerprint
+
+
+def test_nothing_is_inherited_past_the_window() -> None:
+    book = ledger(verdict(asked(), tag=900), window=3)
+    assert len(committed(book, at(3, redelivered=True))) == 1
+    assert committed(book, at(4, redelivered=True)) == ()
+
+
 def test_an_inherited_tag_is_another_sessions_and_is_not_compared() -> None:
     old, own = verdict(asked("c-1"), tag=1), verdict(asked("c-2"), tag=50)
-    assert committed(ledger(old), at(50, redelivered=True), own) == (old, own)
+    book = ledger(old, window=PREFETCH)
+    assert committed(book, at(50, redelivered=True), own) == (old, own)
 
 
 def test_a_recalled_verdict_that_was_written_down_again_outlives_the_inherited_one() -> None:
@@ -226,8 +245,17 @@ def test_what_has_not_landed_is_judged_afresh() -> None:
 def test_what_has_landed_is_forgotten_at_the_next_commit() -> None:
     book, kept = ledger(), verdict(asked(), tag=1)
     book.learn(landed(book, kept))
-    assert committed(book, at(1), kept) == (kept,)
+    assert committed(book, at(1), replace(kept)) == (kept,)
     assert book.recall(asked(redelivered=False, tag=1).delivery) is None
+
+
+def test_what_has_landed_of_a_batch_is_kept_until_its_turn_has_come() -> None:
+    book, one, two = ledger(), verdict(asked("c-1"), tag=1), verdict(asked("c-2"), tag=2)
+    book.learn(landed(book, one, two))
+    assert committed(book, at(1), replace(one)) == (one, two)
+    assert book.recall(asked("c-2", redelivered=False, tag=2).delivery) == two
+    assert committed(book, at(2), replace(two)) == (one, two)
+    assert book.recall(asked("c-2", redelivered=False, tag=2).delivery) is None
 
 
 def test_what_has_landed_of_an_inherited_verdict_is_recalled_too() -> None:
@@ -261,6 +289,8 @@ def test_a_trial_of_its_own_can_be_withdrawn_and_no_other() -> None:
     book = Ledger(Fence(QUEUE, 7, (), Trial("m", 2)), 3)
     assert book.withdrawn() is None, "it is the trial of whoever died"
     book.put_on_trial(Trial("m", 3))
+    assert book.withdrawn() is None, "it is still being judged"
+    book.exonerate()
     assert book.withdrawn() == Trial("m", 2)
     book.keep(book.fence(at(1), []))
     assert book.withdrawn() == Trial("m", 2), "until it is settled"

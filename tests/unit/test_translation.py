@@ -22,6 +22,7 @@ from service.errors import (
     Fatal,
     Fenced,
     OutplanError,
+    StoreAborted,
     StoreConflict,
     StoreUnavailable,
     StoreUnsuitable,
@@ -113,7 +114,7 @@ def test_none_of_mongodbs_driver_leaves_the_store(kind: type[Exception]) -> None
 
 CODES: list[tuple[int, type[OutplanError]]] = [
     (11_000, StoreConflict),  # DuplicateKey
-    (112, StoreConflict),  # WriteConflict
+    (112, StoreAborted),  # WriteConflict
     (13, StoreUnsuitable),  # Unauthorized
     (18, StoreUnsuitable),  # AuthenticationFailed
     (8_000, StoreUnsuitable),
@@ -125,8 +126,8 @@ CODES: list[tuple[int, type[OutplanError]]] = [
     (17_280, Unprocessable),  # KeyTooLong
     (91, StoreUnavailable),  # ShutdownInProgress
     (189, StoreUnavailable),  # PrimarySteppedDown
-    (251, StoreConflict),  # NoSuchTransaction
-    (388, StoreConflict),  # TransactionTooLargeForCache
+    (251, StoreAborted),  # NoSuchTransaction
+    (388, StoreAborted),  # TransactionTooLargeForCache
     (17_419, Unprocessable),  # BSONObjectTooLarge, after an update
     (17_420, Unprocessable),  # and after a replacement
     (10_107, StoreUnavailable),  # NotWritablePrimary
