@@ -3,14 +3,17 @@
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
-from service.testing.servers import Server
+from service.testing.servers import Server, ServerFailed
 from tests.faults.cluster import Cluster
 from tests.faults.nemesis import Deed, Deeds
 from tests.faults.nodes import RabbitNode
 
 _MEND_SECONDS: Final = 120.0
+# A node that comes back while the others are still noticing that it was gone may give up.
+_STARTS: Final = 4
 
 
 class Clustered:
@@ -52,7 +55,7 @@ class Clustered:
 
     async def mend(self) -> None:
         """Have everything running and in sync."""
-        await asyncio.to_thread(self._cluster.start)
+        await _insist(self._cluster.start)
         await asyncio.to_thread(self._cluster.healthy, _MEND_SECONDS)
 
     async def depth(self, prefix: str) -> int:
@@ -68,7 +71,7 @@ class Clustered:
             server = await asyncio.to_thread(choose)
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(seconds := self._luck.uniform(0, 4))
-            await asyncio.to_thread(server.start)
+            await _insist(server.start)
             return f"{server.name}, {seconds:.1f} s"
 
         return kill
@@ -80,7 +83,7 @@ class Clustered:
             await asyncio.sleep(seconds := self._luck.choice([0.5, 2, 6, 15]))
             await asyncio.to_thread(server.resume)
             # A node that was away for long may stay apart from the others by itself.
-            await asyncio.to_thread(self._cluster.start)
+            await _insist(self._cluster.start)
             return f"{server.name}, {seconds:.1f} s"
 
         return freeze
@@ -94,5 +97,13 @@ class Clustered:
     async def _kill_all_nodes(self) -> str:
         for node in self._cluster.rabbits:
             await asyncio.to_thread(node.kill)
-        await asyncio.to_thread(self._cluster.start)
+        await _insist(self._cluster.start)
         return ""
+
+
+async def _insist(start: Callable[[], None]) -> None:
+    """Start what may give up, as whatever keeps it running would."""
+    for _ in range(_STARTS - 1):
+        with suppress(ServerFailed):
+            return await asyncio.to_thread(start)
+    return await asyncio.to_thread(start)
