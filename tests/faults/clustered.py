@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from service.testing.servers import Server, ServerFailed
+from service.topology import Topology
 from tests.faults.cluster import Cluster
 from tests.faults.nemesis import Deed, Deeds
 from tests.faults.nodes import RabbitNode
@@ -25,7 +26,8 @@ class Clustered:
         self._cluster = cluster
         self._luck = luck
 
-    def deeds(self, queue: str) -> Deeds:
+    def deeds(self, layout: Topology) -> Deeds:
+        queue = layout.command_queues[0].name
         cluster, luck = self._cluster, self._luck
 
         def a_node() -> RabbitNode:

@@ -10,7 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-from service.topology import topology
+from service.topology import Topology, topology
 from tests.faults.balancer import Balancer, balanced
 from tests.faults.checker import Violation, check
 from tests.faults.crew import Crew
@@ -52,7 +52,7 @@ class Grounds(Protocol):
     amqp_urls: tuple[str, ...]
     mongo_url: str
 
-    def deeds(self, queue: str) -> Deeds: ...
+    def deeds(self, layout: Topology) -> Deeds: ...
     async def remember_queues(self) -> None: ...
     async def mend(self) -> None: ...
     async def depth(self, prefix: str) -> int: ...
@@ -138,7 +138,7 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) 
         await witness.prepare()
         await grounds.remember_queues()
         async with _listening(witness):
-            deeds = grounds.deeds(topology(place.prefix, plan.partitions).command_queues[0].name)
+            deeds = grounds.deeds(topology(place.prefix, plan.partitions))
             nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
             hire = _publishers(plan, ways.publishers.url, place, record)
             stage = Stage(crew, witness, hire("last", Outplans(plan.seed, 1), 1))
