@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from service.codec import Delivery, Outcome, Request, parse
-from service.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
-from service.documents import Fence, Record, Snapshot, Trial, Verdict, Version
+from service.decider import State, outplan_id
+from service.documents import Fence, Record, Snapshot, Trial, Version
 from service.errors import (
     OutplanError,
     StoreAborted,
@@ -17,11 +16,11 @@ from service.errors import (
     StoreUnavailable,
     Unprocessable,
 )
+from service.fold import Fold, Parsed, rejected
 from service.ledger import MAX_TRIALS, Ledger
-from service.messages import Event, Problem
+from service.messages import Problem
 from service.retry import retrying
 
-Parsed = Request | tuple[Delivery, Problem]
 T = TypeVar("T")
 
 # A batch that meets so many conflicts in a row is to be taken apart: it may be too large for the
@@ -100,7 +99,7 @@ class Handler:
         parsed = [_parsed(delivery) for delivery in batch]
         requests = [item for item in parsed if isinstance(item, Request)]
         if not requests:
-            return [_rejected(*item) for item in parsed if not isinstance(item, Request)]
+            return [rejected(*item) for item in parsed if not isinstance(item, Request)]
         await self._claim({request.delivery.queue for request in requests})
         return await self._waiting(self._store_batch, parsed, requests)
 
@@ -209,7 +208,7 @@ class Handler:
             if verdict is not None and verdict.code is None and verdict.version is not None
         }
 
-    def _fences(self, requests: list[Request], fold: "Fold") -> list[Fence]:
+    def _fences(self, requests: list[Request], fold: Fold) -> list[Fence]:
         fences = []
         for queue in dict.fromkeys(request.delivery.queue for request in requests):
             batch = [r.delivery for r in requests if r.delivery.queue == queue]
@@ -219,68 +218,9 @@ class Handler:
         return fences
 
 
-class Fold:
-    """A batch's judgement in order: each command sees what those before it have changed."""
-
-    def __init__(self, known: Snapshot, ledgers: dict[str, Ledger], now: str) -> None:
-        self._states: dict[str, State] = dict(known.states)
-        self._past = known.past
-        self._records = dict(known.records)
-        self._ledgers = ledgers
-        self._now = now
-        self.decided: list[Record] = []
-        self.accepted: list[Request] = []
-        self.verdicts: list[tuple[Request, Verdict]] = []
-
-    def judge(self, item: Parsed) -> Outcome:
-        """The outcome of one delivery, its effect taken into account for the next."""
-        if not isinstance(item, Request):
-            return _rejected(*item)
-        # Before the record: another sending of it may have been accepted after this one was judged.
-        if verdict := self._ledgers[item.delivery.queue].recall(item.delivery):
-            return self._without_trace(item, verdict)
-        record = self._records.get(item.command_id)
-        if record is not None and record.digest == item.digest:
-            return _accepted(item.delivery, record.event, duplicate=True)
-        if record is not None:
-            detail = "this message_id was accepted before with other content"
-            reused = Refusal("message_id_reused", detail)
-            return self._without_trace(item, _verdict(item.delivery, reused))
-        return self._decide(item)
-
-    def _decide(self, request: Request) -> Outcome:
-        id_ = outplan_id(request.command, request.command_id)
-        state = self._states.get(id_)
-        try:
-            decision = decide(state, request.command, request.command_id, self._now)
-            if isinstance(decision, Event):
-                self._states[id_] = evolve(state, decision)
-        except Exception as error:  # A bug, and whose command it is must be found out.
-            raise Unprocessable(f"decide failed: {error!r}") from error
-        if not isinstance(decision, Event):
-            return self._without_trace(request, _verdict(request.delivery, decision, state))
-        record = Record(decision, request.digest)
-        self._records[request.command_id] = record
-        self.decided.append(record)
-        self.accepted.append(request)
-        return _accepted(request.delivery, decision)
-
-    def _without_trace(self, request: Request, verdict: Verdict) -> Outcome:
-        self.verdicts.append((request, replace(verdict, tag=request.delivery.tag)))
-        if verdict.code is None:
-            id_ = outplan_id(request.command, request.command_id)
-            state = self._past.get((id_, verdict.version or 0), self._states[id_])
-            return Outcome(
-                request.delivery, "unchanged", version=state.version, outplan=state.outplan
-            )
-        extra = {"current_version": verdict.version} if verdict.version else {}
-        problem = Problem.of(verdict.code, verdict.detail, request.command_id, **extra)
-        return _rejected(request.delivery, problem)
-
-
 def _given_up(delivery: Delivery) -> Outcome:
     detail = "each worker that tried it ended, or failed; see the workers' logs"
-    return _rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))
+    return rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))
 
 
 async def _is_recorded(command_id: str | None, transaction: Transaction) -> bool:
@@ -294,27 +234,3 @@ def _parsed(delivery: Delivery) -> Parsed:
     except Exception as error:  # A bug; its neighbours are not to suffer.
         raise Unprocessable(f"parse failed: {error!r}") from error
     return found if isinstance(found, Request) else (delivery, found)
-
-
-def _accepted(delivery: Delivery, event: Event, duplicate: bool = False) -> Outcome:
-    return Outcome(
-        delivery,
-        "accepted",
-        duplicate=duplicate,
-        event=event,
-        version=event.version,
-        outplan=event.data,
-    )
-
-
-def _rejected(delivery: Delivery, problem: Problem) -> Outcome:
-    return Outcome(delivery, "rejected", problem=problem)
-
-
-def _verdict(
-    delivery: Delivery, decision: Refusal | Unchanged, state: State | None = None
-) -> Verdict:
-    message, tag = delivery.fingerprint, delivery.tag
-    if isinstance(decision, Unchanged):
-        return Verdict(message, tag, version=state.version if state else None)
-    return Verdict(message, tag, decision.code, decision.detail, decision.current_version)

@@ -20,8 +20,8 @@ from service.documents import (
     record_of,
     state_of,
 )  # fmt: skip
+from service.fold import Fold
 from service.frames import Malformed, WireProperties, read_content_header, write_publication
-from service.handler import Fold
 from service.ledger import Ledger
 from service.messages import PROBLEM_CODES, Problem
 from service.topology import PREFETCH, topology

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from service import handler
+from service import fold
 from service.broker import Session
 from service.cli import app
 from service.codec import Delivery, Publication
@@ -87,5 +87,5 @@ if __name__ == "__main__":
     Session.publish = publish  # type: ignore[method-assign]
     Transaction.load = load  # type: ignore[method-assign, assignment]
     Store.transact = transact  # type: ignore[method-assign]
-    setattr(handler, "decide", decide)  # noqa: B010  the handler has it by import
+    setattr(fold, "decide", decide)  # noqa: B010  it has it by import
     app(prog_name="outplan")

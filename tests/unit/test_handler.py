@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from service import fold as fold_module
 from service import handler as handler_module
 from service.codec import Delivery, Request
 from service.documents import Trial
@@ -192,7 +193,7 @@ async def test_a_command_that_fails_of_itself_is_tried_so_often_and_rejected() -
     memory = Memory()
     judge, noticed = handler_on(memory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handler_module, "decide", lambda *_: 1 / 0)
+        patch.setattr(fold_module, "decide", lambda *_: 1 / 0)
         [outcome] = await judge.handle_alone(create("c-1").delivery)
     assert code(outcome) == "delivery_limit"
     assert [trial.times for trial in memory.trials] == [*range(1, MAX_TRIALS + 1)]

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from service import handler as handler_module
+from service import fold as fold_module
 from service.codec import Outcome, Request, parse
 from service.documents import Fence, Record, Snapshot, Verdict
 from service.errors import Unprocessable
-from service.handler import Fold
+from service.fold import Fold
 from service.ledger import Ledger
 from tests.unit.asked import (
     QUEUE,
@@ -271,7 +271,7 @@ def test_a_bug_in_deciding_names_the_batch_unprocessable(monkeypatch: pytest.Mon
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(handler_module, "decide", broken)
+    monkeypatch.setattr(fold_module, "decide", broken)
     with pytest.raises(Unprocessable, match="ZeroDivisionError"):
         fold().judge(create())
 
