@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from service import codec, decider, handler
+from service import codec, decider, fold
 from service.fields import MAX_BODY_BYTES, TARGET_PATTERNS
 from service.messages import PROBLEM_CODES, Problem, ProblemError
 from tests.faults import hostile
@@ -73,7 +73,7 @@ def forgets(*_: Any) -> decider.Unchanged:
         ("tests.faults.hostile_court", "parse", lenient),
         ("tests.faults.hostile_court", "publications", accepts_twice),
         ("tests.faults.hostile_court", "write_publication", lambda *_: b""),
-        (handler.__name__, "decide", forgets),
+        (fold.__name__, "decide", forgets),
         (codec.__name__, "_trace_context", lambda _: {"x": "y" * 140_000}),
     ],
     ids=["an-exception", "lenient-json", "sent-twice", "no-frames", "no-decision", "a-large-frame"],
