@@ -30,7 +30,8 @@ from service.topology import Topology
 # Deliveries that a message may have behind it before it is suspected of having ended them.
 SUSPICIOUS: Final = 3
 # Between sessions, in seconds.
-_LONGEST_PAUSE: Final = 30
+_SHORTEST_PAUSE: Final = 0.25
+_LONGEST_PAUSE: Final = 30.0
 _END_OF_SESSION: Final = (BrokerUnavailable, Fenced)
 
 
@@ -118,7 +119,7 @@ class Worker:
     async def _serve(self) -> None:
         wiring = self._wiring
         await self._patiently("store", StoreUnavailable, StoreConflict)(wiring.store.prepare)
-        fruitless = 0
+        pause = _SHORTEST_PAUSE
         while not self._stopping.is_set():
             taken, settled = self._taken, self._settled
             # A store that is away is waited for here, with nothing taken from the queue: each
@@ -131,8 +132,8 @@ class Worker:
                 wiring.health.trouble("broker", error)
             # One that comes to nothing counts against all that it was given.
             in_vain = self._taken > taken and self._settled == settled
-            fruitless = fruitless + 1 if in_vain else 0
-            await self._pause(min(_LONGEST_PAUSE, 0.25 * 2**fruitless))
+            pause = min(_LONGEST_PAUSE, 2 * pause) if in_vain else _SHORTEST_PAUSE
+            await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:
         """Wait for so long at most, or until told to stop."""
