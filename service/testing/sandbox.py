@@ -119,12 +119,13 @@ def _stop(worker: ProcessGroup) -> None:
 
 def _await_ready(worker: ProcessGroup, http_port: int) -> None:
     deadline = monotonic() + _READY_SECONDS
-    while not _is_ready(http_port):
+    while not is_ready(http_port):
         if worker.ended(within=0.1) or monotonic() > deadline:
             raise WorkerFailed(f"the worker does not become ready. Its log ends:\n{worker.log()}")
 
 
-def _is_ready(http_port: int) -> bool:
+def is_ready(http_port: int) -> bool:
+    """Whether the worker whose endpoints are there is ready."""
     connection = HTTPConnection("127.0.0.1", http_port, timeout=5)
     try:
         connection.request("GET", "/readyz")

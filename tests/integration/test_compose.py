@@ -3,7 +3,6 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from secrets import token_hex
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import pytest
 
 from service.client import OutplanClient
 from service.testing.processes import reserved_ports
+from service.testing.sandbox import is_ready
 from tests.integration.brokers import skip_without_docker
 from tests.integration.census import eventually
 from tests.integration.modes import an_outplan
@@ -43,14 +43,7 @@ class Project(NamedTuple):
         return told.stdout
 
     def is_ready(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", int(self.ports["HTTP_PORT"]), timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
+        return is_ready(int(self.ports["HTTP_PORT"]))
 
     async def create(self) -> int:
         """The version of a new outplan."""
