@@ -113,8 +113,7 @@ class LiveService:
         return await self._unless_it_dies(arriving)
 
     async def events(self) -> Sequence[Event]:
-        with suppress(TimeoutError):
-            await self._unless_it_dies(self._witness.until(self._all_seen, _BEHIND_SECONDS))
+        await self._unless_it_dies(self._see_all())
         self._owed_events.clear()
         return tuple(self._witness.arrivals.all)
 
@@ -150,6 +149,8 @@ class LiveService:
         await self._worker.resume()
 
     async def stop_broker(self) -> None:
+        # What a call has returned is seen, as it is without servers.
+        await self._see_all()
         await self._broker.stop()
 
     async def start_broker(self) -> None:
@@ -171,6 +172,10 @@ class LiveService:
 
     async def _read_rejected(self) -> list[Rejected]:
         return await read_rejected(self.place.amqp_url, self.place.prefix, self._within)
+
+    async def _see_all(self) -> None:
+        with suppress(TimeoutError):
+            await self._witness.until(self._all_seen, _BEHIND_SECONDS)
 
     def _all_seen(self) -> bool:
         return self._owed_events <= self._witness.times_seen
