@@ -98,17 +98,32 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What an ordeal can use of a run: its workers, its witness, and a publisher of its own."""
+    """What an ordeal can use of a run, and a publisher of its own."""
 
     crew: Crew
     witness: Witness
     publisher: Publisher
+    record: Record
 
     async def passage(self, seconds: float) -> float:
         """How long a command that is sent now takes until its event is heard."""
         since = monotonic()
         await self.witness.heard(await self.publisher.send_last(), seconds)
         return monotonic() - since
+
+    async def handling(self, count: int, seconds: float) -> None:
+        """Await that so many more commands are sent, and all of them handled, whoever dies.
+
+        TimeoutError if they are not.
+        """
+        enough = len(self.record.sent) + count
+        async with asyncio.timeout(seconds):
+            while len(self.record.sent) < enough:
+                await asyncio.sleep(0.1)
+            last = await self.publisher.send_last()
+            while not await self.witness.stored(last):
+                await self.crew.replace_the_dead()
+                await asyncio.sleep(0.1)
 
 
 # What is done to the servers while the publishers publish.
@@ -141,7 +156,7 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) 
             deeds = grounds.deeds(topology(place.prefix, plan.partitions))
             nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
             hire = _publishers(plan, ways.publishers.url, place, record)
-            stage = Stage(crew, witness, hire("last", Outplans(plan.seed, 1), 1))
+            stage = Stage(crew, witness, hire("last", Outplans(plan.seed, 1), 1), record)
             await _fight(plan, hire, stage, ordeal or partial(_nemesis_for, plan, nemesis))
             stuck = await _settle(plan.settle, grounds, stage, place)
     finally:

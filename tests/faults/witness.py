@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
 import aio_pika
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.exceptions import DeliveryError
 from pymongo import AsyncMongoClient
 from yarl import URL
 
@@ -21,6 +22,7 @@ _PREFETCH: Final = 2_000
 # So many events may wait for the subscriber before the broker refuses more of them.
 QUEUE_LENGTH: Final = 400
 _END: Final = "the end"
+_FILLER: Final = "nothing"
 
 
 class Witness:
@@ -63,6 +65,19 @@ class Witness:
             await channel.queue_declare(self._events, durable=True, arguments=full)
             await channel.queue_declare(self._replies, durable=True, arguments=quorum)
             await channel.queue_bind(self._events, f"{self._place.prefix}.events", "#")
+
+    async def fill(self) -> None:
+        """Fill what room the queue of events has left, until the broker refuses more."""
+        async with self._channel() as channel:
+            with suppress(DeliveryError):
+                while True:
+                    await channel.basic_publish(_FILLER.encode(), routing_key=self._events)
+
+    async def stored(self, message_id: str) -> bool:
+        """Whether the event of this command is in the history."""
+        async with AsyncMongoClient[dict[str, Any]](self._place.mongo_url) as mongo:
+            events = mongo[self._place.database]["outplan_events"]
+            return await events.find_one({"_id": message_id}) is not None
 
     async def run(self) -> None:
         """Listen for ever, through whatever happens to the broker."""
@@ -107,6 +122,8 @@ class Witness:
     async def _take(self, reader: "_Reader", queue: str, message: DeliveredMessage) -> None:
         if message.body == _END.encode():
             self._ended[queue].set()
+        elif message.body == _FILLER.encode():
+            pass
         elif queue == self._events:
             heard = _heard(message)
             self._ids.add(heard.message_id)
