@@ -1,11 +1,12 @@
 """Connections to the broker, tapped; and the driver's exceptions, translated."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aio_pika
+from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
@@ -19,6 +20,8 @@ from yarl import URL
 
 from service.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from service.tap import Incoming, Tap
+
+T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10
 _CLOSE_SECONDS: Final = 3
@@ -60,6 +63,60 @@ async def tapped_connection(
         with suppress(OutplanError), translated():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
+
+
+class Lifeline:
+    """What a session hangs on: the end of any of its connections or channels ends all of it."""
+
+    def __init__(self) -> None:
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watched: dict[AbstractConnection | AbstractChannel, asyncio.Future[Any]] = {}
+
+    def fail(self, reason: str) -> None:
+        """End it; whatever is held goes no further."""
+        if not self._end.done():
+            self._end.set_exception(BrokerUnavailable(reason))
+            self._end.exception()  # Not every session is still watched when it fails.
+
+    async def end(self) -> None:
+        """Wait for the end; raises BrokerUnavailable with the reason."""
+        await asyncio.shield(self._end)
+
+    async def hold(self, awaitable: Awaitable[T]) -> T:
+        """The result, or BrokerUnavailable should the end come first."""
+        waiting = asyncio.ensure_future(awaitable)
+        try:
+            futures: set[asyncio.Future[Any]] = {waiting, self._end}
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            if self._end.done():
+                await self._end
+            with translated():
+                return await waiting
+        finally:
+            waiting.cancel()
+
+    async def channel(self, connection: AbstractConnection) -> AbstractChannel:
+        """Open a channel with confirms, whose end, like its connection's, is the end."""
+        self._watch(connection)
+        channel = await self.hold(connection.channel(timeout=CONNECT_SECONDS))
+        self._watch(channel)
+        return channel
+
+    async def close(self, channel: AbstractChannel) -> None:
+        """Close a channel, which is not the end."""
+        closing = self._watched.pop(channel)
+        closing.remove_done_callback(self._closed)
+        await self.hold(channel.close())
+
+    def _watch(self, each: AbstractConnection | AbstractChannel) -> None:
+        if each not in self._watched:
+            # The library gives each who asks a future of its own.
+            self._watched[each] = each.closing
+            self._watched[each].add_done_callback(self._closed)
+
+    def _closed(self, closing: "asyncio.Future[Any]") -> None:
+        reason = None if closing.cancelled() else closing.exception()
+        self.fail(f"connection closed: {reason!r}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ OutplanError
 ├── Unavailable             a server is away: wait and try again, for ever
 │   ├── BrokerUnavailable   ends the session; the supervisor opens another
 │   ├── Nacked              the broker refused messages: they are sent again
+│   │   └── ReplyNacked     only replies: they are sent again a few times
 │   └── StoreUnavailable    the batch in hand is tried again
 ├── StoreConflict           somebody else was first: load and decide again
 │   └── StoreAborted        or the server had no room: a smaller batch may have
@@ -57,6 +58,10 @@ class BrokerUnavailable(Unavailable):
 
 class Nacked(Unavailable):
     """Raised when the broker refuses messages, as it does for a subscriber's full queue."""
+
+
+class ReplyNacked(Nacked):
+    """Raised when all that it refuses is replies."""
 
 
 class StoreUnavailable(Unavailable):

@@ -8,13 +8,15 @@ first command of the next, or nowhere.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
+from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
 from service.client.errors import ClientError, Refused, Unreachable
@@ -105,17 +107,36 @@ class Session:
             await asyncio.wait([before])
         if self.lost.done():
             raise self.lost.result()
+        publish = partial(
+            Channel.basic_publish, body=body, exchange=self._exchange, routing_key=routing_key,
+            properties=properties, mandatory=True, wait=False,
+        )  # fmt: skip
         with translated():
-            await self._channel.basic_publish(
-                body, exchange=self._exchange, routing_key=routing_key, properties=properties,
-                mandatory=True, wait=False,
-            )  # fmt: skip
+            if await _takes(publish(self._channel)):
+                return
+            # The queue is full; or the node that led it has died, and RabbitMQ 3.10 refuses what
+            # this channel publishes until the node is back. Another channel tells.
+            async with self._wire.passing_channel() as another:
+                if not await _takes(publish(another)):
+                    raise Trouble("the broker refuses commands: is their queue full?")
+            self._wire.fail("the broker refused on one channel what it took on another")
 
     def _published(self, id_: str, done: "asyncio.Task[None]") -> None:
         if self._publishing.get(id_) is done:
             del self._publishing[id_]
         if not done.cancelled():
             done.exception()  # Whoever has its verdict already does not look.
+
+
+async def _takes(publishing: Awaitable[Any]) -> bool:
+    """Whether the broker confirms it, or refuses it by a nack."""
+    try:
+        await publishing
+    except PublishError:
+        raise  # Returned: there is no queue.
+    except DeliveryError:
+        return False
+    return True
 
 
 @asynccontextmanager

@@ -69,6 +69,16 @@ class Wire:
         )
         return channel
 
+    @asynccontextmanager
+    async def passing_channel(self) -> AsyncIterator[Channel]:
+        """Open a channel with confirms for the block, whose end is not the wire's."""
+        channel = await self._underlying.channel(timeout=CONNECT_SECONDS, on_return_raises=True)
+        assert isinstance(channel, Channel)
+        try:
+            yield channel
+        finally:
+            await channel.close()
+
     async def has_queue(self, name: str) -> bool:
         """Ask whether there is such a queue."""
         # A channel of its own, for the broker closes it where there is none.

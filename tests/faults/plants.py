@@ -14,6 +14,7 @@ from service import codec, store, topology, worker
 from service.broker import Session
 from service.codec import Delivery, Outcome, Publication
 from service.documents import Fence, Snapshot, event_document, outplan_document
+from service.publisher import Publisher
 from service.store import Store, Transaction
 from service.validators import EVENTS, OUTPLANS, VERSION_INDEX
 
@@ -125,13 +126,13 @@ def no_version_guard() -> None:
 
 def lost_on_a_nack() -> None:
     """Take the broker's no for a yes."""
-    publish_once = Session._publish_once
+    publish_once = Publisher._publish_once
 
-    async def careless(self: Session, publications: Sequence[Publication]) -> list[int]:
+    async def careless(self: Publisher, publications: Sequence[Publication]) -> list[int]:
         await publish_once(self, publications)
         return []
 
-    _patch(Session, "_publish_once", careless)
+    _patch(Publisher, "_publish_once", careless)
 
 
 def repeats_differ() -> None:

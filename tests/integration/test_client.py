@@ -413,6 +413,34 @@ async def test_a_command_sent_without_waiting_is_with_the_broker(
         assert (await outside.event_of(sent))["version"] == 1
 
 
+async def test_a_full_command_queue_is_waited_for_and_named_where_it_lasts(
+    servers: Servers, place: Place, worker: WorkerProcess
+) -> None:
+    ctl, queue = servers.rabbitmq.ctl, f"{place.prefix}.commands"
+    rules = '{"max-length": 5, "overflow": "reject-publish"}'
+    await asyncio.to_thread(ctl, "set_policy", "--apply-to", "queues", queue, queue, rules)
+    worker.signal(signal.SIGSTOP)
+    refused: list[Request] = []
+    troubles: set[str] = set()
+    async with (
+        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=1) as hasty,
+        OutplanClient(place.amqp_url, prefix=place.prefix) as client,
+    ):
+        while len(refused) < 3:
+            request = Request.create(**an_outplan())
+            try:
+                await hasty.send(request)
+            except OutcomeUnknown as error:
+                refused.append(request)
+                troubles.add(error.trouble)
+        asking = [asyncio.create_task(client.ask(request)) for request in refused]
+        worker.signal(signal.SIGCONT)
+        results = await asyncio.gather(*asking)
+    await asyncio.to_thread(ctl, "clear_policy", queue)
+    assert troubles == {"the broker refuses commands: is their queue full?"}
+    assert [(r.status, r.duplicate) for r in results] == [("accepted", False)] * 3
+
+
 async def test_each_of_many_has_its_own_verdict_in_the_order_given(client: OutplanClient) -> None:
     id_ = str(uuid4())
 

@@ -1,4 +1,4 @@
-"""What the broker refuses is sent again, in order; only a reply may be dropped."""
+"""What the broker refuses is sent again, in order, on another channel; a reply a few times."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.broker import Session, waves
 from service.codec import Publication
-from service.topology import topology
+from service.connection import Lifeline
+from service.publisher import Publisher, waves
 from tests.unit.samples import delivery
 
 EVENT = Publication("outplan.events", "k", b"{}", {})
@@ -16,11 +16,15 @@ COPY = Publication("", "outplan.rejected", b"{}", {}, original=delivery({}))
 REPLY = Publication("", "me", b"{}", {}, type="outplan_reply")
 
 
-class Refusing(Session):
-    """A session whose broker refuses these places of what it is sent, one attempt each."""
+class Refusing(Publisher):
+    """One whose broker refuses these places of what it is sent, one attempt each."""
 
     refusals: list[list[int]]
     sent: list[list[Publication]]
+    channels = 1
+
+    async def _renew(self) -> None:
+        self.channels += 1
 
     async def _publish_once(self, publications: Sequence[Publication]) -> list[int]:
         self.sent.append(list(publications))
@@ -32,26 +36,43 @@ async def published(
 ) -> tuple[list[list[Publication]], list[str]]:
     """The attempts that were needed, and what was noticed."""
     noticed: list[str] = []
-    session = Refusing(topology(), "guest", lambda error: noticed.append(str(error)))
-    session.refusals, session.sent = [*refusals, []], []
-    await session.publish(messages)
-    return session.sent, noticed
+    publisher = Refusing("guest", lambda error: noticed.append(str(error)), Lifeline())
+    publisher.refusals, publisher.sent = [*refusals, []], []
+    await publisher.publish(messages)
+    assert publisher.channels == 1 + sum(map(bool, refusals))
+    return publisher.sent, noticed
 
 
 async def test_nothing_to_publish_is_not_sent() -> None:
     assert await published([]) == ([], [])
 
 
-async def test_a_reply_that_is_refused_is_dropped() -> None:
+async def test_a_reply_that_is_refused_is_sent_again_which_makes_nobody_unready() -> None:
     messages = [EVENT, REPLY, COPY, REPLY]
-    assert await published(messages, [1, 3]) == ([messages], [])
+    assert await published(messages, [1, 3], [0]) == ([messages, [REPLY, REPLY], [REPLY]], [])
+
+
+async def test_a_reply_that_is_refused_all_the_time_is_let_go() -> None:
+    sent, notices = await published([EVENT, REPLY], [1], *([0] for _ in range(5)))
+    assert sent == [[EVENT, REPLY], *([REPLY] for _ in range(5))]
+    assert notices == []
+
+
+async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
+    publisher = Refusing("guest", lambda error: pytest.fail(str(error)), Lifeline())
+    publisher.refusals, publisher.sent = [[0]] * 6 + [[1], [0], []], []
+    await publisher.publish([REPLY])
+    await publisher.publish([EVENT, REPLY])
+    assert publisher.sent == [[REPLY]] * 6 + [[EVENT, REPLY], [REPLY]]
+    await publisher.publish([EVENT])
 
 
 async def test_what_is_refused_is_sent_again_and_nothing_else() -> None:
     messages = [EVENT, REPLY, COPY, EVENT]
-    sent, [notice] = await published(messages, [1, 2])
-    assert sent == [messages, [COPY]]
+    sent, [notice, other] = await published(messages, [1, 2], [1])
+    assert sent == [messages, [REPLY, COPY], [COPY]]
     assert "outplan.rejected" in notice
+    assert other == notice
 
 
 def an_event(outplan_id: str, version: int) -> Publication:
@@ -88,7 +109,7 @@ def test_what_is_no_event_waits_for_none(message: Publication) -> None:
 
 
 async def test_it_is_sent_again_until_it_is_confirmed() -> None:
-    sent, notices = await published([REPLY, EVENT], [0, 1], [0], [0])
-    assert sent == [[REPLY, EVENT], [EVENT], [EVENT], [EVENT]]
+    sent, notices = await published([REPLY, EVENT], [0, 1], [1], [0])
+    assert sent == [[REPLY, EVENT], [REPLY, EVENT], [EVENT], [EVENT]]
     assert len(notices) == 3
     assert "outplan.events" in notices[0]
