@@ -2,14 +2,14 @@
 
 A session is a pair of plain connections, one that consumes and one that publishes, so that an
 alarm which blocks the publishing one does not hold up acknowledgements. Anything wrong on either
-ends the session; nothing is repaired in place.
+ends the session; nothing is repaired in place. (A refusal is nothing wrong: see ``publisher``.)
 """
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import aio_pika
 from aiormq.abc import AbstractChannel
@@ -20,8 +20,6 @@ from service.connection import Lifeline, declaring, tapped_connection, translate
 from service.publisher import Notice, Publisher
 from service.tap import Incoming
 from service.topology import PREFETCH, Topology
-
-T = TypeVar("T")
 
 _START_SECONDS: Final = 30
 _BATCH_BYTES: Final = 16 * 1024 * 1024

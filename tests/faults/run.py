@@ -117,11 +117,11 @@ class Stage:
         TimeoutError if they are not.
         """
         enough = len(self.record.sent) + count
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds), self.witness.database() as database:
             while len(self.record.sent) < enough:
                 await asyncio.sleep(0.1)
             last = await self.publisher.send_last()
-            while not await self.witness.stored(last):
+            while not await database["outplan_events"].find_one({"_id": last}):
                 await self.crew.replace_the_dead()
                 await asyncio.sleep(0.1)
 

@@ -11,6 +11,7 @@ import aio_pika
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import DeliveryError
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 from yarl import URL
 
 from service.topology import NO_DELIVERY_LIMIT, topology
@@ -73,11 +74,11 @@ class Witness:
                 while True:
                     await channel.basic_publish(_FILLER.encode(), routing_key=self._events)
 
-    async def stored(self, message_id: str) -> bool:
-        """Whether the event of this command is in the history."""
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
+        """The service's database."""
         async with AsyncMongoClient[dict[str, Any]](self._place.mongo_url) as mongo:
-            events = mongo[self._place.database]["outplan_events"]
-            return await events.find_one({"_id": message_id}) is not None
+            yield mongo[self._place.database]
 
     async def run(self) -> None:
         """Listen for ever, through whatever happens to the broker."""
@@ -154,8 +155,7 @@ class Witness:
                 await done.wait()
 
     async def _read_collections(self) -> None:
-        async with AsyncMongoClient[dict[str, Any]](self._place.mongo_url) as mongo:
-            database = mongo[self._place.database]
+        async with self.database() as database:
             async for document in database["outplans"].find():
                 self._record.add(Stored("outplans", document))
             async for document in database["outplan_events"].find({}, {"digest": 0}):
