@@ -73,7 +73,8 @@ class Publisher:
             await self._renew()
             tries += 1
             needed = [p for p in refused if not p.dispensable]
-            waiting = needed if self._gives_replies_up(tries) else refused
+            has_replies = len(needed) < len(refused)
+            waiting = needed if has_replies and self._gives_replies_up(tries) else refused
             if needed:
                 raise Nacked(_refusal(needed[0]))
             if waiting:

@@ -67,6 +67,14 @@ async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
     await publisher.publish([EVENT])
 
 
+async def test_events_that_are_refused_for_long_leave_replies_their_patience() -> None:
+    publisher = Refusing("guest", lambda _: None, Lifeline())
+    publisher.refusals, publisher.sent = [*[[0]] * 6, [], [0], [0], []], []
+    await publisher.publish([EVENT])
+    await publisher.publish([REPLY])
+    assert publisher.sent == [[EVENT]] * 7 + [[REPLY]] * 3
+
+
 async def test_what_is_refused_is_sent_again_and_nothing_else() -> None:
     messages = [EVENT, REPLY, COPY, EVENT]
     sent, [notice, other] = await published(messages, [1, 2], [1])
