@@ -61,8 +61,7 @@ class Wire:
 
     async def channel(self) -> Channel:
         """Open a channel with confirms, whose end is the wire's end."""
-        channel = await self._underlying.channel(timeout=CONNECT_SECONDS, on_return_raises=True)
-        assert isinstance(channel, Channel)
+        channel = await self._open()
         channel.closing.add_done_callback(self._closed)
         channel.on_consumer_cancel_callbacks.add(
             lambda _: self.fail("the broker cancelled the consumer: its queue is gone")
@@ -72,8 +71,7 @@ class Wire:
     @asynccontextmanager
     async def passing_channel(self) -> AsyncIterator[Channel]:
         """Open a channel with confirms for the block, whose end is not the wire's."""
-        channel = await self._underlying.channel(timeout=CONNECT_SECONDS, on_return_raises=True)
-        assert isinstance(channel, Channel)
+        channel = await self._open()
         try:
             yield channel
         finally:
@@ -82,18 +80,22 @@ class Wire:
     async def has_queue(self, name: str) -> bool:
         """Ask whether there is such a queue."""
         # A channel of its own, for the broker closes it where there is none.
-        asking = await self._underlying.channel(timeout=CONNECT_SECONDS)
-        try:
-            await asking.queue_declare(name, passive=True)
-        except ChannelNotFoundEntity:
-            return False
-        await asking.close()
-        return True
+        async with self.passing_channel() as asking:
+            try:
+                await asking.queue_declare(name, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+            return True
 
     def fail(self, reason: str) -> None:
         """End the wire's use."""
         if not self.lost.done():
             self.lost.set_result(Trouble(reason))
+
+    async def _open(self) -> Channel:
+        channel = await self._underlying.channel(timeout=CONNECT_SECONDS, on_return_raises=True)
+        assert isinstance(channel, Channel)
+        return channel
 
     def _closed(self, closing: "asyncio.Future[Any]") -> None:
         reason = None if closing.cancelled() else closing.exception()
