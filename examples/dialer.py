@@ -20,8 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from service.client import Event, Events, Gap, Reconnected, Unreadable, events
-from service.client.dialing import (
+from outplan.client import Event, Events, Gap, Reconnected, Unreadable, events
+from outplan.client.dialing import (
     Attempt,
     NoAttempt,
     Target,

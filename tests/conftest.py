@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.testing.servers import Servers, start_servers
+from outplan.testing.servers import Servers, start_servers
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them whatever
 # they start: some of that is to be ended by it.

@@ -8,15 +8,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import service
-from service.contract import is_valid, schema_names, schema_text
-from service.testing.demo import EXAMPLE
+import outplan
+from outplan.contract.schemas import is_valid, schema_names, schema_text
+from outplan.testing.demo import EXAMPLE
 
 SCRIPTS = Path(sys.executable).parent
 
 
 def installed_apart_from(checkout: Path) -> None:
-    package = Path(service.__file__).resolve()
+    package = Path(outplan.__file__).resolve()
     assert checkout.resolve() not in package.parents, f"{package} is the checkout's"
     assert (package.parent / "py.typed").is_file(), "type checkers would not read the types"
 

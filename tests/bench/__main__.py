@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from service.testing.servers import start_servers
+from outplan.testing.servers import start_servers
 from tests.bench.report import Verdict, table
 from tests.bench.round import HANDLER, SERVICE, Bench, Result
 

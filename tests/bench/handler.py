@@ -16,12 +16,12 @@ from faststream.rabbit.annotations import RabbitMessage
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.write_concern import WriteConcern
 
-from service.bootstrap import utc_now
-from service.codec import event_body
-from service.decider import decide
-from service.messages import Create, Event
-from service.settings import Settings, load_settings
-from service.topology import topology
+from outplan.bootstrap import utc_now
+from outplan.contract.messages import Create, Event
+from outplan.contract.topology import topology
+from outplan.domain.codec import event_body
+from outplan.domain.decider import decide
+from outplan.settings import Settings, load_settings
 
 PREFETCH: Final = 200
 _DURABLE: Final = WriteConcern("majority", j=True)

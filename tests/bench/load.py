@@ -11,7 +11,7 @@ import aio_pika
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from service.topology import Topology, topology
+from outplan.contract.topology import Topology, topology
 
 _IN_FLIGHT: Final = 500
 _CUSTOMERS: Final = 50

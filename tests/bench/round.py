@@ -37,7 +37,7 @@ class Side:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-SERVICE: Final = Side("service", ("service", "run"))
+SERVICE: Final = Side("service", ("outplan", "run"))
 # Motor runs each call in a thread; its default of five for each core holds the handlers up.
 HANDLER: Final = Side("handler", ("tests.bench.handler",), {"MOTOR_MAX_WORKERS": "20"})
 

@@ -8,9 +8,9 @@ from typing import Any, Final, get_args
 import pytest
 import yaml  # type: ignore[import-untyped]  # has no stubs among its files
 
-from service.fields import PUBLISHER
-from service.messages import COMMANDS, EventType
-from service.topology import Binding, topology
+from outplan.contract.fields import PUBLISHER
+from outplan.contract.messages import COMMANDS, EventType
+from outplan.contract.topology import Binding, topology
 
 SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
 DOCUMENT: Final[dict[str, Any]] = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())

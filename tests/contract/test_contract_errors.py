@@ -9,16 +9,16 @@ from typing import Any, Final
 
 import pytest
 
-from service import contract
-from service.fields import MAX_PROBLEM_ERRORS
-from service.messages import Update
+from outplan.contract import schemas
+from outplan.contract.fields import MAX_PROBLEM_ERRORS
+from outplan.contract.messages import Update
 
-VALID: Final[dict[str, Any]] = json.loads(contract.schema_text("outplan_create"))["examples"][1]
+VALID: Final[dict[str, Any]] = json.loads(schemas.schema_text("outplan_create"))["examples"][1]
 ID: Final[str] = VALID["id"]
 
 
 def errors(name: str, instance: object) -> list[tuple[str, str]]:
-    return [(error.pointer, error.detail) for error in contract.violations(name, instance)]
+    return [(error.pointer, error.detail) for error in schemas.violations(name, instance)]
 
 
 def of_create(**changes: Any) -> list[tuple[str, str]]:
@@ -37,8 +37,8 @@ def nested(depth: int) -> list[Any]:
 
 
 def test_a_valid_command_breaks_no_rule() -> None:
-    assert contract.violations("outplan_create", VALID) == ()
-    assert contract.is_valid("outplan_create", VALID)
+    assert schemas.violations("outplan_create", VALID) == ()
+    assert schemas.is_valid("outplan_create", VALID)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_pointer_escapes_slash_and_tilde() -> None:
 
 
 def test_a_pointer_counts_the_items_of_a_list() -> None:
-    problem = json.loads(contract.schema_text("problem"))["examples"][0]
+    problem = json.loads(schemas.schema_text("problem"))["examples"][0]
     problem["errors"] = [{"pointer": "", "detail": "x"}, {"pointer": "no slash", "detail": 1}]
     assert [pointer for pointer, _ in errors("problem", problem)] == [
         "/errors/1/pointer",
@@ -151,7 +151,7 @@ def test_a_pointer_counts_the_items_of_a_list() -> None:
 
 
 def test_what_does_not_belong_to_a_status_is_told_there() -> None:
-    reply = json.loads(contract.schema_text("reply"))["examples"][1]
+    reply = json.loads(schemas.schema_text("reply"))["examples"][1]
     assert errors("reply", {**reply, "version": 2}) == [("/version", "does not belong here")]
 
 
@@ -206,11 +206,11 @@ def test_no_more_than_needed_is_cut_from_a_hostile_body() -> None:
     ids=["fields", "nested fields", "list", "labels", "local part", "text"],
 )
 def test_a_hostile_body_costs_little(body: dict[str, Any]) -> None:
-    contract.violations("outplan_create", {})
+    schemas.violations("outplan_create", {})
     fastest = 1.0
     for _ in range(5):
         start = perf_counter()
-        found = contract.violations("outplan_create", body)
+        found = schemas.violations("outplan_create", body)
         fastest = min(fastest, perf_counter() - start)
         assert 0 < len(found) <= MAX_PROBLEM_ERRORS
     assert fastest < 0.1
@@ -218,12 +218,12 @@ def test_a_hostile_body_costs_little(body: dict[str, Any]) -> None:
 
 def test_a_name_that_is_not_unicode_is_refused() -> None:
     detail = "holds text that is not valid Unicode, or is nested too deeply"
-    assert not contract.is_valid("outplan_create", {**VALID, "name": "\ud800"})
+    assert not schemas.is_valid("outplan_create", {**VALID, "name": "\ud800"})
     assert of_create(name="\ud800") == [("", detail)]
 
 
 def test_an_error_about_text_that_is_not_unicode_can_be_sent() -> None:
-    found = contract.violations("outplan_create", {**VALID, "\udfff": 1, "id": "\ud800"})
+    found = schemas.violations("outplan_create", {**VALID, "\udfff": 1, "id": "\ud800"})
     assert found
     for error in found:
         error.model_dump_json()
@@ -242,30 +242,30 @@ def test_a_valid_command_is_judged_in_microseconds() -> None:
     for _ in range(7):
         start = perf_counter()
         for _ in range(rounds):
-            contract.violations("outplan_create", VALID)
+            schemas.violations("outplan_create", VALID)
         fastest = min(fastest, (perf_counter() - start) / rounds)
     assert fastest < 20e-6  # about 2 µs; a validator compiled anew each time takes 1000
 
 
 def test_the_names_are_those_of_the_files() -> None:
-    assert "outplan_create" in contract.schema_names()
-    assert "definitions" in contract.schema_names()
-    assert list(contract.schema_names()) == sorted(contract.schema_names())
-    assert all("$schema" in json.loads(contract.schema_text(n)) for n in contract.schema_names())
+    assert "outplan_create" in schemas.schema_names()
+    assert "definitions" in schemas.schema_names()
+    assert list(schemas.schema_names()) == sorted(schemas.schema_names())
+    assert all("$schema" in json.loads(schemas.schema_text(n)) for n in schemas.schema_names())
 
 
 @pytest.mark.parametrize("name", ["no_such_schema", "../README", ""])
 def test_an_unknown_name_is_a_key_error(name: str) -> None:
     with pytest.raises(KeyError):
-        contract.schema_text(name)
+        schemas.schema_text(name)
     with pytest.raises(KeyError):
-        contract.violations(name, {})
+        schemas.violations(name, {})
 
 
 def test_nothing_is_read_or_compiled_at_import() -> None:
     code = (
-        "from service import contract\n"
-        "caches = (contract._folder, contract._schemas, contract._registry, contract._validator)\n"
+        "from outplan.contract import schemas\n"
+        "caches = (schemas._folder, schemas._schemas, schemas._registry, schemas._validator)\n"
         "print(sum(cache.cache_info().currsize for cache in caches))\n"
     )
     root = Path(__file__).parents[2]

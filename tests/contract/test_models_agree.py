@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from referencing import Registry, Resource
 
-from service import contract
-from service.messages import COMMANDS, Address, Event, EventType, Outplan, Problem, Reply
+from outplan.contract import schemas
+from outplan.contract.messages import COMMANDS, Address, Event, EventType, Outplan, Problem, Reply
 
 EXAMPLES: Final = Path(__file__).parents[2] / "schemas/examples"
-FILES: Final = {name: json.loads(contract.schema_text(name)) for name in contract.schema_names()}
+FILES: Final = {name: json.loads(schemas.schema_text(name)) for name in schemas.schema_names()}
 MODELS: Final[dict[str, type[BaseModel]]] = {
     "address": Address,
     "outplan": Outplan,
@@ -172,7 +172,7 @@ def test_schema_and_model_agree_on_near_misses(name: str) -> None:
     @settings(STEADY, max_examples=200)
     @given(mutants(name))
     def agree(instance: Any) -> None:
-        assert contract.is_valid(name, instance) is model_accepts_json(name, instance)
+        assert schemas.is_valid(name, instance) is model_accepts_json(name, instance)
 
     agree()
 
@@ -182,7 +182,7 @@ def test_schema_and_model_agree_on_parsed_json_that_comes_in(name: str) -> None:
     @settings(STEADY, max_examples=200)
     @given(mutants(name))
     def agree(instance: Any) -> None:
-        assert contract.is_valid(name, instance) is model_accepts_parsed(name, instance)
+        assert schemas.is_valid(name, instance) is model_accepts_parsed(name, instance)
 
     agree()
 
@@ -194,7 +194,7 @@ def test_another_implementation_and_regex_engine_agree(name: str) -> None:
     @settings(STEADY, max_examples=50)
     @given(mutants(name))
     def agree(instance: Any) -> None:
-        assert contract.is_valid(name, instance) is validator.is_valid(instance)
+        assert schemas.is_valid(name, instance) is validator.is_valid(instance)
 
     agree()
 
@@ -205,7 +205,7 @@ def test_schema_and_model_agree_on_every_kind_of_target(type_: str) -> None:
     @given(texts | st.sampled_from([p for p in PARTS if isinstance(p, str)]).flatmap(text_edits))
     def agree(target: str) -> None:
         instance = {"type": type_, "target": target}
-        assert contract.is_valid("address", instance) is model_accepts_parsed("address", instance)
+        assert schemas.is_valid("address", instance) is model_accepts_parsed("address", instance)
 
     agree()
 
@@ -217,7 +217,7 @@ def test_what_the_model_dumps_fits_the_schema(name: str) -> None:
     def fits(instance: Any) -> None:
         message = MODELS[name].model_validate_json(json.dumps(instance))
         dumped = message.model_dump(mode="json", exclude_unset=True)
-        assert contract.violations(name, dumped) == ()
+        assert schemas.violations(name, dumped) == ()
 
     fits()
 
@@ -227,8 +227,8 @@ def test_an_invalid_instance_always_has_an_error_to_show(name: str) -> None:
     @settings(STEADY, max_examples=50)
     @given(mutants(name))
     def shown(instance: Any) -> None:
-        found = contract.violations(name, instance)
-        assert bool(found) is not contract.is_valid(name, instance)
+        found = schemas.violations(name, instance)
+        assert bool(found) is not schemas.is_valid(name, instance)
         assert all(len(error.detail) <= 300 for error in found)
 
     shown()
@@ -238,5 +238,5 @@ def test_an_invalid_instance_always_has_an_error_to_show(name: str) -> None:
 def test_the_near_misses_include_both_verdicts(name: str) -> None:
     known = valid_examples(name)
     many = settings(STEADY, database=None, max_examples=3000)
-    find(mutants(name), lambda i: i not in known and contract.is_valid(name, i), settings=many)
-    find(mutants(name), lambda i: not contract.is_valid(name, i), settings=many)
+    find(mutants(name), lambda i: i not in known and schemas.is_valid(name, i), settings=many)
+    find(mutants(name), lambda i: not schemas.is_valid(name, i), settings=many)

@@ -13,13 +13,13 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from referencing import Registry, Resource
 
-from service import contract
-from service.messages import COMMANDS, Address, Event, EventType, Outplan, Problem, Reply
+from outplan.contract import schemas
+from outplan.contract.messages import COMMANDS, Address, Event, EventType, Outplan, Problem, Reply
 
 SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
 EXAMPLES: Final = SCHEMAS / "examples"
-NAMES: Final = tuple(name for name in contract.schema_names() if name != "definitions")
-FILES: Final = {name: json.loads(contract.schema_text(name)) for name in contract.schema_names()}
+NAMES: Final = tuple(name for name in schemas.schema_names() if name != "definitions")
+FILES: Final = {name: json.loads(schemas.schema_text(name)) for name in schemas.schema_names()}
 EXPECTED: Final[dict[str, list[str]]] = json.loads((EXAMPLES / "invalid/expected.json").read_text())
 MODELS: Final[dict[str, type[BaseModel]]] = {
     "address": Address,
@@ -146,7 +146,7 @@ def test_patterns_use_only_what_all_regex_dialects_share() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_examples_inside_a_schema_fit_it(name: str) -> None:
     schema = FILES[name]
-    assert all(contract.is_valid(name, example) for example in schema.get("examples", []))
+    assert all(schemas.is_valid(name, example) for example in schema.get("examples", []))
     for rule in schema.get("definitions", {}).values():
         validator = jsonschema_rs.Draft202012Validator(
             {**rule, "definitions": FILES["definitions"]["definitions"]},
@@ -157,7 +157,7 @@ def test_the_examples_inside_a_schema_fit_it(name: str) -> None:
 
 
 def test_nothing_is_valid_against_the_definitions_themselves() -> None:
-    assert not contract.is_valid("definitions", {})
+    assert not schemas.is_valid("definitions", {})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,7 +174,7 @@ def test_every_invalid_example_says_where_it_is_wrong() -> None:
 
 @pytest.mark.parametrize("path", examples("valid"))
 def test_a_valid_example_passes_the_schema(path: Path) -> None:
-    assert contract.violations(path.parent.name, json.loads(path.read_text())) == ()
+    assert schemas.violations(path.parent.name, json.loads(path.read_text())) == ()
 
 
 @pytest.mark.parametrize("path", examples("valid"))
@@ -182,7 +182,7 @@ def test_a_valid_example_passes_the_model_and_survives_it(path: Path) -> None:
     model = MODELS[path.parent.name]
     message = model.model_validate_json(path.read_bytes())
     dumped = message.model_dump(mode="json", exclude_unset=True)
-    assert contract.is_valid(path.parent.name, dumped)
+    assert schemas.is_valid(path.parent.name, dumped)
     assert model.model_validate(dumped) == message
 
 
@@ -197,7 +197,7 @@ def test_what_is_sent_comes_back_just_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("path", examples("invalid"))
 def test_an_invalid_example_is_refused_where_it_is_wrong(path: Path) -> None:
     name = path.parent.name
-    found = contract.violations(name, json.loads(path.read_text()))
+    found = schemas.violations(name, json.loads(path.read_text()))
     assert {error.pointer for error in found} == set(EXPECTED[f"{name}/{path.stem}"])
 
 
@@ -237,8 +237,8 @@ def test_the_published_outplan_is_an_example_but_for_its_customer() -> None:
 
 
 def test_the_schemas_are_found_beside_the_package_or_inside_it() -> None:
-    package = Path(str(resources.files("service")))
-    folders = (package / "schemas", package.parent / "schemas")
+    package = Path(str(resources.files("outplan")))
+    folders = (package / "schemas", package.parents[1] / "schemas")
     folder = next(folder for folder in folders if folder.is_dir())
-    for name in contract.schema_names():
-        assert contract.schema_text(name) == (folder / f"{name}.json").read_bytes()
+    for name in schemas.schema_names():
+        assert schemas.schema_text(name) == (folder / f"{name}.json").read_bytes()

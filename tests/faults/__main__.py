@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from service.testing.servers import Mode, start_servers
+from outplan.testing.servers import Mode, start_servers
 from tests.faults import report
 from tests.faults.checker import check
 from tests.faults.cluster import cluster
@@ -20,7 +20,7 @@ from tests.faults.plants import PLANTS
 from tests.faults.record import read, write
 from tests.faults.run import Grounds, Plan, Result, run
 from tests.faults.single import Single
-from tests.integration.brokers import Broker
+from tests.support.brokers import Broker
 
 Topology = Literal["single", "cluster"]
 

@@ -13,9 +13,9 @@ from bson import Timestamp
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from service.testing.processes import find_programs, reserved_ports, start_together
-from service.testing.servers import ServerFailed
-from service.testing.warden import last_will
+from outplan.testing.processes import find_programs, reserved_ports, start_together
+from outplan.testing.servers import ServerFailed
+from outplan.testing.warden import last_will
 from tests.faults.containers import rabbit_containers
 from tests.faults.nodes import (
     PORTS,
@@ -26,7 +26,7 @@ from tests.faults.nodes import (
     rabbit_processes,
 )
 from tests.faults.survey import hand_on, leader, survey, write_down
-from tests.integration.brokers import Broker
+from tests.support.brokers import Broker
 
 Asked = TypeVar("Asked")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from service.testing.servers import Server, ServerFailed
-from service.topology import Topology
+from outplan.contract.topology import Topology
+from outplan.testing.servers import Server, ServerFailed
 from tests.faults.cluster import Cluster
 from tests.faults.nemesis import Deed, Deeds
 from tests.faults.nodes import RabbitNode

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from service.testing.servers import Servers
-from tests.integration.brokers import BROKERS, own_servers
-from tests.integration.places import a_place
-from tests.integration.worker_process import Place
+from outplan.testing.servers import Servers
+from tests.support.brokers import BROKERS, own_servers
+from tests.support.places import a_place
+from tests.support.worker_process import Place
 
 
 @pytest.fixture(scope="module", params=BROKERS)

@@ -11,7 +11,7 @@ from secrets import token_hex
 
 from testcontainers.core.container import DockerContainer
 
-from service.testing.containers import (
+from outplan.testing.containers import (
     RABBITMQ_IMAGE_VARIABLE,
     Container,
     _container,
@@ -19,8 +19,8 @@ from service.testing.containers import (
     _without_ryuk,
     rabbitmqctl,
 )
-from service.testing.processes import enabled_plugins, network_environment, rabbitmq_conf
-from service.testing.warden import last_will
+from outplan.testing.processes import enabled_plugins, network_environment, rabbitmq_conf
+from outplan.testing.warden import last_will
 from tests.faults.nodes import CLUSTER_CONF, ERLANG, NODES, Ports, RabbitNode
 
 _SETTINGS = "/etc/rabbitmq"

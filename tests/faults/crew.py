@@ -6,7 +6,7 @@ import signal
 from typing import Any, Final
 
 from tests.faults.worker import POINTS
-from tests.integration.worker_process import Place, WorkerProcess, start_worker
+from tests.support.worker_process import Place, WorkerProcess, start_worker
 
 _MODULE: Final = "tests.faults.worker"
 # With a batch every few milliseconds that is a death every few seconds.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.fields import MAX_BODY_BYTES
+from outplan.contract.fields import MAX_BODY_BYTES
 
 Body = dict[str, Any]
 

@@ -15,19 +15,19 @@ from typing import Annotated, Final
 import orjson
 import typer
 
-from service.broker import Session, open_session
-from service.codec import Delivery, Outcome
-from service.frames import WireProperties
-from service.testing.place import clear
-from service.testing.servers import start_servers
-from service.topology import Binding, Queue, Topology, topology
+from outplan.contract.topology import Binding, Queue, Topology, topology
+from outplan.domain.codec import Delivery, Outcome
+from outplan.rabbitmq.frames import WireProperties
+from outplan.rabbitmq.session import Session, open_session
+from outplan.testing.place import clear
+from outplan.testing.servers import start_servers
 from tests.faults.hostile_court import Court
 from tests.faults.hostile_properties import content_header
 from tests.faults.hostile_wire import kept, property_bytes
 from tests.faults.mutants import Mutant, Mutator
 from tests.faults.process_state import resident
 from tests.faults.raw_publisher import RawPublisher, raw_publisher
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from tests.support.worker_process import Place, WorkerProcess, running_worker
 
 _AT_ONCE: Final = 500
 _STALLED_SECONDS: Final = 60

@@ -8,24 +8,22 @@ from typing import Any, Final
 
 import orjson
 
-from service import contract
-from service.codec import Delivery, Outcome, Publication, Request, parse, publications
-from service.decider import outplan_id
-from service.documents import (
-    Fence,
-    Record,
-    Snapshot,
-    event_document,
-    outplan_document,
-    record_of,
-    state_of,
-)  # fmt: skip
-from service.fold import Fold
-from service.frames import Malformed, WireProperties, read_content_header, write_publication
-from service.ledger import Ledger
-from service.messages import PROBLEM_CODES, Problem
-from service.topology import PREFETCH, topology
-from service.validators import EVENTS, OUTPLANS
+from outplan.contract import schemas
+from outplan.contract.messages import PROBLEM_CODES, Problem
+from outplan.contract.topology import PREFETCH, topology
+from outplan.domain.batch import Fold
+from outplan.domain.codec import Delivery, Outcome, Publication, Request, parse, publications
+from outplan.domain.decider import outplan_id
+from outplan.domain.dedup import Ledger
+from outplan.domain.records import Fence, Record, Snapshot
+from outplan.mongodb.documents import event_document, outplan_document, record_of, state_of
+from outplan.mongodb.validators import EVENTS, OUTPLANS
+from outplan.rabbitmq.frames import (
+    Malformed,
+    WireProperties,
+    read_content_header,
+    write_publication,
+)
 from tests.faults import hostile_oracle as oracle
 from tests.faults.hostile_report import Report
 from tests.faults.hostile_wire import faults_on_the_wire
@@ -220,7 +218,7 @@ class Court:
         return expected, given
 
     def _fits(self, name: str, body: Any, size: int) -> bool:
-        fits = contract.is_valid(name, body)
+        fits = schemas.is_valid(name, body)
         if self.report.count % _COMPARED == 0 and size < _COMPARABLE:
             other = oracle.other_implementation(name).is_valid(body)
             self.report.checks["fits" if fits else "does not fit"] += 1

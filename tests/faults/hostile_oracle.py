@@ -1,7 +1,7 @@
 """What must become of a hostile message, told without the service's own parser and rules.
 
 The order of the codes, strict JSON and the rules of ``tests.faults.rules`` are the contract's, read
-once more. Only whether a body fits its schema is asked of ``service.contract``, which another
+once more. Only whether a body fits its schema is asked of ``outplan.contract``, which another
 implementation of JSON Schema is held against now and then.
 """
 
@@ -14,9 +14,9 @@ import jsonschema
 import jsonschema_rs
 from referencing import Registry, Resource
 
-from service import contract
-from service.frames import WireProperties
-from service.validators import validators
+from outplan.contract import schemas
+from outplan.mongodb.validators import validators
+from outplan.rabbitmq.frames import WireProperties
 from tests.faults.rules import Command, Document, command, ruling
 
 LIMIT: Final = 262_144
@@ -106,7 +106,7 @@ def stored_form(collection: str) -> jsonschema_rs.Draft4Validator:
 @cache
 def other_implementation(name: str) -> Any:
     """The schema ``name`` in an implementation that shares nothing with the service's."""
-    files = {n: json.loads(contract.schema_text(n)) for n in contract.schema_names()}
+    files = {n: json.loads(schemas.schema_text(n)) for n in schemas.schema_names()}
     resources = [(schema["$id"], Resource.from_contents(schema)) for schema in files.values()]
     registry = Registry().with_resources(resources)
     return jsonschema.Draft202012Validator(files[name], registry=registry)

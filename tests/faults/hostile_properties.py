@@ -4,9 +4,9 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from service.frames import PROPERTIES
-from service.topology import topology
-from tests.unit.wire import table_bytes
+from outplan.contract.topology import topology
+from outplan.rabbitmq.frames import PROPERTIES
+from tests.support.wire import table_bytes
 
 Properties = dict[str, bytes | int]
 Table = list[tuple[bytes, bytes]]

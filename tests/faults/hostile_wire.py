@@ -5,11 +5,11 @@ from typing import Final
 
 import orjson
 
-from service import contract
-from service.codec import Outcome, Publication
-from service.frames import BODY, HEADER, METHOD, WireProperties, read_content_header
+from outplan.contract import schemas
+from outplan.domain.codec import Outcome, Publication
+from outplan.rabbitmq.frames import BODY, HEADER, METHOD, WireProperties, read_content_header
 from tests.faults.hostile_properties import FIXED_SIZES
-from tests.unit.wire import split
+from tests.support.wire import split
 
 # Read or rewritten by broker or service, so that a copy's headers may differ in these.
 _TOUCHED: Final = (b"CC", b"x-")
@@ -107,11 +107,11 @@ def _of_content(outcome: Outcome, publication: Publication) -> Iterator[str]:
     kind = _kind(publication)
     if kind == "copy":
         problem = orjson.loads(publication.headers["x-problem"])
-        if not contract.is_valid("problem", problem):
+        if not schemas.is_valid("problem", problem):
             yield "the problem does not fit its schema"
         return
     name = "reply" if kind == "reply" else str(publication.type)
-    if not contract.is_valid(name, orjson.loads(publication.body)):
+    if not schemas.is_valid(name, orjson.loads(publication.body)):
         yield f"the {kind} does not fit its schema"
     if kind == "event" and len(publication.routing_key) > _MAX_TEXT:
         yield "the event's routing key is too long"

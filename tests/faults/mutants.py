@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from service.messages import COMMANDS
+from outplan.contract.messages import COMMANDS
 from tests.faults.hostile_bodies import Body, HostileBodies, written
 from tests.faults.hostile_properties import HostileProperties, Properties, Table, content_header
 

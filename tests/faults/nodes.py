@@ -11,7 +11,7 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import NotPrimaryError
 
-from service.testing.processes import (
+from outplan.testing.processes import (
     Programs,
     configure,
     epmd,
@@ -19,8 +19,8 @@ from service.testing.processes import (
     node_environment,
     rabbitmqctl,
 )
-from service.testing.servers import OwnRabbit, OwnServer, Runner
-from service.testing.warden import ProcessGroup
+from outplan.testing.servers import OwnRabbit, OwnServer, Runner
+from outplan.testing.warden import ProcessGroup
 
 SIZE = 3
 NODES = tuple(f"rabbit{n}@localhost" for n in range(1, SIZE + 1))

@@ -10,13 +10,17 @@ import orjson
 from pymongo import InsertOne, ReplaceOne
 from pymongo.errors import OperationFailure
 
-from service import codec, store, topology, worker
-from service.broker import Session
-from service.codec import Delivery, Outcome, Publication
-from service.documents import Fence, Snapshot, event_document, outplan_document
-from service.publisher import Publisher
-from service.store import Store, Transaction
-from service.validators import EVENTS, OUTPLANS, VERSION_INDEX
+from outplan.contract import topology
+from outplan.domain import codec
+from outplan.domain.codec import Delivery, Outcome, Publication
+from outplan.domain.records import Fence, Snapshot
+from outplan.mongodb import store
+from outplan.mongodb.documents import event_document, outplan_document
+from outplan.mongodb.store import Store, Transaction
+from outplan.mongodb.validators import EVENTS, OUTPLANS, VERSION_INDEX
+from outplan.rabbitmq.publisher import Publisher
+from outplan.rabbitmq.session import Session
+from outplan.worker import worker
 
 
 def ack_before_commit() -> None:

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from aiormq.abc import AbstractChannel, ChannelFrame
 
-from service.connection import tapped_connection
-from service.frames import BODY, FRAME_HEAD, HEADER, METHOD, PUBLISH, U32
-from service.tap import Incoming
+from outplan.rabbitmq.connection import tapped_connection
+from outplan.rabbitmq.frames import BODY, FRAME_HEAD, HEADER, METHOD, PUBLISH, U32
+from outplan.rabbitmq.reader import Incoming
 from tests.faults.hostile_court import FRAME_MAX
 from tests.faults.mutants import Mutant
 

@@ -10,8 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-from service.topology import Topology, topology
-from tests.faults.balancer import Balancer, balanced
+from outplan.contract.topology import Topology, topology
 from tests.faults.checker import Violation, check
 from tests.faults.crew import Crew
 from tests.faults.generator import Generator, Outplans
@@ -19,7 +18,8 @@ from tests.faults.nemesis import Connections, Deeds, Nemesis
 from tests.faults.publisher import Publisher
 from tests.faults.record import Record
 from tests.faults.witness import Witness
-from tests.integration.worker_process import Place
+from tests.support.balancer import Balancer, balanced
+from tests.support.worker_process import Place
 
 _PUBLISHERS: Final = 4
 _OUTPLANS: Final = 400

@@ -8,8 +8,8 @@ from typing import Any, Final
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from service.testing.servers import Server, ServerFailed, Servers
-from service.topology import Topology
+from outplan.contract.topology import Topology
+from outplan.testing.servers import Server, ServerFailed, Servers
 from tests.faults.nemesis import Deed, Deeds
 
 _SYNC: Final = "[dets:sync(T) || T <- dets:all()]."

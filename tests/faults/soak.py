@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from yarl import URL
 
-from service.testing.place import clear
-from service.testing.servers import Servers, start_servers
-from service.topology import topology
+from outplan.contract.topology import topology
+from outplan.testing.place import clear
+from outplan.testing.servers import Servers, start_servers
 from tests.faults.process_state import connections, listener, open_files, resident
 from tests.faults.soak_load import Load
 from tests.faults.soak_plot import plot
 from tests.faults.soak_samples import MIB, Row, Sample, Sheet, verdict
-from tests.integration.worker_process import Place
+from tests.support.worker_process import Place
 
 _MEASURED_SECONDS: Final = 20.0
 _SETTLE_SECONDS: Final = 60.0
@@ -66,7 +66,7 @@ class Worker:
 @asynccontextmanager
 async def _working(place: Place) -> AsyncIterator[Worker]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service", "run", env=place.environment(), stdout=PIPE,
+        sys.executable, "-m", "outplan", "run", env=place.environment(), stdout=PIPE,
         limit=1 << 20,
     )  # fmt: skip
     worker = Worker(process)

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
-from service.broker import Session, open_session
-from service.codec import Delivery
-from service.topology import Binding, Queue, Topology, topology
+from outplan.contract.topology import Binding, Queue, Topology, topology
+from outplan.domain.codec import Delivery
+from outplan.rabbitmq.session import Session, open_session
 from tests.faults.generator import Draft, Generator, Outplans
 from tests.faults.hostile_properties import Properties, content_header
 from tests.faults.mutants import Mutant

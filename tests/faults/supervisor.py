@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.integration.worker_process import Place, start_worker
+from tests.support.worker_process import Place, start_worker
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from service.testing.servers import RabbitServer
+from outplan.testing.servers import RabbitServer
 
 # Each term prints JSON. They keep to what RabbitMQ 3.10 and 4.0 both have.
 _SURVEY = """

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import pytest
 
-from tests.faults.balancer import Balancer, balanced
+from tests.support.balancer import Balancer, balanced
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

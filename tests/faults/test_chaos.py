@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from service.testing.servers import Servers, start_servers
+from outplan.testing.servers import Servers, start_servers
 from tests.faults import report
 from tests.faults.plants import PLANTS
 from tests.faults.run import Ordeal, Plan, Stage, run

@@ -20,12 +20,10 @@ from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import AMQPError
 from pymongo import MongoClient, WriteConcern
 
-from service.testing.servers import ServerFailed
-from tests.faults.balancer import balanced
+from outplan.testing.servers import ServerFailed
 from tests.faults.cluster import Cluster, cluster
 from tests.faults.nodes import MongoMember
 from tests.faults.survey import survey
-from tests.integration.brokers import BROKERS, Broker, skip_without_docker
 from tests.integration.test_servers import (
     LOOPBACK,
     PROGRAMS,
@@ -36,6 +34,8 @@ from tests.integration.test_servers import (
     is_listening,
     listened_on,
 )
+from tests.support.balancer import balanced
+from tests.support.brokers import BROKERS, Broker, skip_without_docker
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.testing.servers import Server
+from outplan.testing.servers import Server
 from tests.faults import report
 from tests.faults.cluster import Cluster, cluster
 from tests.faults.clustered import Clustered
 from tests.faults.run import Plan, Stage, run
-from tests.integration.brokers import BROKERS, Broker, skip_without_docker
+from tests.support.brokers import BROKERS, Broker, skip_without_docker
 
 # What is promised for events to flow again.
 OUTAGE_SECONDS = 10.0

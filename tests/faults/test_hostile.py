@@ -13,15 +13,15 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from service import codec, decider, fold
-from service.fields import MAX_BODY_BYTES, TARGET_PATTERNS
-from service.messages import PROBLEM_CODES, Problem, ProblemError
+from outplan.contract.fields import MAX_BODY_BYTES, TARGET_PATTERNS
+from outplan.contract.messages import PROBLEM_CODES, Problem, ProblemError
+from outplan.domain import batch, codec, decider
 from tests.faults import hostile
 from tests.faults.hostile_bodies import PATHOLOGICAL
 from tests.faults.hostile_court import Court
 from tests.faults.hostile_properties import MAX_TABLE, content_header
 from tests.faults.mutants import Mutant, Mutator
-from tests.unit.samples import create_body
+from tests.support.samples import create_body
 
 COUNT: Final = 10_000
 # Of one message; the headers' names and lengths take some of the 128 KiB.
@@ -73,7 +73,7 @@ def forgets(*_: Any) -> decider.Unchanged:
         ("tests.faults.hostile_court", "parse", lenient),
         ("tests.faults.hostile_court", "publications", accepts_twice),
         ("tests.faults.hostile_court", "write_publication", lambda *_: b""),
-        (fold.__name__, "decide", forgets),
+        (batch.__name__, "decide", forgets),
         (codec.__name__, "_trace_context", lambda _: {"x": "y" * 140_000}),
     ],
     ids=["an-exception", "lenient-json", "sent-twice", "no-frames", "no-decision", "a-large-frame"],
@@ -173,8 +173,8 @@ def test_no_memory_is_kept() -> None:
 
     def go(times: int) -> int:
         for _ in range(times):
-            for batch in batches:
-                court.try_all(batch)
+            for each in batches:
+                court.try_all(each)
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 

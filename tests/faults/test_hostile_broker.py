@@ -8,19 +8,20 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
-from service.decider import decide
-from service.documents import Record, event_document
-from service.fields import MAX_EMAIL
-from service.messages import Event
-from service.testing.servers import Servers
-from service.validators import EVENTS, validators
+from outplan.contract.fields import MAX_EMAIL
+from outplan.contract.messages import Event
+from outplan.domain.decider import decide
+from outplan.domain.records import Record
+from outplan.mongodb.documents import event_document
+from outplan.mongodb.validators import EVENTS, validators
+from outplan.testing.servers import Servers
 from tests.faults.hostile_broker import hostile_round
 from tests.faults.hostile_properties import content_header
 from tests.faults.mutants import Mutant
 from tests.faults.raw_publisher import raw_publisher
-from tests.integration.outside import Document
-from tests.integration.worker_process import Place
-from tests.unit.samples import NOW, create_body, request
+from tests.support.samples import NOW, create_body, request
+from tests.support.worker_process import Place
+from tests.support.world import Document
 
 COUNT = 1_000
 # What the worker may gain while it warms up; an outplan kept for each message would be more.

@@ -7,10 +7,10 @@ from time import monotonic
 import pytest
 
 from tests.faults.supervisor import kept_running
-from tests.integration.outside import Outside, a_create, witness
-from tests.integration.rejects import run
-from tests.integration.story import Story, a_story, check, tell
-from tests.integration.worker_process import Place, running_worker
+from tests.support.rejects import run
+from tests.support.story import Story, a_story, check, tell
+from tests.support.worker_process import Place, running_worker
+from tests.support.world import Outside, a_create, witness
 
 CRASHING = "tests.integration.crashing_worker"
 HANG_SECONDS = 1.5

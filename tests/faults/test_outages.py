@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.testing.servers import RabbitServer, Servers
-from tests.integration.outside import Outside, a_create, witness
-from tests.integration.story import Story, a_story, check, tell
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from outplan.testing.servers import RabbitServer, Servers
+from tests.support.story import Story, a_story, check, tell
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import Outside, a_create, witness
 
 # The broker looks for consumers that take too long once in a tick.
 ACK_MILLISECONDS = 2_000

@@ -14,10 +14,10 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from yarl import URL
 
-from service.topology import NO_DELIVERY_LIMIT, topology
+from outplan.contract.topology import NO_DELIVERY_LIMIT, topology
 from tests.faults.publisher import closed
 from tests.faults.record import Copied, Heard, Record, Replied, Stored
-from tests.integration.worker_process import Place
+from tests.support.worker_process import Place
 
 _PREFETCH: Final = 2_000
 # So many events may wait for the subscriber before the broker refuses more of them.

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from service import bootstrap
-from service.broker import Session
-from service.cli import app
-from service.codec import Delivery, Publication
-from service.decider import text_time
-from service.documents import Snapshot
-from service.store import Store, Transaction
+from outplan import bootstrap
+from outplan.cli import app
+from outplan.domain.codec import Delivery, Publication
+from outplan.domain.decider import text_time
+from outplan.domain.records import Snapshot
+from outplan.mongodb.store import Store, Transaction
+from outplan.rabbitmq.session import Session
 from tests.faults.plants import plant
 
 POINTS: Final = ("received", "loaded", "committed", "half published", "published", "acknowledged")

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.testing.servers import Servers
-from tests.integration.outside import Outside, witness
-from tests.integration.places import a_place
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from outplan.testing.servers import Servers
+from tests.support.places import a_place
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import Outside, witness
 
 
 @pytest.fixture

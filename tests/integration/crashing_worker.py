@@ -13,15 +13,15 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from service import fold
-from service.broker import Session
-from service.cli import app
-from service.codec import Delivery, Publication
-from service.decider import Decision
-from service.decider import decide as real_decide
-from service.documents import Snapshot
-from service.messages import Command
-from service.store import Store, Transaction
+from outplan.cli import app
+from outplan.contract.messages import Command
+from outplan.domain import batch
+from outplan.domain.codec import Delivery, Publication
+from outplan.domain.decider import Decision
+from outplan.domain.decider import decide as real_decide
+from outplan.domain.records import Snapshot
+from outplan.mongodb.store import Store, Transaction
+from outplan.rabbitmq.session import Session
 
 CRASH_AT = os.environ.get("CRASH_AT")
 CRASH_AFTER = float(os.environ.get("CRASH_AFTER", "0"))
@@ -87,5 +87,5 @@ if __name__ == "__main__":
     Session.publish = publish  # type: ignore[method-assign]
     Transaction.load = load  # type: ignore[method-assign, assignment]
     Store.transact = transact  # type: ignore[method-assign]
-    setattr(fold, "decide", decide)  # noqa: B010  it has it by import
+    setattr(batch, "decide", decide)  # noqa: B010  it has it by import
     app(prog_name="outplan")

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
-from service import bootstrap
-from service.cli import app
-from service.decider import text_time
+from outplan import bootstrap
+from outplan.cli import app
+from outplan.domain.decider import text_time
 
 
 def an_hour_ago() -> str:

@@ -9,12 +9,12 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pymongo import AsyncMongoClient
 from yarl import URL
 
-from service.topology import topology
-from service.validators import validators
-from tests.integration.commands import command
-from tests.integration.outside import Outside, a_create
+from outplan.contract.topology import topology
+from outplan.mongodb.validators import validators
 from tests.integration.test_startup import standalone
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from tests.support.commands import command
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import Outside, a_create
 
 __all__ = ["standalone"]  # a fixture, by its name
 

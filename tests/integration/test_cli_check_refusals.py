@@ -10,11 +10,11 @@ from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, NotPrimaryError
 from yarl import URL
 
-from service.testing.processes import find_programs
-from service.testing.servers import Servers, start_servers
-from tests.integration.places import a_place
+from outplan.testing.processes import find_programs
+from outplan.testing.servers import Servers, start_servers
 from tests.integration.test_cli_check import check, problems
-from tests.integration.worker_process import Place, free_port, running_worker
+from tests.support.places import a_place
+from tests.support.worker_process import Place, free_port, running_worker
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.outside import Outside, a_create
-from tests.integration.rejects import ids, outside, put, queued, run
-from tests.integration.worker_process import Place
+from tests.support.rejects import ids, outside, put, queued, run
+from tests.support.worker_process import Place
+from tests.support.world import Outside, a_create
 
 __all__ = ["outside"]  # a fixture, by its name
 
@@ -31,7 +31,7 @@ async def at_a_terminal(
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service", "rejected", *arguments,
+        sys.executable, "-m", "outplan", "rejected", *arguments,
         stdin=slave, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env=place.environment(), preexec_fn=own_terminal,
     )  # fmt: skip

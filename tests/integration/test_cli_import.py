@@ -14,12 +14,12 @@ from uuid import uuid4
 
 import pytest
 
-from service.cli.importing.lines import MAX_LINE_BYTES
-from service.testing.servers import Servers
-from tests.integration.outside import Outside, a_create, witness
-from tests.integration.places import a_place
-from tests.integration.shell import begun, ended, outplan, terminal
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from outplan.cli.importing.lines import MAX_LINE_BYTES
+from outplan.testing.servers import Servers
+from tests.support.places import a_place
+from tests.support.shell import begun, ended, outplan, terminal
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import Outside, a_create, witness
 
 NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
 
@@ -336,7 +336,7 @@ async def test_a_terminal_shows_how_far_it_is(
 
 def most_memory(place: Place, *arguments: str) -> int:
     """Run ``outplan``: the most bytes that it had in memory."""
-    program = [sys.executable, "-m", "service", *arguments]
+    program = [sys.executable, "-m", "outplan", *arguments]
     process = subprocess.Popen(program, env=place.environment(), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

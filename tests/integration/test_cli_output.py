@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.worker_process import Place
+from tests.support.worker_process import Place
 
 NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
 
@@ -15,7 +15,7 @@ NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
 def outplan(*arguments: str, stdout: str) -> subprocess.CompletedProcess[str]:
     """Run it with standard output as a shell redirects it."""
     return subprocess.run(
-        ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-m", "service", *arguments],
+        ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-m", "outplan", *arguments],
         env=NOWHERE.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         timeout=60, check=False,
     )  # fmt: skip

@@ -11,12 +11,12 @@ from uuid import uuid4
 import pytest
 from yarl import URL
 
-from service import contract
-from service.cli.publish.command import Conditions, CreateFields, UpdateFields
-from tests.integration.commands import command
-from tests.integration.outside import CUSTOMER, Outside
-from tests.integration.shell import outplan, terminal
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from outplan.cli.publish.command import Conditions, CreateFields, UpdateFields
+from outplan.contract import schemas
+from tests.support.commands import command
+from tests.support.shell import outplan, terminal
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import CUSTOMER, Outside
 
 CREATE = (
     "publish", "create", "--customer-id", CUSTOMER, "--name", "evenings",
@@ -32,14 +32,14 @@ def test_every_field_of_the_contract_is_an_option() -> None:
         ("update", UpdateFields),
         ("delete", Conditions),
     ):
-        schema = json.loads(contract.schema_text(f"outplan_{name}"))
+        schema = json.loads(schemas.schema_text(f"outplan_{name}"))
         named = {field.name for field in fields(options)} | {"id"}
         assert named == set(schema["properties"])
 
 
 def test_what_needs_no_broker_does_not_load_the_client() -> None:
     script = (
-        "import sys, service.cli; print({'pydantic', 'aio_pika', 'motor'} & sys.modules.keys())"
+        "import sys, outplan.cli; print({'pydantic', 'aio_pika', 'motor'} & sys.modules.keys())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import pytest
 
-from tests.integration.commands import command
-from tests.integration.outside import Outside, a_create
-from tests.integration.rejects import ids, outside, put, queued, run
-from tests.integration.worker_process import Place, running_worker
+from tests.support.commands import command
+from tests.support.rejects import ids, outside, put, queued, run
+from tests.support.worker_process import Place, running_worker
+from tests.support.world import Outside, a_create
 
 __all__ = ["outside"]  # a fixture, by its name
 

@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from tests.integration.commands import running
-from tests.integration.outside import CUSTOMER, Outside, a_create
-from tests.integration.rejects import ids, listed, outside, put, queued, run
-from tests.integration.worker_process import Place, running_worker
+from tests.support.commands import running
+from tests.support.rejects import ids, listed, outside, put, queued, run
+from tests.support.worker_process import Place, running_worker
+from tests.support.world import CUSTOMER, Outside, a_create
 
 __all__ = ["outside"]  # a fixture, by its name
 
@@ -65,7 +65,7 @@ async def test_without_standard_output_nothing_is_listed_and_that_is_said(
     place: Place, outside: Outside
 ) -> None:
     await put(outside, "mine")
-    program = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "service"]
+    program = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "outplan"]
     arguments = ["rejected", "list", "--json"]
     async with running([*program, *arguments], place.environment()) as listing:
         assert await listing.ended() == 1

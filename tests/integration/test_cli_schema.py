@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.contract import schema_names
+from outplan.contract.schemas import schema_names
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 OUTPLAN = Path(sys.executable).with_name("outplan")

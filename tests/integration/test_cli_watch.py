@@ -11,11 +11,11 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
-from service.testing.servers import Servers
-from tests.integration.commands import COLUMNS, CommandProcess, command, running
-from tests.integration.outside import CUSTOMER, Outside, a_create, witness
+from outplan.testing.servers import Servers
 from tests.integration.test_client_events import ID, an_event, publish
-from tests.integration.worker_process import Place, WorkerProcess
+from tests.support.commands import COLUMNS, CommandProcess, command, running
+from tests.support.worker_process import Place, WorkerProcess
+from tests.support.world import CUSTOMER, Outside, a_create, witness
 
 OTHER = "0b7c1199-7a3b-4a4e-9d0e-0c8a1f5e4d9c"
 
@@ -81,7 +81,7 @@ async def test_on_a_terminal_there_is_a_table_with_what_changed(
 async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
     place: Place, outside: Outside
 ) -> None:
-    program = ["env", "COLUMNS=60", sys.executable, "-m", "service", "watch", "--limit", "1"]
+    program = ["env", "COLUMNS=60", sys.executable, "-m", "outplan", "watch", "--limit", "1"]
     variables = place.environment(TERM="xterm", NO_COLOR="1")
     async with running(program, variables, terminal=True) as watching:
         await watching.told("watching")

@@ -17,7 +17,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from yarl import URL
 
-from service.client import (
+from outplan.client import (
     AlreadyExists,
     CommandRejected,
     InvalidCommand,
@@ -34,11 +34,11 @@ from service.client import (
     VersionConflict,
     events,
 )
-from service.messages import Address, CommandName
-from service.testing.servers import Servers
-from tests.integration.outside import CUSTOMER, Outside
+from outplan.contract.messages import Address, CommandName
+from outplan.testing.servers import Servers
 from tests.integration.proxy import proxied
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import CUSTOMER, Outside
 
 # OUTPLAN_TEST_MANY=1000000 shows for a million what is shown for these.
 MANY = int(os.environ.get("OUTPLAN_TEST_MANY", "5000"))

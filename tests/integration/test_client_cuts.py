@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import pytest
 
-from service.client import CommandRejected, OutplanClient, Request, Result
-from tests.integration.outside import CUSTOMER, TEL, Outside, a_create
+from outplan.client import CommandRejected, OutplanClient, Request, Result
 from tests.integration.proxy import Proxy, proxied
-from tests.integration.worker_process import Place, WorkerProcess
+from tests.support.worker_process import Place, WorkerProcess
+from tests.support.world import CUSTOMER, TEL, Outside, a_create
 
 CUTS = int(os.environ.get("OUTPLAN_TEST_CUTS", "1000"))
 TELLERS = 8

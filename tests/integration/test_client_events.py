@@ -13,7 +13,7 @@ import aio_pika
 import pytest
 from yarl import URL
 
-from service.client import (
+from outplan.client import (
     Event,
     Events,
     Gap,
@@ -24,10 +24,10 @@ from service.client import (
     Unreadable,
     events,
 )
-from service.testing.servers import Servers
-from tests.integration.outside import CUSTOMER, TEL, Outside
+from outplan.testing.servers import Servers
 from tests.integration.proxy import proxied
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import CUSTOMER, TEL, Outside
 
 CUTS = int(os.environ.get("OUTPLAN_TEST_CUTS", "1000")) // 20
 OTHER = str(uuid4())

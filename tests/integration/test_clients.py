@@ -13,10 +13,10 @@ import aio_pika
 import aiohttp
 import pytest
 
-from service.testing.containers import container_servers
-from service.testing.processes import process_servers, reserved_ports
-from service.testing.servers import MODE_VARIABLE, Servers, ServersUnavailable
-from tests.integration.worker_process import Place, running_worker
+from outplan.testing.containers import container_servers
+from outplan.testing.processes import process_servers, reserved_ports
+from outplan.testing.servers import MODE_VARIABLE, Servers, ServersUnavailable
+from tests.support.worker_process import Place, running_worker
 
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 AMQPLIB = "amqplib@2.3.1"

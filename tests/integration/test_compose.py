@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pytest
 
-from service.client import OutplanClient
-from service.testing.processes import reserved_ports
-from service.testing.sandbox import is_ready
-from tests.integration.brokers import skip_without_docker
-from tests.integration.census import eventually
-from tests.integration.modes import an_outplan
+from outplan.client import OutplanClient
+from outplan.testing.processes import reserved_ports
+from outplan.testing.sandbox import is_ready
+from tests.support.brokers import skip_without_docker
+from tests.support.leak_check import eventually
+from tests.support.modes import an_outplan
 
 # The image is built first, and its packages are fetched.
 pytestmark = pytest.mark.timeout(600)

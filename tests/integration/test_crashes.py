@@ -4,11 +4,11 @@ import signal
 
 import pytest
 
-from service.ledger import MAX_TRIALS
-from service.worker import SUSPICIOUS
-from tests.integration.outside import Outside, a_create
-from tests.integration.story import a_story, check, tell
-from tests.integration.worker_process import Place, running_worker, start_worker
+from outplan.domain.dedup import MAX_TRIALS
+from outplan.worker.worker import SUSPICIOUS
+from tests.support.story import a_story, check, tell
+from tests.support.worker_process import Place, running_worker, start_worker
+from tests.support.world import Outside, a_create
 
 CRASHING = "tests.integration.crashing_worker"
 POINTS = ("received", "loaded", "committed", "half published", "published")

@@ -12,10 +12,10 @@ from typing import Any
 import aio_pika
 import pytest
 
-from service.client import OutplanClient
-from tests.integration.commands import CommandProcess, running
-from tests.integration.outside import CUSTOMER, TEL, Outside
-from tests.integration.worker_process import Place, WorkerProcess
+from outplan.client import OutplanClient
+from tests.support.commands import CommandProcess, running
+from tests.support.worker_process import Place, WorkerProcess
+from tests.support.world import CUSTOMER, TEL, Outside
 
 DIALER = Path(__file__).parents[2] / "examples" / "dialer.py"
 SPEED = 20

@@ -9,9 +9,9 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
-from service.testing.servers import Servers
-from tests.integration.outside import Outside, a_create
-from tests.integration.worker_process import Place, running_worker
+from outplan.testing.servers import Servers
+from tests.support.worker_process import Place, running_worker
+from tests.support.world import Outside, a_create
 
 ID = "00000001-0000-4000-8000-000000000001"
 ROOM = 40

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from service.client import (
+from outplan.client import (
     AlreadyExists,
     CommandRejected,
     InvalidCommand,
@@ -17,10 +17,10 @@ from service.client import (
     TooLarge,
     VersionConflict,
 )
-from service.testing import Servers
-from service.testing.harness import OutplanService
-from tests.integration.modes import MODES, an_outplan, opened, versions
-from tests.integration.outside import CUSTOMER
+from outplan.testing import Servers
+from outplan.testing.harness import OutplanService
+from tests.support.modes import MODES, an_outplan, opened, versions
+from tests.support.world import CUSTOMER
 
 
 @pytest.fixture(scope="module", params=MODES)

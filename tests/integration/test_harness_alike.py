@@ -10,13 +10,13 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from service.client import CommandRejected, Event, Outplan
-from service.testing import Servers
-from service.testing.harness import OutplanService
-from service.testing.live import live_service
-from service.testing.memory import memory_service
-from tests.integration.modes import an_outplan
-from tests.integration.outside import CUSTOMER
+from outplan.client import CommandRejected, Event, Outplan
+from outplan.testing import Servers
+from outplan.testing.harness import OutplanService
+from outplan.testing.live import live_service
+from outplan.testing.memory import memory_service
+from tests.support.modes import an_outplan
+from tests.support.world import CUSTOMER
 
 FOLDER = Path(__file__).parents[2] / "schemas" / "examples"
 COMMANDS = ("outplan_create", "outplan_update", "outplan_delete")

@@ -6,13 +6,13 @@ from uuid import uuid4
 
 import pytest
 
-from service.client import OutcomeUnknown
-from service.testing import NotControllable, Servers, start_servers
-from service.testing.harness import OutplanService
-from service.testing.live import live_service
-from service.testing.place import WorkerFailed
-from service.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE
-from tests.integration.modes import MODES, an_outplan, opened, versions
+from outplan.client import OutcomeUnknown
+from outplan.testing import NotControllable, Servers, start_servers
+from outplan.testing.harness import OutplanService
+from outplan.testing.live import live_service
+from outplan.testing.place import WorkerFailed
+from outplan.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE
+from tests.support.modes import MODES, an_outplan, opened, versions
 
 
 @pytest.fixture(params=MODES)

@@ -15,15 +15,15 @@ from uuid import uuid4
 
 import pytest
 
-from service.broker import open_session
-from service.codec import Delivery
-from service.fields import MAX_BODY_BYTES, NIL_UUID
-from service.frames import WireProperties
-from service.testing.servers import Servers
-from service.topology import topology
-from tests.integration.outside import CUSTOMER, TEL, Document, Outside, a_create, witness
-from tests.integration.places import a_place
-from tests.integration.worker_process import running_worker
+from outplan.contract.fields import MAX_BODY_BYTES, NIL_UUID
+from outplan.contract.topology import topology
+from outplan.domain.codec import Delivery
+from outplan.rabbitmq.frames import WireProperties
+from outplan.rabbitmq.session import open_session
+from outplan.testing.servers import Servers
+from tests.support.places import a_place
+from tests.support.worker_process import running_worker
+from tests.support.world import CUSTOMER, TEL, Document, Outside, a_create, witness
 
 
 def create(**fields: Any) -> bytes:

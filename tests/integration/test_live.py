@@ -13,19 +13,19 @@ import aio_pika
 import pytest
 from pymongo import AsyncMongoClient
 
-from service.testing.live import LiveService, live_service
-from service.testing.place import Place, WorkerFailed
-from service.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE, Servers
-from service.topology import topology
-from tests.integration.census import eventually, living_with
-from tests.integration.outside import a_create
+from outplan.contract.topology import topology
+from outplan.testing.live import LiveService, live_service
+from outplan.testing.place import Place, WorkerFailed
+from outplan.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE, Servers
+from tests.support.leak_check import eventually, living_with
+from tests.support.world import a_create
 
 CREATE = a_create()
 
 TESTS = """
 import asyncio, json
 from dataclasses import asdict
-from service.testing import live_service, start_servers
+from outplan.testing import live_service, start_servers
 async def hang():
     with start_servers("urls") as servers:
         async with live_service(servers) as service:
@@ -87,7 +87,7 @@ async def test_nothing_is_left_on_servers_given_by_url_when_the_tests_are_killed
 ) -> None:
     urls = {AMQP_VARIABLE: servers.rabbitmq.url, MONGO_VARIABLE: servers.mongodb.url}
     # A package of our name in the folder of the tests is not taken for ours.
-    (tmp_path / "service.py").write_text("raise SystemExit('not this one')")
+    (tmp_path / "outplan.py").write_text("raise SystemExit('not this one')")
     program = [sys.executable, "-P", "-c", TESTS]
     tests = await asyncio.create_subprocess_exec(
         *program, cwd=tmp_path, env=os.environ | urls, stdout=PIPE

@@ -8,11 +8,11 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
-from service import contract
-from service.testing.servers import Servers
-from tests.integration.outside import CUSTOMER, TEL, Document, Outside, a_create, witness
-from tests.integration.places import a_place
-from tests.integration.worker_process import running_worker
+from outplan.contract import schemas
+from outplan.testing.servers import Servers
+from tests.support.places import a_place
+from tests.support.worker_process import running_worker
+from tests.support.world import CUSTOMER, TEL, Document, Outside, a_create, witness
 
 OTHER_CUSTOMER = "0a1b2c3d-0000-4000-8000-000000000001"
 NEVER = "9999-01-01 00:00:00.000000"
@@ -45,7 +45,7 @@ async def assert_rejected(
     stored = await outside.stored()
     reply = await outside.ask(name, body, **how)
     problem: Document = reply["problem"]
-    assert contract.violations("reply", reply) == ()
+    assert schemas.violations("reply", reply) == ()
     assert (reply["status"], problem["code"], reply["duplicate"]) == ("rejected", code, False)
     assert problem["type"] == f"urn:outplan:problem:{code.replace('_', '-')}"
     assert problem["command_id"] == reply["command_id"] == id_
@@ -187,7 +187,7 @@ async def test_an_update_that_changes_no_value_leaves_no_trace(outside: Outside)
 
     reply = await outside.ask("outplan_update", body, message_id="same")
 
-    assert contract.violations("reply", reply) == ()
+    assert schemas.violations("reply", reply) == ()
     assert (reply["status"], reply["version"]) == ("unchanged", 1)
     assert reply["outplan"] == outplan
     assert await outside.stored() == stored

@@ -8,9 +8,9 @@ from dataclasses import replace
 import aio_pika
 import pytest
 
-from service.topology import topology
-from tests.integration.outside import a_create
-from tests.integration.worker_process import Place, running_worker
+from outplan.contract.topology import topology
+from tests.support.worker_process import Place, running_worker
+from tests.support.world import a_create
 
 PARTITIONS = 4
 UPDATES = 30

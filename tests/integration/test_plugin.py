@@ -6,9 +6,9 @@ from subprocess import DEVNULL
 
 import pytest
 
-from service import testing
-from service.testing.servers import AMQP_VARIABLE, MODE_VARIABLE, MONGO_VARIABLE, Servers
-from tests.integration.census import eventually, living_with
+from outplan import testing
+from outplan.testing.servers import AMQP_VARIABLE, MODE_VARIABLE, MONGO_VARIABLE, Servers
+from tests.support.leak_check import eventually, living_with
 
 pytest_plugins = ["pytester"]
 
@@ -24,7 +24,7 @@ import os
 from pathlib import Path
 from threading import Event
 import pytest
-from service.testing import NotControllable
+from outplan.testing import NotControllable
 NEW = {
     "customer_id": "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11",
     "name": "evenings",
@@ -238,12 +238,12 @@ def test_that_hangs(outplan_service_sync, outplan_place, number):
 def test_loading_the_plugin_imports_nothing_else(suite: pytest.Pytester) -> None:
     program = """
 import sys
-import service.testing.plugin
-print(sorted(name for name in sys.modules if name.startswith("service")))
+import outplan.testing.plugin
+print(sorted(name for name in sys.modules if name.startswith("outplan")))
 print({"aio_pika", "pymongo", "pydantic", "xdist", "docker"} & sys.modules.keys())
 """
     told = suite.run(sys.executable, "-c", program)
-    assert told.outlines == ["['service', 'service.testing', 'service.testing.plugin']", "set()"]
+    assert told.outlines == ["['outplan', 'outplan.testing', 'outplan.testing.plugin']", "set()"]
 
 
 @pytest.mark.parametrize("name", testing.__all__)
@@ -252,5 +252,5 @@ def test_whatever_the_package_offers_is_there(name: str) -> None:
 
 
 def test_what_the_package_does_not_offer_is_no_attribute_of_it() -> None:
-    with pytest.raises(AttributeError, match=r"'service\.testing' has no attribute 'magic'"):
+    with pytest.raises(AttributeError, match=r"'outplan\.testing' has no attribute 'magic'"):
         getattr(testing, "magic")  # noqa: B009 - type checkers know that it is not there

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from json import loads
 from pathlib import Path
 
-from service.testing.servers import Server, Servers
-from tests.integration.outside import a_create, witness
-from tests.integration.worker_process import Place, WorkerProcess, running_worker
+from outplan.testing.servers import Server, Servers
+from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.world import a_create, witness
 
 
 async def told(worker: WorkerProcess) -> tuple[int, set[str], bool]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.places import clear
-from tests.integration.worker_process import Place, running_worker
+from tests.support.places import clear
+from tests.support.worker_process import Place, running_worker
 
 ROOT = Path(__file__).parents[2]
 

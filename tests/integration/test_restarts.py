@@ -9,19 +9,19 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 
-from service import broker
-from service.errors import BrokerUnavailable
-from service.testing.servers import Server, Servers
-from service.topology import topology
-from tests.integration.outside import witness
-from tests.integration.story import (
+from outplan.contract.topology import topology
+from outplan.errors import BrokerUnavailable
+from outplan.rabbitmq import session as session_module
+from outplan.testing.servers import Server, Servers
+from tests.support.story import (
     Story,
     a_story,
     assert_first_published_in_order,
     assert_repeats_are_the_same,
     assert_stored,
 )
-from tests.integration.worker_process import Place, WorkerProcess, running_worker, start_worker
+from tests.support.worker_process import Place, WorkerProcess, running_worker, start_worker
+from tests.support.world import witness
 
 LOST = (aio_pika.exceptions.AMQPError, ConnectionError, TimeoutError, RuntimeError)
 
@@ -50,16 +50,16 @@ async def test_a_broker_that_does_not_answer_a_declaration_is_asked_again(
     servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heartbeats go on: nothing else would end the wait."""
-    monkeypatch.setattr(broker, "_START_SECONDS", 1)
+    monkeypatch.setattr(session_module, "_START_SECONDS", 1)
     layout = topology(place.prefix)
     await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:suspend(ra_log_wal).")
     try:
         with pytest.raises(BrokerUnavailable, match="no answer in time"):
-            async with broker.open_session(place.amqp_url, layout, print):
+            async with session_module.open_session(place.amqp_url, layout, print):
                 pass
     finally:
         await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:resume(ra_log_wal).")
-    async with broker.open_session(place.amqp_url, layout, print):
+    async with session_module.open_session(place.amqp_url, layout, print):
         pass
 
 

@@ -20,7 +20,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from service.testing import (
+from outplan.testing import (
     NotControllable,
     Server,
     ServerFailed,
@@ -28,10 +28,10 @@ from service.testing import (
     ServersUnavailable,
     start_servers,
 )
-from service.testing import (
+from outplan.testing import (
     processes as child_processes,
 )
-from tests.integration.brokers import skip_without_docker
+from tests.support.brokers import skip_without_docker
 
 ROOT = Path(__file__).parents[2]
 AMQP_VARIABLE = "OUTPLAN_TEST_AMQP_URL"
@@ -42,7 +42,7 @@ GONE_WITHIN = 30.0
 
 PARENT = """
 import sys
-from service.testing import start_servers
+from outplan.testing import start_servers
 with start_servers(sys.argv[1]) as servers:
     print(servers.rabbitmq.url, servers.mongodb.url, flush=True)
     sys.stdin.read()

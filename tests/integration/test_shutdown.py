@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from service.testing.servers import Servers
-from tests.integration.outside import Outside, a_create
-from tests.integration.worker_process import Place, running_worker, start_worker
+from outplan.testing.servers import Servers
+from tests.support.worker_process import Place, running_worker, start_worker
+from tests.support.world import Outside, a_create
 
 COMMANDS = 2_000
 

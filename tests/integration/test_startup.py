@@ -9,13 +9,13 @@ import pytest
 from pymongo import MongoClient
 from yarl import URL
 
-from service.testing.processes import find_programs
-from tests.integration.outside import Outside, a_create
-from tests.integration.worker_process import Place, free_port, running_worker, start_worker
+from outplan.testing.processes import find_programs
+from tests.support.worker_process import Place, free_port, running_worker, start_worker
+from tests.support.world import Outside, a_create
 
 
 async def fails(place: Place, code: int, *words: str, **environment: str) -> None:
-    worker = await start_worker(place, module="service", http=False, **environment)
+    worker = await start_worker(place, module="outplan", http=False, **environment)
     assert await worker.ended() == code, worker.log
     assert worker.errors.count("\n") == 1, worker.errors
     assert worker.errors.startswith("outplan: ")

@@ -12,15 +12,15 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.errors import WriteError
 
-from service.decider import State, decide, evolve
-from service.documents import Fence, Record, Snapshot, Trial, Verdict
-from service.errors import Fenced, StoreConflict, StoreUnavailable, Unprocessable
-from service.handler import Store, Transaction
-from service.messages import Create, Event, Update
-from service.store import Store as MongoStore
-from service.testing.memory_store import MemoryStore
-from service.testing.servers import Servers
-from tests.integration.outside import a_create
+from outplan.contract.messages import Create, Event, Update
+from outplan.domain.decider import State, decide, evolve
+from outplan.domain.records import Fence, Record, Snapshot, Trial, Verdict
+from outplan.errors import Fenced, StoreConflict, StoreUnavailable, Unprocessable
+from outplan.mongodb.store import Store as MongoStore
+from outplan.testing.memory_store import MemoryStore
+from outplan.testing.servers import Servers
+from outplan.worker.handler import Store, Transaction
+from tests.support.world import a_create
 
 EXAMPLES = Path(__file__).parents[2] / "schemas" / "examples"
 NOW = "2026-11-23 06:10:00.123456"

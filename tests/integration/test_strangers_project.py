@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.brokers import skip_without_docker
+from tests.support.brokers import skip_without_docker
 
 # One environment for all of them, and containers that take their time.
 pytestmark = pytest.mark.timeout(600)
@@ -60,7 +60,7 @@ def run(project: Path, *command: str, **environment: str) -> str:
 
 
 def test_what_they_have_installed_is_the_wheel(project: Path) -> None:
-    program = "import service.testing.live as it, sys; print(it.__file__, *sys.path)"
+    program = "import outplan.testing.live as it, sys; print(it.__file__, *sys.path)"
     told = run(project, "venv/bin/python", "-I", "-c", program)
     assert told.startswith(str(project / "venv"))
     assert str(ROOT) not in told

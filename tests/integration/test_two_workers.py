@@ -5,14 +5,14 @@ import signal
 
 import pytest
 
-from tests.integration.outside import Outside, a_create
-from tests.integration.story import (
+from tests.support.story import (
     Story,
     assert_first_published_in_order,
     assert_repeats_are_the_same,
     assert_stored,
 )
-from tests.integration.worker_process import Place, WorkerProcess, running_worker, start_worker
+from tests.support.worker_process import Place, WorkerProcess, running_worker, start_worker
+from tests.support.world import Outside, a_create
 
 HOT = [f"0000000{n}-0000-4000-8000-00000000000{n}" for n in range(1, 4)]
 BETWEEN_FALLS = 150

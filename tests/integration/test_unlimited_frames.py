@@ -2,9 +2,9 @@
 
 import asyncio
 
-from service.testing.servers import RabbitServer, Servers
-from tests.integration.outside import a_create, witness
-from tests.integration.worker_process import Place, running_worker
+from outplan.testing.servers import RabbitServer, Servers
+from tests.support.worker_process import Place, running_worker
+from tests.support.world import a_create, witness
 
 
 async def set_frame_max(broker: RabbitServer, size: int) -> None:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cli.importing.entries import Deleted, Wrong, entry
-from service.cli.importing.lines import MAX_LINE_BYTES, Line, Splitter
-from service.client import Request
-from service.fields import NEVER
+from outplan.cli.importing.entries import Deleted, Wrong, entry
+from outplan.cli.importing.lines import MAX_LINE_BYTES, Line, Splitter
+from outplan.client import Request
+from outplan.contract.fields import NEVER
 
 OUTPLAN = {
     "customer_id": "c",

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import warnings
-from service.cli.outcome import carried_out
+from outplan.cli.outcome import carried_out
 
 async def work():
     warnings.warn("a coroutine was never awaited", RuntimeWarning)

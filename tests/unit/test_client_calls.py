@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from service.client.calls import Call, Switchboard
-from service.client.errors import (
+from outplan.client.calls import Call, Switchboard
+from outplan.client.connection import Trouble
+from outplan.client.errors import (
     REJECTIONS,
     CommandRejected,
     OutcomeUnknown,
     VersionConflict,
     rejection,
 )
-from service.client.wire import Trouble
-from service.messages import PROBLEM_CODES, Problem
-from tests.unit.samples import outplan
+from outplan.contract.messages import PROBLEM_CODES, Problem
+from tests.support.samples import outplan
 
 
 def accepted(version: int = 1) -> bytes:

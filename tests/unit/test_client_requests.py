@@ -13,14 +13,14 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from service.client import tracing
-from service.client.errors import InvalidCommand, TooLarge, UnknownCommand
-from service.client.ids import new_id
-from service.client.received import Outplan
-from service.client.requests import Request
-from service.decider import outplan_id
-from service.messages import COMMANDS, Address, CommandName
-from tests.unit.samples import ID, create_body, outplan
+from outplan.client import tracing
+from outplan.client.errors import InvalidCommand, TooLarge, UnknownCommand
+from outplan.client.ids import new_id
+from outplan.client.models import Outplan
+from outplan.client.requests import Request
+from outplan.contract.messages import COMMANDS, Address, CommandName
+from outplan.domain.decider import outplan_id
+from tests.support.samples import ID, create_body, outplan
 
 WITHOUT_ID = {name: value for name, value in create_body().items() if name != "id"}
 

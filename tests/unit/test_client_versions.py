@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from service.client.received import Event
-from service.client.versions import Filter, Gap, Versions
-from service.fields import NEVER
-from service.messages import EventType
-from tests.unit.samples import CUSTOMER, ID, outplan
+from outplan.client.models import Event
+from outplan.client.versions import Filter, Gap, Versions
+from outplan.contract.fields import NEVER
+from outplan.contract.messages import EventType
+from tests.support.samples import CUSTOMER, ID, outplan
 
 OTHER = "0192f0c1-0000-7000-8000-00000000000f"
 LATER = "2026-11-23 07:00:00.000000"

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service import contract
-from service.codec import (
+from outplan.contract import schemas
+from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS, NIL_UUID
+from outplan.contract.messages import Problem
+from outplan.contract.topology import topology
+from outplan.domain.codec import (
     Outcome,
     Request,
     digest,
@@ -17,10 +20,7 @@ from service.codec import (
     problem_body,
     publications,
 )
-from service.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS, NIL_UUID
-from service.messages import Problem
-from service.topology import topology
-from tests.unit.samples import (
+from tests.support.samples import (
     CUSTOMER,
     ID,
     NOW,
@@ -154,7 +154,7 @@ def nested(levels: int, left: bytes = b"[", right: bytes = b"]") -> bytes:
 def test_what_is_no_json_object_in_utf_8_is_invalid_json(body: bytes) -> None:
     found = problem(parse(delivery(body)))
     assert (found.code, found.status, found.errors) == ("invalid_json", 400, None)
-    assert contract.violations("problem", json.loads(problem_body(found))) == ()
+    assert schemas.violations("problem", json.loads(problem_body(found))) == ()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_create_that_breaks_its_schema_lists_what_is_broken(field: dict[str, A
     assert found.errors is not None
     [name] = field
     assert all(error.pointer.startswith(f"/{name}") for error in found.errors)
-    assert contract.violations("problem", json.loads(problem_body(found))) == ()
+    assert schemas.violations("problem", json.loads(problem_body(found))) == ()
 
 
 @pytest.mark.parametrize("levels", [10, 200, 1_000])
@@ -251,8 +251,8 @@ def test_whatever_comes_there_is_one_judgement_that_can_be_replied_and_copied(
     if isinstance(found, Problem):
         outcome = Outcome(sent, "rejected", problem=found)
         copy, reply = publications(outcome, TOPOLOGY, NOW)
-        assert contract.violations("problem", json.loads(copy.headers["x-problem"])) == ()
-        assert contract.violations("reply", json.loads(reply.body)) == ()
+        assert schemas.violations("problem", json.loads(copy.headers["x-problem"])) == ()
+        assert schemas.violations("reply", json.loads(reply.body)) == ()
         assert copy.body is body
 
 

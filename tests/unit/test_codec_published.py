@@ -7,8 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from service import contract
-from service.codec import (
+from outplan.contract import schemas
+from outplan.contract.messages import PROBLEM_CODES, Event, Problem, Reply
+from outplan.contract.topology import topology
+from outplan.domain.codec import (
     Delivery,
     Outcome,
     Publication,
@@ -17,11 +19,9 @@ from service.codec import (
     publications,
     reply_body,
 )
-from service.decider import decide
-from service.frames import read_content_header, write_table
-from service.messages import PROBLEM_CODES, Event, Problem, Reply
-from service.topology import topology
-from tests.unit.samples import (
+from outplan.domain.decider import decide
+from outplan.rabbitmq.frames import read_content_header, write_table
+from tests.support.samples import (
     BEFORE,
     CUSTOMER,
     ID,
@@ -94,7 +94,7 @@ def test_an_events_bytes_are_these() -> None:
 def test_an_event_read_back_has_the_same_bytes(event: Event) -> None:
     wire = event_body(event)
     assert event_body(Event.model_validate_json(wire)) == wire
-    assert contract.violations(event.type, orjson.loads(wire)) == ()
+    assert schemas.violations(event.type, orjson.loads(wire)) == ()
 
 
 def test_an_event_is_published_as_the_contract_says() -> None:
@@ -145,7 +145,7 @@ def outcomes() -> list[Outcome]:
 def test_a_reply_fits_its_schema_and_its_model(outcome: Outcome) -> None:
     reply = publications(outcome, TOPOLOGY, NOW)[-1]
     assert reply.body == reply_body(outcome)
-    assert contract.violations("reply", json.loads(reply.body)) == ()
+    assert schemas.violations("reply", json.loads(reply.body)) == ()
     assert Reply.model_validate_json(reply.body).status == outcome.status
 
 
@@ -199,7 +199,7 @@ def test_nobody_asked_and_nobody_is_told(reply_to: str | None) -> None:
 @pytest.mark.parametrize("code_", PROBLEM_CODES)
 def test_every_problem_fits_its_schema(code_: str) -> None:
     body = json.loads(problem_body(Problem.of(code_, "why", "command-1")))
-    assert contract.violations("problem", body) == ()
+    assert schemas.violations("problem", body) == ()
     assert body["type"] == f"urn:outplan:problem:{code_.replace('_', '-')}"
     assert "errors" not in body
     assert "current_version" not in body

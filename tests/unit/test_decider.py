@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import contract
-from service.codec import event_body
-from service.decider import (
+from outplan.contract import schemas
+from outplan.contract.fields import NEVER
+from outplan.contract.messages import Command, Create, Event, Outplan, Update
+from outplan.domain.codec import event_body
+from outplan.domain.decider import (
     Decision,
     Refusal,
     State,
@@ -21,9 +23,7 @@ from service.decider import (
     outplan_id,
     text_time,
 )
-from service.fields import NEVER
-from service.messages import Command, Create, Event, Outplan, Update
-from tests.unit.samples import (
+from tests.support.samples import (
     BEFORE,
     CUSTOMER,
     ID,
@@ -388,7 +388,7 @@ def test_every_event_fits_its_schema_and_says_what_changed(
                     if getattr(decision.data, name) != getattr(current.outplan, name)
                 ]
                 assert different == list(decision.changed)
-            assert contract.violations(decision.type, body) == ()
+            assert schemas.violations(decision.type, body) == ()
             current = evolve(current, decision)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.client.dialing import (
+from outplan.client.dialing import (
     Attempt,
     Destination,
     NoAttempt,
@@ -22,8 +22,8 @@ from service.client.dialing import (
     next_attempt,
     started,
 )
-from service.messages import Address, Outplan
-from tests.unit import samples
+from outplan.contract.messages import Address, Outplan
+from tests.support import samples
 
 PAGE = (Path(__file__).parents[2] / "docs" / "dialing.md").read_text()
 AT = datetime(2026, 11, 23, 6, 10, 0, 123456, tzinfo=UTC)

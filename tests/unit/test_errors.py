@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from service import errors
-from service.errors import Fatal, OutplanError
+from outplan import errors
+from outplan.errors import Fatal, OutplanError
 
 CLASSES = [
     each

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pamqp import body, commands, encode, frame, header
 
-from service.codec import Publication
-from service.frames import (
+from outplan.domain.codec import Publication
+from outplan.rabbitmq.frames import (
     BODY,
     METHOD,
     U32,
@@ -22,7 +22,7 @@ from service.frames import (
     write_publication,
     write_table,
 )
-from tests.unit.wire import (
+from tests.support.wire import (
     FRAME_MAX,
     content_header,
     delivered,

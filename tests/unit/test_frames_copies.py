@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, header
 
-from service.codec import Outcome, Publication, publications
-from service.frames import (
+from outplan.contract.messages import Problem
+from outplan.contract.topology import topology
+from outplan.domain.codec import Outcome, Publication, publications
+from outplan.rabbitmq.frames import (
     U32,
     WireProperties,
     read_content_header,
@@ -18,10 +20,8 @@ from service.frames import (
     write_publication,
     write_table,
 )
-from service.messages import Problem
-from service.topology import topology
-from tests.unit.samples import NOW
-from tests.unit.wire import (
+from tests.support.samples import NOW
+from tests.support.wire import (
     FRAME_MAX,
     content_header,
     copied,

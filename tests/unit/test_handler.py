@@ -4,20 +4,20 @@ import asyncio
 
 import pytest
 
-from service import fold as fold_module
-from service import handler as handler_module
-from service.codec import Delivery, Request
-from service.documents import Trial
-from service.errors import (
+from outplan.domain import batch as batch_module
+from outplan.domain.codec import Delivery, Request
+from outplan.domain.dedup import MAX_TRIALS
+from outplan.domain.records import Trial
+from outplan.errors import (
     BrokerUnavailable,
     StoreAborted,
     StoreConflict,
     StoreUnavailable,
     Unprocessable,
 )
-from service.handler import Handler
-from service.ledger import MAX_TRIALS
-from tests.unit.asked import (
+from outplan.worker import handler as handler_module
+from outplan.worker.handler import Handler
+from tests.support.builders import (
     QUEUE,
     code,
     create,
@@ -26,8 +26,8 @@ from tests.unit.asked import (
     story,
     update,
 )
-from tests.unit.memory import Died, Memory
-from tests.unit.samples import (
+from tests.support.memory import Died, Memory
+from tests.support.samples import (
     BEFORE,
     ID,
     LATER,
@@ -193,7 +193,7 @@ async def test_a_command_that_fails_of_itself_is_tried_so_often_and_rejected() -
     memory = Memory()
     judge, noticed = handler_on(memory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fold_module, "decide", lambda *_: 1 / 0)
+        patch.setattr(batch_module, "decide", lambda *_: 1 / 0)
         [outcome] = await judge.handle_alone(create("c-1").delivery)
     assert code(outcome) == "delivery_limit"
     assert [trial.times for trial in memory.trials] == [*range(1, MAX_TRIALS + 1)]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from service import fold as fold_module
-from service.codec import Outcome, Request, parse
-from service.documents import Fence, Record, Snapshot, Verdict
-from service.errors import Unprocessable
-from service.fold import Fold
-from service.ledger import Ledger
-from tests.unit.asked import (
+from outplan.domain import batch as batch_module
+from outplan.domain.batch import Fold
+from outplan.domain.codec import Outcome, Request, parse
+from outplan.domain.dedup import Ledger
+from outplan.domain.records import Fence, Record, Snapshot, Verdict
+from outplan.errors import Unprocessable
+from tests.support.builders import (
     QUEUE,
     code,
     create,
@@ -20,7 +20,7 @@ from tests.unit.asked import (
     story,
     update,
 )
-from tests.unit.samples import (
+from tests.support.samples import (
     CUSTOMER,
     ID,
     LATER,
@@ -271,7 +271,7 @@ def test_a_bug_in_deciding_names_the_batch_unprocessable(monkeypatch: pytest.Mon
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(fold_module, "decide", broken)
+    monkeypatch.setattr(batch_module, "decide", broken)
     with pytest.raises(Unprocessable, match="ZeroDivisionError"):
         fold().judge(create())
 

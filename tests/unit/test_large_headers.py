@@ -10,12 +10,12 @@ from typing import Final
 
 import pytest
 
-from service.broker import Session
-from service.codec import Delivery, Outcome, publications
-from service.frames import U32, WireProperties, read_content_header, write_table
-from service.topology import topology
-from tests.unit.samples import NOW
-from tests.unit.wire import delivered, header_of, with_table
+from outplan.contract.topology import topology
+from outplan.domain.codec import Delivery, Outcome, publications
+from outplan.rabbitmq.frames import U32, WireProperties, read_content_header, write_table
+from outplan.rabbitmq.session import Session
+from tests.support.samples import NOW
+from tests.support.wire import delivered, header_of, with_table
 
 READ: Final = {"traceparent": "00-trace", "tracestate": "a=b", "x-delivery-count": 2}
 # 124 kB: a frame has room for little more, and no field is shorter than two bytes.

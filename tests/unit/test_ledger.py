@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from service.bootstrap import wire
-from service.codec import Delivery, Request
-from service.documents import Fence, Trial, Verdict
-from service.ledger import MAX_TRIALS, Ledger
-from service.settings import Settings
-from service.telemetry import Health, Metrics
-from service.topology import PREFETCH
-from tests.unit.samples import ID, delivery, request
+from outplan.bootstrap import wire
+from outplan.contract.topology import PREFETCH
+from outplan.domain.codec import Delivery, Request
+from outplan.domain.dedup import MAX_TRIALS, Ledger
+from outplan.domain.records import Fence, Trial, Verdict
+from outplan.settings import Settings
+from outplan.worker.telemetry import Health, Metrics
+from tests.support.samples import ID, delivery, request
 
 QUEUE = "outplan.commands"
 

@@ -8,12 +8,12 @@ from uuid import uuid4
 import pytest
 from pamqp.commands import Basic
 
-from service.client import OutcomeUnknown
-from service.testing.memory import memory_service
-from service.testing.memory_broker import MemoryBroker, Message
-from service.testing.place import WorkerFailed
-from service.topology import PREFETCH, topology
-from tests.integration.modes import an_outplan
+from outplan.client import OutcomeUnknown
+from outplan.contract.topology import PREFETCH, topology
+from outplan.testing.memory import memory_service
+from outplan.testing.memory_broker import MemoryBroker, Message
+from outplan.testing.place import WorkerFailed
+from tests.support.modes import an_outplan
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ async def test_what_ends_the_worker_by_itself_is_told_at_once_and_at_the_end(
 
     async def killed_by_it() -> None:
         async with memory_service() as service:
-            monkeypatch.setattr("service.worker.publications", bug)
+            monkeypatch.setattr("outplan.worker.worker.publications", bug)
             with pytest.raises(WorkerFailed, match="ended by itself") as failed:
                 await service.create(**an_outplan())
             assert repr(failed.value.__cause__) == "KeyError('a bug')"

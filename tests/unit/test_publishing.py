@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.codec import Publication
-from service.connection import Lifeline
-from service.publisher import Publisher, waves
-from tests.unit.samples import delivery
+from outplan.domain.codec import Publication
+from outplan.rabbitmq.connection import Lifeline
+from outplan.rabbitmq.publisher import Publisher, waves
+from tests.support.samples import delivery
 
 EVENT = Publication("outplan.events", "k", b"{}", {})
 COPY = Publication("", "outplan.rejected", b"{}", {}, original=delivery({}))

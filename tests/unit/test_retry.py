@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.errors import (
+from outplan.errors import (
     BrokerUnavailable,
     Fatal,
     Nacked,
@@ -12,7 +12,7 @@ from service.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from service.retry import retrying
+from outplan.retry import retrying
 
 
 class Attempts:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.errors import WrongSetting
-from service.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
-from service.store import Store
+from outplan.errors import WrongSetting
+from outplan.mongodb.store import Store
+from outplan.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import body, commands, frame, header, heartbeat
 
-from service.codec import Delivery
-from service.frames import FRAME_HEAD, HEARTBEAT
-from service.tap import Incoming, TappedReader
+from outplan.domain.codec import Delivery
+from outplan.rabbitmq.frames import FRAME_HEAD, HEARTBEAT
+from outplan.rabbitmq.reader import Incoming, TappedReader
 
 PULSE: Final = frame.marshal(heartbeat.Heartbeat(), 0)
 

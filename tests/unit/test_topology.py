@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.topology import (
+from outplan.contract.topology import (
     DELIVERY_LIMIT,
     PREFETCH,
     Binding,

@@ -15,8 +15,9 @@ import pytest
 from aiormq.abc import DeliveredMessage
 from pamqp import commands, header
 
-from service import broker, connection, store
-from service.errors import (
+from outplan.contract.messages import Outplan
+from outplan.contract.topology import topology
+from outplan.errors import (
     BrokerRefused,
     BrokerUnavailable,
     Fatal,
@@ -28,8 +29,9 @@ from service.errors import (
     StoreUnsuitable,
     Unprocessable,
 )
-from service.messages import Outplan
-from service.topology import topology
+from outplan.mongodb import store
+from outplan.rabbitmq import connection
+from outplan.rabbitmq import session as session_module
 
 
 def exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
@@ -227,7 +229,7 @@ def test_a_socket_that_fails_is_a_broker_that_is_away(error: Exception) -> None:
 class Link:
     """A connection that ends as it is told to, in its making or in its closing."""
 
-    def __init__(self, incoming: broker.Session, code: int, error: BaseException) -> None:
+    def __init__(self, incoming: session_module.Session, code: int, error: BaseException) -> None:
         self.incoming, self.code, self.error = incoming, code, error
 
     async def connect(self, **_: object) -> None:
@@ -241,7 +243,7 @@ class Link:
 
 
 async def linked(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseException) -> None:
-    session = broker.Session(topology(), "guest", lambda _: None)
+    session = session_module.Session(topology(), "guest", lambda _: None)
     made = partial(Link, code=code, error=error)
     monkeypatch.setattr(connection, "_TappedConnection", lambda _, incoming, **__: made(incoming))
     async with connection.tapped_connection("amqp://localhost/nope", "consume", session):

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from service import contract, fields
-from service import messages as m
-from service.messages import Outplan
-from service.validators import EVENTS, FENCES, OUTPLANS, validators
-from tests.unit.samples import create_body
+from outplan.contract import fields, schemas
+from outplan.contract import messages as m
+from outplan.contract.messages import Outplan
+from outplan.mongodb.validators import EVENTS, FENCES, OUTPLANS, validators
+from tests.support.samples import create_body
 
 FITTING: list[tuple[str, str]] = [
     (fields.TIMESTAMP_PATTERN, fields.NEVER),
@@ -120,7 +120,7 @@ def test_a_sip_target_may_have_a_line_break_here_as_in_the_schemas() -> None:
     target = "a@b\n"
     assert re.search(as_python_has_it(of_the_validators(fields.SIP_PATTERN)), target)
     body = create_body(source={"type": "sip", "target": target})
-    assert contract.violations("outplan_create", body) == ()
+    assert schemas.violations("outplan_create", body) == ()
 
 
 def test_every_pattern_is_for_the_whole_text() -> None:

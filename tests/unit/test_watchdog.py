@@ -11,7 +11,7 @@ ENDLESS = 're.match(r"(a+)+$", "a" * 100 + "b")'
 def watching(seconds: float, what: str) -> "subprocess.CompletedProcess[str]":
     program = f"""
         import asyncio, re, time
-        from service.watchdog import watched
+        from outplan.worker.watchdog import watched
 
         async def main():
             async with watched({seconds}):

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
-from service.bootstrap import utc_now
-from service.codec import Publication
-from service.errors import BrokerUnavailable
-from service.handler import Handler
-from service.ledger import MAX_TRIALS
-from service.telemetry import Health, Metrics
-from service.testing.memory_broker import MemoryBroker, Message, WorkerSession
-from service.topology import PREFETCH, topology
-from service.worker import SUSPICIOUS, Limits, Wiring, Worker
-from tests.unit.memory import Memory
-from tests.unit.samples import ID, create_body
+from outplan.bootstrap import utc_now
+from outplan.contract.topology import PREFETCH, topology
+from outplan.domain.codec import Publication
+from outplan.domain.dedup import MAX_TRIALS
+from outplan.errors import BrokerUnavailable
+from outplan.testing.memory_broker import MemoryBroker, Message, WorkerSession
+from outplan.worker.handler import Handler
+from outplan.worker.telemetry import Health, Metrics
+from outplan.worker.worker import SUSPICIOUS, Limits, Wiring, Worker
+from tests.support.memory import Memory
+from tests.support.samples import ID, create_body
 
 OUTAGE = SUSPICIOUS + MAX_TRIALS + 2
 
@@ -60,7 +60,7 @@ async def _refuse(_: Sequence[Publication]) -> None:
 
 
 async def test_no_command_is_given_up_in_a_long_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.worker.uniform", lambda *_: 0.0)
+    monkeypatch.setattr("outplan.worker.worker.uniform", lambda *_: 0.0)
     outage, store = Outage(), Memory()
     health = Health(metrics := Metrics())
     handler = partial(Handler, store, "me", PREFETCH, utc_now, partial(health.trouble, "store"))

@@ -1,0 +1,58 @@
+"""For programs that speak to the service: publishers of commands, subscribers to events.
+
+It needs no MongoDB and none of the worker's code.
+"""
+
+from outplan.client.bulk import Progress, Verdict
+from outplan.client.client import OutplanClient, Result
+from outplan.client.errors import (
+    AlreadyExists,
+    ClientError,
+    CommandRejected,
+    GivenUp,
+    InvalidCommand,
+    InvalidJson,
+    MessageIdReused,
+    MissingMessageId,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    TooLarge,
+    UnknownCommand,
+    Unreachable,
+    VersionConflict,
+)
+from outplan.client.events import Events, Reconnected, events
+from outplan.client.models import Event, Outplan
+from outplan.client.requests import Request
+from outplan.client.versions import Gap, Unreadable
+
+__all__ = [
+    "AlreadyExists",
+    "ClientError",
+    "CommandRejected",
+    "Event",
+    "Events",
+    "Gap",
+    "GivenUp",
+    "InvalidCommand",
+    "InvalidJson",
+    "MessageIdReused",
+    "MissingMessageId",
+    "NotFound",
+    "OutcomeUnknown",
+    "Outplan",
+    "OutplanClient",
+    "Progress",
+    "Reconnected",
+    "Refused",
+    "Request",
+    "Result",
+    "TooLarge",
+    "UnknownCommand",
+    "Unreachable",
+    "Unreadable",
+    "Verdict",
+    "VersionConflict",
+    "events",
+]

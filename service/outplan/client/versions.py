@@ -1,0 +1,100 @@
+"""Which events are news, which repeats, and what is missing in between. Pure: no I/O."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, get_args
+
+from outplan.client.models import Event
+from outplan.contract.fields import UUID_TARGET
+from outplan.contract.messages import EventType
+
+_KINDS: Final = get_args(EventType)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Says that the events ``first`` to ``last`` of an outplan (versions) did not arrive.
+
+    What an event carries is the whole document, so the one that follows makes up for them.
+    """
+
+    outplan_id: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Says that something came that is no event; ``reason`` is why, in words."""
+
+    routing_key: str
+    body: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events are wanted; nothing given means all."""
+
+    kinds: frozenset[EventType] = frozenset()
+    customer_id: str | None = None
+    outplan_id: str | None = None
+
+    @classmethod
+    def of(
+        cls, kinds: Collection[EventType], customer_id: object | None, outplan_id: object | None
+    ) -> "Filter":
+        """Take ids as text or UUID, in either case. ValueError for what no event would ever fit."""
+        if unknown := set(kinds).difference(_KINDS):
+            raise ValueError(f"kinds are among {', '.join(_KINDS)}; not {sorted(unknown)}")
+        return cls(frozenset(kinds), _id("customer_id", customer_id), _id("outplan_id", outplan_id))
+
+    @property
+    def binding_keys(self) -> tuple[str, ...]:
+        whose = f"{self.customer_id or '*'}.{self.outplan_id or '*'}"
+        return tuple(f"{kind}.{whose}" for kind in sorted(self.kinds) or ("*",))
+
+    def wants(self, event: Event) -> bool:
+        """A durable queue may have bindings of earlier filters."""
+        return (
+            (not self.kinds or event.type in self.kinds)
+            and self.customer_id in (None, event.data.customer_id)
+            and self.outplan_id in (None, event.data.id)
+        )
+
+    @property
+    def has_updates(self) -> bool:
+        return not self.kinds or "outplan_updated" in self.kinds
+
+
+class Versions:
+    """The last version seen of each outplan; ``seen`` is what the caller knows already.
+
+    The first event of an outplan that is not known opens no gap, whatever its version.
+    """
+
+    def __init__(self, wanted: Filter, seen: Mapping[str, int]) -> None:
+        self._wanted = wanted
+        self._last = {id_.lower(): version for id_, version in seen.items()}
+
+    def judge(self, event: Event) -> Iterator[Event | Gap]:
+        """The event if it is news, after a Gap if there is one."""
+        if not self._wanted.wants(event):
+            return
+        last = self._last.get(event.data.id)
+        if last is not None and event.version <= last:
+            return
+        self._last[event.data.id] = event.version
+        # What lies between two events of an outplan are updates: its first event is the only
+        # creation, and after a deletion comes nothing.
+        if last is not None and event.version > last + 1 and self._wanted.has_updates:
+            yield Gap(event.data.id, last + 1, event.version - 1)
+        yield event
+
+
+def _id(name: str, given: object | None) -> str | None:
+    if given is None:
+        return None
+    if not UUID_TARGET.match(str(given)):
+        raise ValueError(f"{name} is a UUID, not {given!r}")
+    return str(given).lower()

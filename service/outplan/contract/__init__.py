@@ -1,0 +1,1 @@
+"""What both sides share: field types, messages, schemas and the topology."""

@@ -1,0 +1,1 @@
+"""The rules, without I/O: what a command does to an outplan."""

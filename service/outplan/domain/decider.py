@@ -1,0 +1,146 @@
+"""The rules: what a command does to an outplan. Pure: no clock, no I/O, no randomness."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID, uuid5
+
+from outplan.contract.fields import NEVER
+from outplan.contract.messages import Command, Create, Delete, Event, EventType, Outplan, Update
+
+_MICROSECOND: Final = timedelta(microseconds=1)
+# Ids of outplans whose creator gave none: UUIDv5 of the message_id in this namespace.
+_CREATED: Final = UUID("6f7c2f0e-3c1d-5b8e-9a55-0d1c4a1f6b7e")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An outplan as of one version."""
+
+    outplan: Outplan
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The command is granted and there is nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The command is refused with one of the contract's codes."""
+
+    code: str
+    detail: str
+    current_version: int | None = None
+
+
+Decision = Event | Unchanged | Refusal
+
+
+def text_time(moment: datetime) -> str:
+    """A UTC time in the contract's form, ``YYYY-MM-DD HH:MM:SS.ffffff``."""
+    return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def outplan_id(command: Command, command_id: str) -> str:
+    """The outplan that a command is about; a create without ``id`` derives it."""
+    return command.id or str(uuid5(_CREATED, command_id))
+
+
+def decide(state: State | None, command: Command, command_id: str, now: str) -> Decision:
+    """Judge one command against the outplan that it names.
+
+    ``now`` is the contract's text form of a UTC time.
+    """
+    if isinstance(command, Create):
+        return _create(state, command, command_id, now)
+    if refusal := _refuse(state, command):
+        return refusal
+    assert state is not None
+    if isinstance(command, Update):
+        return _update(state, command, command_id, now)
+    return _delete(state, command_id, now)
+
+
+def evolve(state: State | None, event: Event) -> State:
+    """Apply an event; its ``data`` is the whole document after the change."""
+    expected = 1 if state is None else state.version + 1
+    if event.version != expected:
+        raise ValueError(f"event {event.id!r} has version {event.version}, not {expected}")
+    return State(event.data, event.version)
+
+
+def _create(state: State | None, command: Create, command_id: str, now: str) -> Decision:
+    if state is not None:
+        return Refusal("already_exists", "the id is in use, or was; choose another")
+    fields = {name: getattr(command, name) for name in Create.model_fields}
+    fields["id"] = outplan_id(command, command_id)
+    outplan = Outplan.model_construct(**fields, tm_create=now, tm_update=now, tm_delete=NEVER)
+    return _event("outplan_created", command_id, 1, outplan)
+
+
+def _refuse(state: State | None, command: Update | Delete) -> Refusal | None:
+    absent = state is None or command.customer_id not in (None, state.outplan.customer_id)
+    if absent or (state and state.outplan.deleted and isinstance(command, Update)):
+        return Refusal("not_found", f"no outplan {command.id} to {_verb(command)}")
+    assert state is not None
+    if command.expected_version not in (None, state.version):
+        return Refusal(
+            "version_conflict",
+            f"expected version {command.expected_version}, the outplan has {state.version}",
+            state.version,
+        )
+    return None
+
+
+def _update(state: State, command: Update, command_id: str, now: str) -> Decision:
+    wanted = {
+        name: getattr(command, name)
+        for name in Update.CHANGEABLE
+        if name in command.model_fields_set
+    }
+    changes = {
+        name: value for name, value in wanted.items() if value != getattr(state.outplan, name)
+    }
+    if not changes:
+        return Unchanged()
+    outplan = state.outplan.model_copy(update={**changes, "tm_update": _after(state, now)})
+    return _event("outplan_updated", command_id, state.version + 1, outplan, tuple(changes))
+
+
+def _delete(state: State, command_id: str, now: str) -> Decision:
+    if state.outplan.deleted:
+        return Unchanged()
+    time = _after(state, now)
+    outplan = state.outplan.model_copy(update={"tm_update": time, "tm_delete": time})
+    return _event("outplan_deleted", command_id, state.version + 1, outplan)
+
+
+def _after(state: State, now: str) -> str:
+    """``now``, or just after the last change where this worker's clock is behind."""
+    last = state.outplan.tm_update
+    if now > last:
+        return now
+    return text_time(datetime.fromisoformat(last) + _MICROSECOND)
+
+
+def _event(
+    type_: EventType,
+    command_id: str,
+    version: int,
+    outplan: Outplan,
+    changed: tuple[str, ...] | None = None,
+) -> Event:
+    return Event.model_construct(
+        id=command_id,
+        type=type_,
+        version=version,
+        time=outplan.tm_update,
+        changed=changed,
+        data=outplan,
+    )
+
+
+def _verb(command: Update | Delete) -> str:
+    return "update" if isinstance(command, Update) else "delete"

@@ -1,0 +1,1 @@
+"""MongoDB: transactions, documents, validators and inspection."""

@@ -1,0 +1,135 @@
+"""MongoDB's collections as data: names, indexes and ``$jsonSchema`` validators.
+
+MongoDB reads a dialect of JSON Schema draft 4 (no ``if``, ``const`` or ``$ref``), so the
+contract's rules for stored documents stand here once more; the examples in ``schemas/`` are
+run against both.
+"""
+
+from typing import Any, Final
+
+from outplan.contract import fields
+from outplan.contract import messages as m
+
+OUTPLANS: Final = "outplans"
+EVENTS: Final = "outplan_events"
+FENCES: Final = "outplan_fences"
+# The unique index on the events: its name, and its keys.
+VERSION_INDEX: Final = "outplan_version"
+VERSION_KEYS: Final = (("outplan_id", 1), ("version", 1))
+
+Schema = dict[str, Any]
+
+_UUID: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_TARGETS: Final[tuple[tuple[list[str], Schema], ...]] = (
+    (["tel", "whatsapp"], {"pattern": fields.E164_PATTERN}),
+    (["email"], {"pattern": fields.EMAIL_PATTERN, "maxLength": fields.MAX_EMAIL}),
+    (["sip"], {"pattern": fields.SIP_PATTERN}),
+    (["extension", "line"], {"minLength": 1, "maxLength": 255}),
+    (
+        ["agent", "ai", "ai_team", "conference", "webchat", "web_session"],
+        {"pattern": _UUID, "not": {"enum": [fields.NIL_UUID]}},
+    ),
+)
+
+
+def _text(**rules: Any) -> Schema:
+    return {"bsonType": "string", **_closed_pattern(rules)}
+
+
+def _closed_pattern(rules: Schema) -> Schema:
+    """``$`` lets a final line break through in MongoDB's regular expressions; ``\\z`` does not."""
+    pattern = rules.get("pattern")
+    return {**rules, "pattern": f"{pattern[:-1]}\\z"} if pattern else rules
+
+
+def _number(minimum: int, maximum: int) -> Schema:
+    return {"bsonType": ["int", "long"], "minimum": minimum, "maximum": maximum}
+
+
+def _closed(**properties: Schema) -> Schema:
+    """An object with these members and no others."""
+    return {
+        "bsonType": "object",
+        "required": list(properties),
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+def _uuid() -> Schema:
+    return _text(pattern=_UUID, **{"not": {"enum": [fields.NIL_UUID]}})
+
+
+def _time() -> Schema:
+    return _text(pattern=fields.TIMESTAMP_PATTERN)
+
+
+def _version() -> Schema:
+    return _number(1, 9_007_199_254_740_991)
+
+
+def _address() -> Schema:
+    return {
+        **_closed(
+            type=_text(),
+            target=_text(),
+            target_name=_text(),
+            name=_text(pattern=fields.NO_CONTROL_PATTERN),
+            detail=_text(),
+        ),
+        "anyOf": [
+            {"properties": {"type": {"enum": types}, "target": _closed_pattern(rule)}}
+            for types, rule in _TARGETS
+        ],
+    }
+
+
+def _fields() -> dict[str, Schema]:
+    """The document without its id."""
+    return {
+        "customer_id": _uuid(),
+        "name": _text(minLength=1, maxLength=255, pattern=fields.NO_CONTROL_PATTERN),
+        "detail": _text(maxLength=65_535),
+        "source": _address(),
+        "dial_timeout": _number(1_000, 600_000),
+        "try_interval": {
+            "anyOf": [{"enum": [0]}, _number(1_000, 2_147_483_647)],
+            "bsonType": ["int", "long"],
+        },
+        **{f"max_try_count_{n}": _number(0, 1_000) for n in range(5)},
+        "tm_create": _time(),
+        "tm_update": _time(),
+        "tm_delete": _time(),
+    }
+
+
+def validators() -> dict[str, Schema]:
+    """Each collection's validator, as ``{"$jsonSchema": …}``."""
+    event = _closed(
+        _id=_text(minLength=1, maxLength=255),
+        outplan_id=_uuid(),
+        customer_id=_uuid(),
+        version=_version(),
+        type={"enum": ["outplan_created", "outplan_updated", "outplan_deleted"]},
+        time=_time(),
+        changed={"bsonType": "array", "minItems": 1, "items": {"enum": list(m.Update.CHANGEABLE)}},
+        digest=_text(pattern=r"^[0-9a-f]{64}$"),
+        data=_closed(id=_uuid(), **_fields()),
+    )
+    event["required"].remove("changed")
+    fence = _closed(
+        _id=_text(minLength=1),
+        epoch=_number(1, 2**53),
+        worker=_text(),
+        session={"bsonType": "binData"},
+        batches=_number(0, 2**53),
+        verdicts={"bsonType": "array"},
+        trial=_closed(message=_text(), times=_number(0, 100)),
+    )
+    fence["required"].remove("trial")
+    schemas = {
+        OUTPLANS: _closed(_id=_uuid(), **_fields(), version=_version()),
+        EVENTS: event,
+        FENCES: fence,
+    }
+    return {name: {"$jsonSchema": schema} for name, schema in schemas.items()}

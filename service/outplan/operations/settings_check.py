@@ -1,0 +1,29 @@
+"""Whether a worker could start with the environment's settings."""
+
+from difflib import get_close_matches
+
+from outplan.operations.findings import Finding, not_checked, ok, problem
+from outplan.settings import Settings, unknown_variables, variable
+
+
+def settings_findings(settings: Settings, wrong: dict[str, str]) -> list[Finding]:
+    """Say what is wrong with which variable, and which are most likely misspelt."""
+    found = [
+        problem(f"setting {variable(field)}", text, "a worker refuses to start with it: set it, "
+                "or unset it for the default (docs/running.md)")
+        for field, text in wrong.items()
+    ]  # fmt: skip
+    found += [_unknown(name) for name in unknown_variables()]
+    if any(finding.state == "problem" for finding in found):
+        return found
+    partitions = "1 partition" if settings.partitions == 1 else f"{settings.partitions} partitions"
+    summary = f"prefix {settings.prefix}, {partitions}, database {settings.mongo_database}"
+    return [ok("settings", summary), *found]
+
+
+def _unknown(name: str) -> Finding:
+    known = [variable(field) for field in Settings.model_fields]
+    if near := get_close_matches(name, known, 1, cutoff=0.8):
+        return problem(f"setting {name}", "no setting reads it", f"did you mean {near[0]}?")
+    (finding,) = not_checked([f"setting {name}"], "no setting reads it; it has no effect")
+    return finding

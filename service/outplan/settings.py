@@ -1,0 +1,104 @@
+"""Settings from the environment (contract, section 8). Nothing is read at import."""
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from yarl import URL
+
+from outplan.errors import WrongSetting
+
+ENV_PREFIX = "OUTPLAN_"
+
+
+def amqp_address(url: str) -> str:
+    """An address of RabbitMQ, as it is. ValueError, which does not quote it, for any other text."""
+    if not url.startswith(("amqp://", "amqps://")):
+        raise ValueError("should start with amqp:// or amqps://")
+    try:
+        parts = URL(url)
+        # A password that is not escaped ends the host early, and would be shown as its port.
+        cut = bool(parts.raw_fragment) or "@" in parts.raw_path_qs
+        usable = bool(parts.host) and not cut
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("should be amqp://user:password@host:port/vhost, escaped (RFC 3986)")
+    return url
+
+
+def _mongo_scheme(url: str) -> str:
+    if not url.startswith(("mongodb://", "mongodb+srv://")):
+        raise ValueError("should start with mongodb:// or mongodb+srv://")
+    return url
+
+
+def _never_or_in_time(seconds: float) -> float:
+    if 0 < seconds < 1:
+        raise ValueError("should be 0, or at least 1: a healthy batch takes its time, too")
+    return seconds
+
+
+class Settings(BaseSettings):
+    """One worker's settings; each field is the variable ``OUTPLAN_<FIELD>``."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    amqp_url: Annotated[str, AfterValidator(amqp_address)] = "amqp://guest:guest@localhost:5672/"
+    mongo_url: Annotated[str, AfterValidator(_mongo_scheme)] = (
+        "mongodb://localhost:27017/?replicaSet=rs0"
+    )
+    mongo_database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")] = "outplan"
+    mongo_driver: Literal["motor", "pymongo"] = "motor"
+    prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "outplan"
+    partitions: Annotated[int, Field(ge=1, le=256)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=1_000)] = 500
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    log_format: Literal["json", "console", "auto"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_seconds: Annotated[float, Field(gt=0, le=3_600)] = 25
+    hang_seconds: Annotated[float, Field(ge=0, le=3_600), AfterValidator(_never_or_in_time)] = 30
+
+
+def load_settings() -> Settings:
+    """Read the environment; WrongSetting names every variable that is wrong, in one line."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        complaints = (f"{variable(field)}: {text}" for field, text in wrong_fields(error).items())
+        raise WrongSetting("; ".join(complaints)) from None
+
+
+def usable_settings() -> tuple[Settings, dict[str, str]]:
+    """Read the environment, with the default where it is wrong; what is wrong, by field."""
+    try:
+        return Settings(), {}
+    except ValidationError as error:
+        wrong = wrong_fields(error)
+    defaults = {field: Settings.model_fields[field].default for field in wrong}
+    return Settings(**defaults), wrong
+
+
+def variable(field: str) -> str:
+    """The variable that a field of the settings is read from."""
+    return f"{ENV_PREFIX}{field.upper()}"
+
+
+def unknown_variables() -> tuple[str, ...]:
+    """The OUTPLAN_ variables that no setting reads: most likely misspelt."""
+    known = {variable(field) for field in Settings.model_fields}
+    return tuple(
+        name
+        for name in sorted(os.environ)
+        if name.startswith(ENV_PREFIX) and name not in known and "_TEST_" not in name
+    )
+
+
+def wrong_fields(error: ValidationError) -> dict[str, str]:
+    """What is wrong, by field."""
+    # The value is left out: a URL may carry a password.
+    return {
+        str(item["loc"][0]): item["msg"].removeprefix("Value error, ")
+        for item in error.errors(include_url=False, include_input=False)
+    }

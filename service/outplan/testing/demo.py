@@ -1,0 +1,252 @@
+"""The demo: five commands, and what a publisher, a subscriber and an operator see of each.
+
+The story speaks to a worker over the wire, and fails where anything comes out otherwise than
+told.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from pymongo import AsyncMongoClient
+from rich.console import Console
+
+from outplan.testing.sandbox import Sandbox, sandbox
+from outplan.testing.screen import Screen
+
+Document = dict[str, Any]
+
+_REPLY_SECONDS = 30.0
+# How long the story waits for an event that must not come. Its end checks once more.
+_SILENCE_SECONDS = 0.5
+
+_ID = "d5fb7357-7ddb-4f2d-87b5-8ccbfd6c039e"
+
+# The example of VoIPBIN's page on the outplan, with the customer that the page leaves out.
+EXAMPLE: Final[Document] = {
+    "id": _ID,
+    "customer_id": "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11",
+    "name": "test outplan",
+    "detail": "outplan for test use.",
+    "source": {
+        "type": "tel",
+        "target": "+15559876543",
+        "target_name": "",
+        "name": "",
+        "detail": "",
+    },
+    "dial_timeout": 30000,
+    "try_interval": 60000,
+    "max_try_count_0": 5,
+    "max_try_count_1": 5,
+    "max_try_count_2": 5,
+    "max_try_count_3": 5,
+    "max_try_count_4": 5,
+}
+
+
+class DemoFailed(Exception):
+    """Raised when something does not come out as the demo says it does."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and what must come of it: the reply's outcome, and the event or none."""
+
+    title: str
+    name: str
+    message_id: str
+    body: Document
+    outcome: Document
+    event: Document | None
+    remark: str = ""
+
+
+_AN_HOUR: Final = Step(
+    "Wait an hour between attempts instead of a minute",
+    "outplan_update",
+    "demo-2",
+    {"id": _ID, "try_interval": 3_600_000},
+    {"status": "accepted", "duplicate": False, "version": 2},
+    {"type": "outplan_updated", "version": 2, "changed": ["try_interval"]},
+)
+
+STORY: Final = (
+    Step(
+        "Create the outplan of VoIPBIN's documentation",
+        "outplan_create",
+        "demo-1",
+        EXAMPLE,
+        {"status": "accepted", "duplicate": False, "version": 1},
+        {"type": "outplan_created", "version": 1},
+    ),
+    _AN_HOUR,
+    Step(
+        "The same command once more, as after a lost connection",
+        _AN_HOUR.name,
+        _AN_HOUR.message_id,
+        _AN_HOUR.body,
+        {"status": "accepted", "duplicate": True, "version": 2},
+        _AN_HOUR.event,
+        "the same bytes as before: nothing was applied twice, and a subscriber drops the repeat",
+    ),
+    Step(
+        "Seconds where milliseconds belong",
+        "outplan_update",
+        "demo-3",
+        {"id": _ID, "dial_timeout": 30, "try_interval": 60},
+        {"status": "rejected", "duplicate": False},
+        None,
+        "nothing was changed; the command now lies in the queue {prefix}.rejected",
+    ),
+    Step(
+        "Delete it",
+        "outplan_delete",
+        "demo-4",
+        {"id": _ID},
+        {"status": "accepted", "duplicate": False, "version": 3},
+        {"type": "outplan_deleted", "version": 3},
+    ),
+)
+_WRONG_FIELDS: Final = {"/dial_timeout", "/try_interval"}
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The demo's two other parties: a publisher with its replies, a subscriber with its events."""
+
+    channel: AbstractChannel
+    prefix: str
+    reply_to: str
+    replies: asyncio.Queue[AbstractIncomingMessage]
+    events: asyncio.Queue[AbstractIncomingMessage]
+
+    async def send(self, step: Step) -> Document:
+        """Publish the command and await its reply."""
+        message = aio_pika.Message(
+            json.dumps(step.body).encode(), message_id=step.message_id, reply_to=self.reply_to
+        )
+        commands = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
+        await commands.publish(message, step.name)
+        reply = await _next(self.replies, _REPLY_SECONDS)
+        _expect(step.title, "a reply", reply is not None, True)
+        return _parsed(reply) if reply else {}
+
+    async def event(self, step: Step) -> AbstractIncomingMessage | None:
+        """Await the event, or for a moment that there is none."""
+        return await _next(self.events, _REPLY_SECONDS if step.event else _SILENCE_SECONDS)
+
+
+@asynccontextmanager
+async def _open_wire(box: Sandbox) -> AsyncIterator[Wire]:
+    replies: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+    events: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+    async with await aio_pika.connect(box.amqp_url) as connection:
+        channel = await connection.channel()
+        reply_queue = await _consumed(channel, replies)
+        event_queue = await _consumed(channel, events)
+        await event_queue.bind(f"{box.prefix}.events", "#")
+        yield Wire(channel, box.prefix, reply_queue.name, replies, events)
+
+
+async def _consumed(
+    channel: AbstractChannel, into: asyncio.Queue[AbstractIncomingMessage]
+) -> AbstractQueue:
+    queue = await channel.declare_queue(exclusive=True)
+    await queue.consume(into.put, no_ack=True)
+    return queue
+
+
+async def _next(
+    queue: asyncio.Queue[AbstractIncomingMessage], seconds: float
+) -> AbstractIncomingMessage | None:
+    try:
+        return await asyncio.wait_for(queue.get(), seconds)
+    except TimeoutError:
+        return None
+
+
+def _parsed(message: AbstractIncomingMessage) -> Document:
+    parsed: Document = json.loads(message.body)
+    return parsed
+
+
+def _expect(where: str, what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise DemoFailed(f"{where}: {what} should be {wanted!r} and is {found!r}")
+
+
+def _part(document: Document, like: Document) -> Document:
+    return {field: document.get(field) for field in like}
+
+
+def play() -> None:
+    """Start all that the story needs, tell it, and end what was started.
+
+    Raises `DemoFailed`, `ServersUnavailable` or `WorkerFailed`.
+    """
+    screen = Screen(Console())
+    screen.heading("Starting RabbitMQ, MongoDB and a worker of the demo's own ...")
+    with sandbox() as box:
+        screen.servers(box.servers)
+        asyncio.run(_tell(box, screen))
+    screen.heading("All came out as told. What was started is gone again.")
+
+
+async def _tell(box: Sandbox, screen: Screen) -> None:
+    seen: dict[str, bytes] = {}
+    async with _open_wire(box) as wire:
+        for number, step in enumerate(STORY, 1):
+            screen.heading(f"{number}. {step.title}")
+            screen.command(step.name, step.message_id, step.body)
+            reply = await wire.send(step)
+            screen.reply(reply)
+            _check_reply(step, reply)
+            event = await wire.event(step)
+            screen.event(event, step.remark.format(prefix=box.prefix))
+            _check_event(step, event, seen)
+        await _check_rejected(wire)
+        _expect("the end", "number of further events", wire.events.qsize(), 0)
+    async with AsyncMongoClient[Document](box.mongo_url) as mongo:
+        database = mongo[box.database]
+        document = await database["outplans"].find_one({"_id": _ID}) or {}
+        history = await database["outplan_events"].find().sort("version").to_list()
+    screen.stored(document, history)
+    _check_stored(document, history)
+
+
+def _check_reply(step: Step, reply: Document) -> None:
+    _expect(step.title, "the reply", _part(reply, step.outcome), step.outcome)
+    if reply["status"] == "rejected":
+        errors = reply["problem"].get("errors", ())
+        _expect(step.title, "what is wrong", {e["pointer"] for e in errors}, _WRONG_FIELDS)
+
+
+def _check_event(
+    step: Step, message: AbstractIncomingMessage | None, seen: dict[str, bytes]
+) -> None:
+    event = _parsed(message) if message else None
+    _expect(step.title, "the event", event and _part(event, step.event or {}), step.event)
+    if message:
+        first = seen.setdefault(step.message_id, message.body)
+        _expect(step.title, "the event, sent again,", message.body, first)
+
+
+async def _check_rejected(wire: Wire) -> None:
+    rejected = await wire.channel.get_queue(f"{wire.prefix}.rejected", ensure=False)
+    copy = await rejected.get(no_ack=True, fail=False)
+    _expect("the end", "the rejected command", copy and copy.message_id, "demo-3")
+
+
+def _check_stored(document: Document, history: list[Document]) -> None:
+    versions = [event["version"] for event in history]
+    _expect("the end", "the history's versions", versions, [1, 2, 3])
+    wanted = EXAMPLE | _AN_HOUR.body | {"version": 3}
+    found = {**document, "id": document.get("_id")}
+    _expect("the end", "the document", _part(found, wanted), wanted)
+    _expect("the end", "the document deleted", found["tm_delete"] < "9999", True)

@@ -1,0 +1,179 @@
+"""A store in memory: what ``outplan.mongodb.store`` promises, kept without MongoDB.
+
+It keeps the very documents that MongoDB would, and checks each against the contract's schema, as
+the validators there do; so what comes back has been through the same forms.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from outplan.contract import schemas
+from outplan.domain.decider import State
+from outplan.domain.records import Fence, Record, Snapshot, Trial, Version
+from outplan.errors import Fenced, StoreConflict, Unprocessable
+from outplan.mongodb.documents import event_document, outplan_document, record_of, state_of
+from outplan.mongodb.validators import EVENTS, FENCES, OUTPLANS
+
+T = TypeVar("T")
+# A collection and an ``_id`` in it; for the unique index, an outplan's id and a version.
+_Key = tuple[str, Any]
+
+_VERSIONS: Final = "outplan_version"
+
+
+class MemoryTransaction:
+    """One attempt at a batch; made by ``MemoryStore.transact``. Nothing is seen before its end."""
+
+    def __init__(self, stored: dict[_Key, Any]) -> None:
+        self._stored = stored
+        self._written: dict[_Key, Any] = {}
+        self._before: dict[_Key, Any] = {}
+
+    async def load(
+        self,
+        outplan_ids: Iterable[str],
+        command_ids: Iterable[str],
+        past: Collection[Version] = (),
+    ) -> Snapshot:
+        outplans = self._find(OUTPLANS, outplan_ids)
+        events = self._find(EVENTS, command_ids)
+        return Snapshot(
+            {doc["_id"]: state_of(doc) for doc in outplans},
+            {doc["_id"]: record_of(doc) for doc in events},
+            {version: self._past(version) for version in past},
+        )
+
+    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
+        for record in records:
+            event = record.event
+            self._insert((EVENTS, event.id), _checked(event_document(record)))
+            self._insert((_VERSIONS, (event.data.id, event.version)), event.id)
+        latest = {record.event.data.id: record.event for record in records}
+        for id_, event in latest.items():
+            current = self._read((OUTPLANS, id_))
+            if (current["version"] if current else None) != _version(known.get(id_)):
+                raise StoreConflict("an outplan has another version than was read")
+            self._write((OUTPLANS, id_), outplan_document(event))
+
+    async def read_fence(self, fence: Fence) -> Fence:
+        return _held(self._read((FENCES, fence.queue)), fence)
+
+    async def hold(self, fence: Fence) -> None:
+        stored = await self.read_fence(fence)
+        trial = stored.trial if fence.trial else None
+        self._write((FENCES, fence.queue), replace(stored, verdicts=fence.verdicts, trial=trial))
+
+    def commit(self) -> None:
+        """Store it all, or raise StoreConflict where another has written the same meanwhile."""
+        if any(self._stored.get(key) is not before for key, before in self._before.items()):
+            raise StoreConflict("another transaction was first")
+        self._stored.update(self._written)
+
+    def _find(self, collection: str, ids: Iterable[str]) -> list[dict[str, Any]]:
+        found = (self._read((collection, id_)) for id_ in ids)
+        return [dict(document) for document in found if document is not None]
+
+    def _past(self, version: Version) -> State:
+        event = record_of(self._read((EVENTS, self._read((_VERSIONS, version))))).event
+        return State(event.data, event.version)
+
+    def _read(self, key: _Key) -> Any:
+        return self._written.get(key, self._stored.get(key))
+
+    def _insert(self, key: _Key, value: Any) -> None:
+        if self._read(key) is not None:
+            raise StoreConflict(f"duplicate key: {key}")
+        self._write(key, value)
+
+    def _write(self, key: _Key, value: Any) -> None:
+        self._before.setdefault(key, self._stored.get(key))
+        self._written[key] = value
+
+
+class MemoryStore:
+    """The documents and their history, as ``outplan.mongodb.store.Store`` keeps them; always there.
+
+    It passes the same contract suite, and knows none of the errors of a server that is away.
+    ``states`` is what it begins with: outplans without their events.
+    """
+
+    def __init__(self, states: Mapping[str, State] = MappingProxyType({})) -> None:
+        self._stored: dict[_Key, Any] = {
+            (OUTPLANS, id_): _document(state) for id_, state in states.items()
+        }
+
+    async def prepare(self) -> None:
+        """Nothing needs to be made."""
+
+    async def ping(self) -> None:
+        """It is there."""
+
+    async def claim(self, queue: str, worker: str) -> Fence:  # noqa: ARG002 - as the real one's
+        old: Fence = self._stored.get((FENCES, queue), Fence(queue, 0))
+        claimed = replace(old, epoch=old.epoch + 1)
+        self._stored[FENCES, queue] = claimed
+        return claimed
+
+    async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
+        key = (FENCES, fence.queue)
+        self._stored[key] = replace(_held(self._stored.get(key), fence), trial=trial)
+
+    async def transact(self, work: Callable[[MemoryTransaction], Awaitable[T]]) -> T:
+        """Run ``work`` in one transaction, to its end even where the caller is cancelled."""
+        attempt = asyncio.ensure_future(self._attempt(work))
+        try:
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            await asyncio.wait({attempt})
+            if not attempt.cancelled():
+                attempt.exception()
+            raise
+
+    @property
+    def states(self) -> dict[str, State]:
+        """All outplans by their ids, in the order of their creation."""
+        return {id_: state_of(doc) for id_, doc in self._documents(OUTPLANS).items()}
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """All events by their ids, in the order in which they were stored."""
+        return {id_: record_of(doc) for id_, doc in self._documents(EVENTS).items()}
+
+    @property
+    def fences(self) -> dict[str, Fence]:
+        """What is held on each queue."""
+        return {key: fence for (kind, key), fence in self._stored.items() if kind == FENCES}
+
+    async def _attempt(self, work: Callable[[MemoryTransaction], Awaitable[T]]) -> T:
+        transaction = MemoryTransaction(self._stored)
+        result = await work(transaction)
+        transaction.commit()
+        return result
+
+    def _documents(self, collection: str) -> dict[str, dict[str, Any]]:
+        found = ((key, doc) for (kind, key), doc in self._stored.items() if kind == collection)
+        return {key: dict(document) for key, document in found}
+
+
+def _document(state: State) -> dict[str, Any]:
+    document = state.outplan.model_dump()
+    return {"_id": document.pop("id"), **document, "version": state.version}
+
+
+def _version(state: State | None) -> int | None:
+    return None if state is None else state.version
+
+
+def _checked(document: dict[str, Any]) -> dict[str, Any]:
+    if not schemas.is_valid("outplan", document["data"]):
+        raise Unprocessable(f"event {document['_id']!r} holds what the contract forbids")
+    return document
+
+
+def _held(stored: Fence | None, fence: Fence) -> Fence:
+    if stored is None or stored.epoch != fence.epoch:
+        raise Fenced(f"another worker has taken {fence.queue} over")
+    return stored

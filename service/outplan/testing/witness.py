@@ -1,0 +1,95 @@
+"""Sees every event that leaves a worker, also what was published while nobody was connected."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from aiormq.abc import DeliveredMessage
+
+from outplan.client import Refused
+from outplan.client.connection import Wire, connected, patient, translated
+from outplan.contract.topology import topology
+from outplan.testing.arrivals import Arrivals
+
+_log = logging.getLogger(__name__)
+
+# A queue that is declared or read in vain for so long will not answer at all.
+_SECONDS: Final = 10
+
+
+class Witness:
+    """All events of a prefix since it began; ``times_seen`` is by their ids."""
+
+    def __init__(self, amqp_url: str, prefix: str) -> None:
+        self.arrivals = Arrivals()
+        self.times_seen: Counter[str] = Counter()
+        self.queue = f"{prefix}.witness"
+        self._url = amqp_url
+        self._exchange = topology(prefix).events
+        self._news = asyncio.Condition()
+        self._listening = asyncio.Event()
+
+    async def until(self, true: Callable[[], bool], within: float) -> None:
+        """Await what is to come with an event. Raises TimeoutError."""
+        async with asyncio.timeout(within), self._news:
+            await self._news.wait_for(true)
+
+    async def listening(self) -> None:
+        """Await the first time that it listens. Raises TimeoutError."""
+        async with asyncio.timeout(_SECONDS):
+            await self._listening.wait()
+
+    async def listen(self) -> None:
+        """Listen for ever, over one connection after the other."""
+        while True:
+            # Refused too: that is what a broker which starts up does.
+            await patient(self._notice, Refused)(self._once)
+
+    async def _once(self) -> None:
+        async with connected(self._url, "witness") as wire:
+            with translated():
+                async with asyncio.timeout(_SECONDS):
+                    await self._consume(wire)
+            self._listening.set()
+            raise await wire.lost
+
+    async def _consume(self, wire: Wire) -> None:
+        channel = await wire.channel()
+        exchange = self._exchange
+        # The worker declares the same; whoever is first does not matter.
+        await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
+        await channel.queue_declare(self.queue, durable=True)
+        await channel.queue_bind(self.queue, exchange.name, "#")
+
+        async def arrived(message: DeliveredMessage) -> None:
+            assert message.delivery_tag is not None
+            await channel.basic_ack(message.delivery_tag, wait=False)
+            await self._see(message)
+
+        await channel.basic_consume(self.queue, arrived)
+
+    async def _see(self, message: DeliveredMessage) -> None:
+        self.arrivals.add(message.body)
+        self.times_seen[message.header.properties.message_id or ""] += 1
+        async with self._news:
+            self._news.notify_all()
+
+    def _notice(self, error: BaseException) -> None:
+        _log.info("no events for now: %s", error)
+
+
+@asynccontextmanager
+async def witness(amqp_url: str, prefix: str) -> AsyncIterator[Witness]:
+    """A witness that listens until the block ends. Its queue outlives it."""
+    seen = Witness(amqp_url, prefix)
+    listening = asyncio.create_task(seen.listen())
+    try:
+        await seen.listening()
+        yield seen
+    finally:
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening

@@ -1,0 +1,43 @@
+"""Commands as they are asked for, and what became of them in a word."""
+
+from typing import Any
+
+from outplan.domain.codec import Outcome, Request
+from tests.support.samples import (
+    ID,
+    create_body,
+    request,
+)
+
+QUEUE = "outplan.commands"
+
+
+def create(id_: str = "c-1", **more: Any) -> Request:
+    return request(create_body(), message_id=id_, **more)
+
+
+def update(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> Request:
+    body = {"id": ID, **fields}
+    return request(body, "outplan_update", message_id=id_, tag=tag, redelivered=redelivered)
+
+
+def delete(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> Request:
+    body = {"id": ID, **fields}
+    return request(body, "outplan_delete", message_id=id_, tag=tag, redelivered=redelivered)
+
+
+def code(outcome: Outcome) -> str:
+    return outcome.problem.code if outcome.problem else outcome.status
+
+
+def story() -> tuple[Request, Request]:
+    """An early command that is refused, and a later one after which it would be granted."""
+    return update("early", tag=1, name="early", expected_version=2), update(
+        "late", tag=2, name="late", expected_version=1
+    )
+
+
+def redelivered(of: Request, tag: int) -> Request:
+    name = of.delivery.command_name
+    body = of.delivery.body
+    return request(body, name, message_id=of.command_id, tag=tag, redelivered=True)

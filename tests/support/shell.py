@@ -1,0 +1,133 @@
+"""``outplan`` as a script runs it, and as a person does, at a terminal."""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import struct
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.worker_process import Place
+
+_PROGRAM = (sys.executable, "-m", "outplan")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended. It never shows a traceback."""
+
+    code: int
+    out: str
+    err: str
+
+    def __post_init__(self) -> None:
+        assert "Traceback" not in self.out + self.err, self.err
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+async def outplan(place: Place, *arguments: str, stdin: bytes = b"", **environment: str) -> Ended:
+    """Run it with its streams in pipes, to its end."""
+    async with begun(place, *arguments, **environment) as process:
+        return await ended(process, stdin)
+
+
+@asynccontextmanager
+async def begun(
+    place: Place, *arguments: str, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Begin it, its streams in pipes; killed at the block's end if it still runs."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *_PROGRAM, *arguments,
+        stdin=pipe, stdout=pipe, stderr=pipe, env=place.environment(**environment),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def ended(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
+    """Await its end, having given it the rest of its input."""
+    async with asyncio.timeout(60):
+        out, err = await process.communicate(stdin)
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+class Terminal:
+    """A terminal that a command runs in; ``shown`` is all that it was told to show."""
+
+    def __init__(self, process: asyncio.subprocess.Process, keys: int) -> None:
+        self.process = process
+        self._keys = keys
+        self.shown = ""
+        self._news = asyncio.Event()
+        asyncio.get_running_loop().add_reader(keys, self._show)
+
+    async def shows(self, text: str, seconds: float = 30) -> None:
+        async with asyncio.timeout(seconds):
+            while text not in self.shown:
+                self._news.clear()
+                await self._news.wait()
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._keys, keys)
+
+    async def ended(self, seconds: float = 60) -> int:
+        """Await the command's end: its exit code."""
+        async with asyncio.timeout(seconds):
+            code = await self.process.wait()
+        self._show()
+        assert "Traceback" not in self.shown
+        return code
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._keys)
+        os.close(self._keys)
+
+    def _show(self) -> None:
+        # Reading fails when the command has closed the other side.
+        with suppress(BlockingIOError), suppress(OSError):
+            while piece := os.read(self._keys, 65_536):
+                self.shown += piece.decode(errors="replace")
+                self._news.set()
+            return
+        if self.process.returncode is not None:
+            asyncio.get_running_loop().remove_reader(self._keys)
+
+
+@asynccontextmanager
+async def terminal(place: Place, *arguments: str, **environment: str) -> AsyncIterator[Terminal]:
+    """Run it in a terminal of its own, 100 columns wide; killed at the block's end."""
+    keys, screen = os.openpty()
+    os.set_blocking(keys, False)
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    process = await asyncio.create_subprocess_exec(
+        *_PROGRAM, *arguments,
+        stdin=screen, stdout=screen, stderr=screen,
+        env=place.environment(**{"TERM": "xterm-256color", **environment}),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(screen)
+    found = Terminal(process, keys)
+    try:
+        yield found
+    finally:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
+        found.close()
