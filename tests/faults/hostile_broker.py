@@ -15,8 +15,9 @@ from typing import Annotated, Final
 import orjson
 import typer
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.topology import Binding, Queue, Topology, topology
-from outplan.domain.codec import Delivery, Outcome
+from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import Session, open_session
 from outplan.testing.place import clear

@@ -9,10 +9,11 @@ from typing import Any, Final
 import orjson
 
 from outplan.contract import schemas
+from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.messages import PROBLEM_CODES, Problem
 from outplan.contract.topology import PREFETCH, topology
 from outplan.domain.batch import Fold
-from outplan.domain.codec import Delivery, Outcome, Publication, Request, parse, publications
+from outplan.domain.codec import Outcome, Request, parse, publications
 from outplan.domain.decider import outplan_id
 from outplan.domain.dedup import Ledger
 from outplan.domain.records import Fence, Record, Snapshot

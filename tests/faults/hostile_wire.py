@@ -6,7 +6,8 @@ from typing import Final
 import orjson
 
 from outplan.contract import schemas
-from outplan.domain.codec import Outcome, Publication
+from outplan.contract.amqp import Publication
+from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import BODY, HEADER, METHOD, WireProperties, read_content_header
 from tests.faults.hostile_properties import FIXED_SIZES
 from tests.support.wire import split

@@ -11,8 +11,9 @@ from pymongo import InsertOne, ReplaceOne
 from pymongo.errors import OperationFailure
 
 from outplan.contract import topology
+from outplan.contract.amqp import Delivery, Publication
 from outplan.domain import codec
-from outplan.domain.codec import Delivery, Outcome, Publication
+from outplan.domain.codec import Outcome
 from outplan.domain.records import Fence, Snapshot
 from outplan.mongodb import store
 from outplan.mongodb.documents import event_document, outplan_document

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.topology import Binding, Queue, Topology, topology
-from outplan.domain.codec import Delivery
 from outplan.rabbitmq.session import Session, open_session
 from tests.faults.generator import Draft, Generator, Outplans
 from tests.faults.hostile_properties import Properties, content_header

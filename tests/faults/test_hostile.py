@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 import pytest
 
+from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.fields import MAX_BODY_BYTES, TARGET_PATTERNS
 from outplan.contract.messages import PROBLEM_CODES, Problem, ProblemError
 from outplan.domain import batch, codec, decider
@@ -53,11 +54,11 @@ def breaks(*_: Any, **__: Any) -> Any:
     raise IndexError("planted")
 
 
-def accepts_twice(outcome: codec.Outcome, *rest: Any) -> list[codec.Publication]:
+def accepts_twice(outcome: codec.Outcome, *rest: Any) -> list[Publication]:
     return codec.publications(outcome, *rest) * 2
 
 
-def lenient(delivery: codec.Delivery) -> codec.Request | Problem:
+def lenient(delivery: Delivery) -> codec.Request | Problem:
     body = delivery.body.replace(b"NaN", b"30000").replace(b"30,", b"30000,")
     return codec.parse(replace(delivery, body=body))
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from outplan import bootstrap
 from outplan.cli import app
-from outplan.domain.codec import Delivery, Publication
+from outplan.contract.amqp import Delivery, Publication
 from outplan.domain.decider import text_time
 from outplan.domain.records import Snapshot
 from outplan.mongodb.store import Store, Transaction

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from outplan.cli import app
+from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.messages import Command
 from outplan.domain import batch
-from outplan.domain.codec import Delivery, Publication
 from outplan.domain.decider import Decision
 from outplan.domain.decider import decide as real_decide
 from outplan.domain.records import Snapshot

@@ -15,9 +15,9 @@ from uuid import uuid4
 
 import pytest
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.fields import MAX_BODY_BYTES, NIL_UUID
 from outplan.contract.topology import topology
-from outplan.domain.codec import Delivery
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import open_session
 from outplan.testing.servers import Servers

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.fields import NEVER
 from outplan.contract.messages import Create, Delete, Outplan, Update
-from outplan.domain.codec import Delivery, Request, parse
+from outplan.domain.codec import Request, parse
 from outplan.domain.decider import State
 
 ID: Final = "d5fb7357-7ddb-4f2d-87b5-8ccbfd6c039e"

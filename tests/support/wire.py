@@ -9,7 +9,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 from pamqp import commands, frame, header
 
-from outplan.domain.codec import Delivery, Publication
+from outplan.contract.amqp import Delivery, Publication
 from outplan.rabbitmq.frames import (
     FRAME_END,
     FRAME_HEAD,

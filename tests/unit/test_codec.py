@@ -12,14 +12,7 @@ from outplan.contract import schemas
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS, NIL_UUID
 from outplan.contract.messages import Problem
 from outplan.contract.topology import topology
-from outplan.domain.codec import (
-    Outcome,
-    Request,
-    digest,
-    parse,
-    problem_body,
-    publications,
-)
+from outplan.domain.codec import Outcome, Request, digest, parse, problem_body, publications
 from tests.support.samples import (
     CUSTOMER,
     ID,

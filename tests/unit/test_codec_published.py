@@ -8,17 +8,10 @@ import orjson
 import pytest
 
 from outplan.contract import schemas
+from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.messages import PROBLEM_CODES, Event, Problem, Reply
 from outplan.contract.topology import topology
-from outplan.domain.codec import (
-    Delivery,
-    Outcome,
-    Publication,
-    event_body,
-    problem_body,
-    publications,
-    reply_body,
-)
+from outplan.domain.codec import Outcome, event_body, problem_body, publications, reply_body
 from outplan.domain.decider import decide
 from outplan.rabbitmq.frames import read_content_header, write_table
 from tests.support.samples import (

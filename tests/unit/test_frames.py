@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pamqp import body, commands, encode, frame, header
 
-from outplan.domain.codec import Publication
+from outplan.contract.amqp import Publication
 from outplan.rabbitmq.frames import (
     BODY,
     METHOD,

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, header
 
+from outplan.contract.amqp import Publication
 from outplan.contract.messages import Problem
 from outplan.contract.topology import topology
-from outplan.domain.codec import Outcome, Publication, publications
+from outplan.domain.codec import Outcome, publications
 from outplan.rabbitmq.frames import (
     U32,
     WireProperties,

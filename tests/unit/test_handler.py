@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from outplan.contract.amqp import Delivery
 from outplan.domain import batch as batch_module
-from outplan.domain.codec import Delivery, Request
+from outplan.domain.codec import Request
 from outplan.domain.dedup import MAX_TRIALS
 from outplan.domain.records import Trial
 from outplan.errors import (

@@ -10,8 +10,9 @@ from typing import Final
 
 import pytest
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.topology import topology
-from outplan.domain.codec import Delivery, Outcome, publications
+from outplan.domain.codec import Outcome, publications
 from outplan.rabbitmq.frames import U32, WireProperties, read_content_header, write_table
 from outplan.rabbitmq.session import Session
 from tests.support.samples import NOW

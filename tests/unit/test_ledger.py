@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from outplan.bootstrap import wire
+from outplan.contract.amqp import Delivery
 from outplan.contract.topology import PREFETCH
-from outplan.domain.codec import Delivery, Request
+from outplan.domain.codec import Request
 from outplan.domain.dedup import MAX_TRIALS, Ledger
 from outplan.domain.records import Fence, Trial, Verdict
 from outplan.settings import Settings

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outplan.domain.codec import Publication
+from outplan.contract.amqp import Publication
 from outplan.rabbitmq.connection import Lifeline
 from outplan.rabbitmq.publisher import Publisher, waves
 from tests.support.samples import delivery

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import body, commands, frame, header, heartbeat
 
-from outplan.domain.codec import Delivery
+from outplan.contract.amqp import Delivery
 from outplan.rabbitmq.frames import FRAME_HEAD, HEARTBEAT
 from outplan.rabbitmq.reader import Incoming, TappedReader
 

@@ -11,8 +11,8 @@ import pytest
 from pamqp.commands import Basic
 
 from outplan.bootstrap import utc_now
+from outplan.contract.amqp import Publication
 from outplan.contract.topology import PREFETCH, topology
-from outplan.domain.codec import Publication
 from outplan.domain.dedup import MAX_TRIALS
 from outplan.errors import BrokerUnavailable
 from outplan.testing.memory_broker import MemoryBroker, Message, WorkerSession

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Event, Problem
-from outplan.domain.codec import Delivery, Outcome, Request
+from outplan.domain.codec import Outcome, Request
 from outplan.domain.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
 from outplan.domain.dedup import Ledger
 from outplan.domain.records import Record, Snapshot, Verdict

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.topology import PREFETCH
-from outplan.domain.codec import Delivery
 from outplan.domain.records import Fence, Trial, Verdict
 
 MAX_TRIALS: Final = 5

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Literal
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Problem
-from outplan.domain.codec import Delivery, parse
+from outplan.domain.codec import parse
 from outplan.errors import BrokerUnavailable, OutplanError
 from outplan.operations.rejected_queue import Custody, Held
 from outplan.operations.resend import Asking, resendable

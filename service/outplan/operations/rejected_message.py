@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 import orjson
 
 from outplan.client.requests import Request
+from outplan.contract.amqp import Delivery
 from outplan.contract.fields import MAX_BODY_BYTES
 from outplan.contract.messages import COMMANDS
-from outplan.domain.codec import Delivery
 from outplan.rabbitmq.frames import WireProperties
 
 Json = dict[str, Any]

@@ -20,7 +20,7 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Queue
 
-from outplan.domain.codec import Delivery
+from outplan.contract.amqp import Delivery
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.operations.rejected_message import Summary, summary_of
 from outplan.rabbitmq.connection import CONNECT_SECONDS, tapped_connection, translated

@@ -12,7 +12,7 @@ from aiormq.abc import AbstractChannel, ChannelFrame
 from yarl import URL
 
 from outplan.client.models import Reply
-from outplan.domain.codec import Delivery, Publication
+from outplan.contract.amqp import Delivery, Publication
 from outplan.errors import BrokerRefused, BrokerUnavailable
 from outplan.operations.rejected_message import command_name
 from outplan.rabbitmq.connection import CONNECT_SECONDS, tapped_connection, translated

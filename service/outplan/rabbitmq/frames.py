@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from pamqp import decode
 
+from outplan.contract.amqp import DELIVERY_COUNT, JSON, TRACE_HEADERS, Publication
 from outplan.contract.fields import PUBLISHER
-from outplan.domain.codec import DELIVERY_COUNT, JSON, TRACE_HEADERS, Publication
 
 METHOD: Final = 1
 HEADER: Final = 2

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiormq.abc import AbstractChannel, AbstractConnection, ChannelFrame
 
-from outplan.domain.codec import Publication
+from outplan.contract.amqp import Publication
 from outplan.errors import Nacked, ReplyNacked
 from outplan.rabbitmq.connection import Lifeline
 from outplan.rabbitmq.frames import write_publication

@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
-from outplan.domain.codec import Delivery
+from outplan.contract.amqp import Delivery
 from outplan.rabbitmq.frames import (
     ACK,
     BODY,

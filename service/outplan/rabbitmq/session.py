@@ -15,8 +15,8 @@ import aio_pika
 from aiormq.abc import AbstractChannel
 from yarl import URL
 
+from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import PREFETCH, Topology
-from outplan.domain.codec import Delivery, Publication
 from outplan.rabbitmq.connection import Lifeline, declaring, tapped_connection, translated
 from outplan.rabbitmq.publisher import Notice, Publisher
 from outplan.rabbitmq.reader import Incoming

@@ -15,9 +15,9 @@ from outplan.bootstrap import utc_now
 from outplan.client import Event, OutcomeUnknown, Outplan, OutplanClient, Result
 from outplan.client.requests import Conditions, CreateFields, UpdateFields
 from outplan.client.session import Link
+from outplan.contract.amqp import Publication
 from outplan.contract.messages import EventType, Problem
 from outplan.contract.topology import PREFETCH, topology
-from outplan.domain.codec import Publication
 from outplan.mongodb.store import Store
 from outplan.testing.arrivals import Arrivals
 from outplan.testing.harness import Document, OutplanService, Rejected

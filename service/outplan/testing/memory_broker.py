@@ -17,8 +17,8 @@ from pamqp.header import ContentHeader
 
 from outplan.client.connection import Trouble
 from outplan.client.session import OnReply, Route
+from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import PREFETCH, Topology
-from outplan.domain.codec import Delivery, Publication
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.frames import WireProperties, read_content_header
 

@@ -6,9 +6,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
+from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Problem
 from outplan.domain.batch import Fold, Parsed, rejected
-from outplan.domain.codec import Delivery, Outcome, Request, parse
+from outplan.domain.codec import Outcome, Request, parse
 from outplan.domain.decider import State, outplan_id
 from outplan.domain.dedup import MAX_TRIALS, Ledger
 from outplan.domain.records import Fence, Record, Snapshot, Trial, Version

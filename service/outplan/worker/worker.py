@@ -11,8 +11,9 @@ from typing import Final, Protocol
 import structlog
 from tenacity import AsyncRetrying
 
+from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import Topology
-from outplan.domain.codec import Delivery, Outcome, Publication, publications
+from outplan.domain.codec import Outcome, publications
 from outplan.errors import (
     BrokerUnavailable,
     Fatal,
