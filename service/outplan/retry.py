@@ -16,12 +16,12 @@ from outplan.errors import OutplanError
 
 def retrying(
     *errors: type[OutplanError],
-    notice: Callable[[BaseException], None],
+    on_error: Callable[[BaseException], None],
     initial: float = 0.05,
     longest: float = 5,
     attempts: int | None = None,
 ) -> AsyncRetrying:
-    """Retry on these errors and no others; ``notice`` hears of each before the wait (seconds).
+    """Retry on these errors and no others; ``on_error`` hears of each before the wait (seconds).
 
     After so many ``attempts``, if there is a limit, the last error is raised.
     """
@@ -29,7 +29,7 @@ def retrying(
     def before_sleep(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if error is not None:
-            notice(error)
+            on_error(error)
 
     return AsyncRetrying(
         # Positive types only: "all but …" would retry a cancellation.

@@ -179,12 +179,12 @@ def reply_to_another() -> None:
     publish = Session.publish
 
     async def shifted(self: Session, messages: Sequence[Publication]) -> None:
-        replies = [m for m in messages if m.dispensable]
+        replies = [m for m in messages if m.best_effort]
         ids = [m.correlation_id for m in replies]
         others = iter([*ids[1:], *ids[:1]])
         await publish(
             self,
-            [replace(m, correlation_id=next(others)) if m.dispensable else m for m in messages],
+            [replace(m, correlation_id=next(others)) if m.best_effort else m for m in messages],
         )
 
     _patch(Session, "publish", shifted)

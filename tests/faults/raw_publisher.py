@@ -7,16 +7,16 @@ from typing import Any, Final
 
 from aiormq.abc import AbstractChannel, ChannelFrame
 
-from outplan.rabbitmq.connection import tapped_connection
+from outplan.rabbitmq.connection import open_connection
 from outplan.rabbitmq.frames import BODY, FRAME_HEAD, HEADER, METHOD, PUBLISH, U32
-from outplan.rabbitmq.reader import Incoming
+from outplan.rabbitmq.reader import FrameHandler
 from tests.faults.hostile_court import FRAME_MAX
 from tests.faults.mutants import Mutant
 
 _STALLED_SECONDS: Final = 60
 
 
-class RawPublisher(Incoming):
+class RawPublisher(FrameHandler):
     """Publishes frames as they are, confirmed. Made by ``raw_publisher``."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class RawPublisher(Incoming):
 async def raw_publisher(url: str) -> AsyncIterator[RawPublisher]:
     """A connection of its own."""
     publisher = RawPublisher()
-    async with tapped_connection(url, "hostile", publisher) as connection:
+    async with open_connection(url, "hostile", publisher) as connection:
         assert connection.transport is not None
         publisher.channel = await connection.transport.connection.channel()
         publisher.channel.closing.add_done_callback(

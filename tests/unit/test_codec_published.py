@@ -109,7 +109,7 @@ def test_an_event_is_published_as_the_contract_says() -> None:
         timestamp=1_795_414_200,
     )  # fmt: skip
     assert not found.mandatory
-    assert not found.dispensable
+    assert not found.best_effort
 
 
 def test_a_duplicates_event_is_published_byte_for_byte() -> None:
@@ -163,7 +163,7 @@ def test_a_reply_goes_through_the_default_exchange_to_whoever_asked() -> None:
     assert (reply.exchange, reply.routing_key, reply.type) == ("", "me", "outplan_reply")
     assert reply.correlation_id == "command-1"
     assert not reply.mandatory
-    assert reply.dispensable, "nobody else is to wait for a reply queue that is full"
+    assert reply.best_effort, "nobody else is to wait for a reply queue that is full"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_rejected_copy_has_the_contracts_headers() -> None:
     assert copy.body is outcome.delivery.body
     assert copy.original is outcome.delivery
     assert copy.mandatory
-    assert not copy.dispensable
+    assert not copy.best_effort
     assert copy.headers == {
         "x-problem-code": "not_found",
         "x-problem": problem_body(found).decode(),

@@ -40,10 +40,10 @@ from tests.support.samples import (
 
 def handler_on(memory: Memory) -> tuple[Handler, list[BaseException]]:
     noticed: list[BaseException] = []
-    return Handler(memory, "me", 100, lambda: LATER, noticed.append, attached), noticed
+    return Handler(memory, "me", 100, lambda: LATER, noticed.append, confirm_ownership), noticed
 
 
-async def attached() -> None:
+async def confirm_ownership() -> None:
     """The broker has answered."""
 
 
@@ -161,7 +161,7 @@ async def test_a_next_session_takes_the_verdicts_over() -> None:
 async def test_the_clock_is_read_once_for_each_attempt() -> None:
     memory = Memory()
     times = iter([NOW, BEFORE])
-    judge = Handler(memory, "me", 100, lambda: next(times), lambda _: None, attached)
+    judge = Handler(memory, "me", 100, lambda: next(times), lambda _: None, confirm_ownership)
     [first] = await judge.handle(batch(create("c-1")))
     [second] = await judge.handle(batch(update("c-2", tag=2, name="x")))
     assert first.event is not None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outplan.contract.amqp import Publication
-from outplan.rabbitmq.connection import Lifeline
+from outplan.rabbitmq.connection import ConnectionGuard
 from outplan.rabbitmq.publisher import Publisher, waves
 from tests.support.samples import delivery
 
@@ -36,7 +36,7 @@ async def published(
 ) -> tuple[list[list[Publication]], list[str]]:
     """The attempts that were needed, and what was noticed."""
     noticed: list[str] = []
-    publisher = Refusing("guest", lambda error: noticed.append(str(error)), Lifeline())
+    publisher = Refusing("guest", lambda error: noticed.append(str(error)), ConnectionGuard())
     publisher.refusals, publisher.sent = [*refusals, []], []
     await publisher.publish(messages)
     assert publisher.channels == 1 + sum(map(bool, refusals))
@@ -59,7 +59,7 @@ async def test_a_reply_that_is_refused_all_the_time_is_let_go() -> None:
 
 
 async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
-    publisher = Refusing("guest", lambda error: pytest.fail(str(error)), Lifeline())
+    publisher = Refusing("guest", lambda error: pytest.fail(str(error)), ConnectionGuard())
     publisher.refusals, publisher.sent = [[0]] * 6 + [[1], [0], []], []
     await publisher.publish([REPLY])
     await publisher.publish([EVENT, REPLY])
@@ -68,7 +68,7 @@ async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
 
 
 async def test_events_that_are_refused_for_long_leave_replies_their_patience() -> None:
-    publisher = Refusing("guest", lambda _: None, Lifeline())
+    publisher = Refusing("guest", lambda _: None, ConnectionGuard())
     publisher.refusals, publisher.sent = [*[[0]] * 6, [], [0], [0], []], []
     await publisher.publish([EVENT])
     await publisher.publish([REPLY])

@@ -226,7 +226,7 @@ def test_a_socket_that_fails_is_a_broker_that_is_away(error: Exception) -> None:
         raise error
 
 
-class Link:
+class FakeConnection:
     """A connection that ends as it is told to, in its making or in its closing."""
 
     def __init__(self, incoming: session_module.Session, code: int, error: BaseException) -> None:
@@ -244,9 +244,11 @@ class Link:
 
 async def linked(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseException) -> None:
     session = session_module.Session(topology(), "guest", lambda _: None)
-    made = partial(Link, code=code, error=error)
-    monkeypatch.setattr(connection, "_TappedConnection", lambda _, incoming, **__: made(incoming))
-    async with connection.tapped_connection("amqp://localhost/nope", "consume", session):
+    made = partial(FakeConnection, code=code, error=error)
+    monkeypatch.setattr(
+        connection, "_FrameReaderConnection", lambda _, incoming, **__: made(incoming)
+    )
+    async with connection.open_connection("amqp://localhost/nope", "consume", session):
         pass
 
 

@@ -3,7 +3,7 @@
 It needs no MongoDB and none of the worker's code.
 """
 
-from outplan.client.bulk import Progress, Verdict
+from outplan.client.bulk import CommandResult, Progress
 from outplan.client.client import OutplanClient, Result
 from outplan.client.errors import (
     AlreadyExists,
@@ -31,6 +31,7 @@ __all__ = [
     "AlreadyExists",
     "ClientError",
     "CommandRejected",
+    "CommandResult",
     "Event",
     "Events",
     "Gap",
@@ -52,7 +53,6 @@ __all__ = [
     "UnknownCommand",
     "Unreachable",
     "Unreadable",
-    "Verdict",
     "VersionConflict",
     "events",
 ]

@@ -28,7 +28,7 @@ Status = Literal["accepted", "unchanged", "rejected", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict(Generic[ResultT]):
+class CommandResult(Generic[ResultT]):
     """What became of one of many: its ``result``, or the ``error`` that ``ask`` raises."""
 
     request: Request
@@ -64,7 +64,7 @@ async def flow(
     ask: Callable[[Request], Awaitable[ResultT]],
     in_flight: int,
     progress: Callable[[Progress], None] | None,
-) -> AsyncGenerator[Verdict[ResultT]]:
+) -> AsyncGenerator[CommandResult[ResultT]]:
     """Ask for each; what ``ask`` raises beside a verdict ends the flow. ValueError below 1."""
     if in_flight < 1:
         raise ValueError("in_flight is at least 1")
@@ -89,9 +89,9 @@ class _Window(Generic[ResultT]):
     def __init__(self, ask: Callable[[Request], Awaitable[ResultT]], size: int) -> None:
         self._ask = ask
         self._places = asyncio.Semaphore(size)
-        self._tasks: asyncio.Queue[asyncio.Task[Verdict[ResultT]] | None] = asyncio.Queue()
-        self._last_of: dict[str, asyncio.Task[Verdict[ResultT]]] = {}
-        self._running: set[asyncio.Task[Verdict[ResultT]]] = set()
+        self._tasks: asyncio.Queue[asyncio.Task[CommandResult[ResultT]] | None] = asyncio.Queue()
+        self._last_of: dict[str, asyncio.Task[CommandResult[ResultT]]] = {}
+        self._running: set[asyncio.Task[CommandResult[ResultT]]] = set()
 
     async def feed(self, requests: Iterable[Request] | AsyncIterable[Request]) -> None:
         try:
@@ -101,7 +101,7 @@ class _Window(Generic[ResultT]):
         finally:
             self._tasks.put_nowait(None)
 
-    async def verdicts(self) -> AsyncIterator[Verdict[ResultT]]:
+    async def verdicts(self) -> AsyncIterator[CommandResult[ResultT]]:
         while (task := await self._tasks.get()) is not None:
             verdict = await task
             self._places.release()
@@ -112,7 +112,7 @@ class _Window(Generic[ResultT]):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    def _begin(self, request: Request) -> "asyncio.Task[Verdict[ResultT]]":
+    def _begin(self, request: Request) -> "asyncio.Task[CommandResult[ResultT]]":
         id_ = request.outplan_id or request.message_id
         task = asyncio.create_task(self._verdict(request, self._last_of.get(id_)))
         self._last_of[id_] = task
@@ -120,21 +120,21 @@ class _Window(Generic[ResultT]):
         task.add_done_callback(lambda done: self._ended(id_, done))
         return task
 
-    def _ended(self, id_: str, done: "asyncio.Task[Verdict[ResultT]]") -> None:
+    def _ended(self, id_: str, done: "asyncio.Task[CommandResult[ResultT]]") -> None:
         self._running.discard(done)
         if self._last_of.get(id_) is done:
             del self._last_of[id_]
 
     async def _verdict(
-        self, request: Request, before: "asyncio.Task[Verdict[ResultT]] | None"
-    ) -> Verdict[ResultT]:
+        self, request: Request, before: "asyncio.Task[CommandResult[ResultT]] | None"
+    ) -> CommandResult[ResultT]:
         if before is not None:
             # One that is sent again must not be overtaken by the next for the same outplan.
             await asyncio.wait([before])
         try:
-            return Verdict(request, result=await self._ask(request))
+            return CommandResult(request, result=await self._ask(request))
         except (CommandRejected, OutcomeUnknown) as error:
-            return Verdict(request, error=error)
+            return CommandResult(request, error=error)
 
 
 async def _each(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:

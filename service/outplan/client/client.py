@@ -12,13 +12,13 @@ from uuid import UUID, uuid4
 
 from pamqp.commands import Basic
 
-from outplan.client.bulk import Progress, Verdict, flow
-from outplan.client.calls import Call, Switchboard
-from outplan.client.connection import Trouble, patient
+from outplan.client.bulk import CommandResult, Progress, flow
+from outplan.client.connection import TransientError, retrying
 from outplan.client.errors import OutcomeUnknown, Refused, rejection
 from outplan.client.models import Outplan, Reply
-from outplan.client.requests import Conditions, CreateFields, Request, UpdateFields
-from outplan.client.session import Closed, Link, Publisher, Route
+from outplan.client.pending import PendingCall, PendingReplies
+from outplan.client.requests import CreateFields, Preconditions, Request, UpdateFields
+from outplan.client.session import CommandPublisher, ReconnectingSession, Route, SessionClosed
 from outplan.client.tracing import trace_headers
 
 T = TypeVar("T")
@@ -69,13 +69,13 @@ class OutplanClient:
         self._timeout = timeout
         self._validate = validate
         self._resend_after = resend_after
-        self._switchboard = Switchboard(self._name)
-        self._linking: tuple[Link, asyncio.Task[None]] | None = None
+        self._pending_replies = PendingReplies(self._name)
+        self._linking: tuple[ReconnectingSession, asyncio.Task[None]] | None = None
 
     async def __aenter__(self) -> Self:
         if self._linking is not None:
             raise RuntimeError("the client is open already")
-        link = self._new_link()
+        link = self._new_session()
         self._linking = link, asyncio.create_task(link.run())
         try:
             await link.opened(self._timeout)
@@ -118,7 +118,7 @@ class OutplanClient:
         /,
         *,
         message_id: str | UUID | None = None,
-        **fields: Unpack[Conditions],
+        **fields: Unpack[Preconditions],
     ) -> Result:
         """Delete an outplan, softly. Raises as ``ask`` does."""
         return await self.ask(Request.delete(outplan_id, message_id=message_id, **fields))
@@ -129,11 +129,11 @@ class OutplanClient:
         Raises the CommandRejected that fits its problem, or OutcomeUnknown.
         """
         link, sending = self._open_link(), self._sending(request)
-        call = Call(self._switchboard)
+        call = PendingCall(self._pending_replies)
         try:
             reply = await self._until(link, sending, partial(self._attempt, link, sending, call))
         finally:
-            self._switchboard.hang_up(call)
+            self._pending_replies.discard(call)
         return _result(request, reply)
 
     async def send(self, request: Request) -> str:
@@ -155,7 +155,7 @@ class OutplanClient:
         *,
         in_flight: int = 500,
         progress: Callable[[Progress], None] | None = None,
-    ) -> AsyncGenerator[Verdict[Result]]:
+    ) -> AsyncGenerator[CommandResult[Result]]:
         """Ask for each of many, ``in_flight`` at a time; their verdicts, in the order given.
 
         What is given in turn for one outplan is sent in turn. Memory does not grow with their
@@ -164,7 +164,7 @@ class OutplanClient:
         return flow(requests, self.ask, in_flight, progress)
 
     async def _until(
-        self, link: Link, sending: "_Sending", attempt: Callable[[], Awaitable[T]]
+        self, link: ReconnectingSession, sending: "_Sending", attempt: Callable[[], Awaitable[T]]
     ) -> T:
         """Attempt it until it succeeds; OutcomeUnknown when time is up or the client is closed."""
         id_ = sending.request.message_id
@@ -173,16 +173,18 @@ class OutplanClient:
                 try:
                     return await attempt()
                 # That RabbitMQ refuses this publish says nothing of one that went before.
-                except (Trouble, Refused) as error:
-                    sending.notice(error)
-                return await patient(sending.notice, Refused)(attempt)
+                except (TransientError, Refused) as error:
+                    sending.on_error(error)
+                return await retrying(sending.on_error, Refused)(attempt)
         except TimeoutError:
             trouble = sending.trouble if link.connected else link.trouble
             raise OutcomeUnknown(id_, trouble) from None
-        except Closed as error:
+        except SessionClosed as error:
             raise OutcomeUnknown(id_, str(error)) from None
 
-    async def _attempt(self, link: Link, sending: "_Sending", call: Call) -> Reply:
+    async def _attempt(
+        self, link: ReconnectingSession, sending: "_Sending", call: PendingCall
+    ) -> Reply:
         session = await link.session()
         if not call.verdict.done():
             await _confirmed(session, sending, call)
@@ -191,15 +193,15 @@ class OutplanClient:
         await asyncio.wait(either, timeout=self._resend_after, return_when=asyncio.FIRST_COMPLETED)
         if call.verdict.done():
             return call.verdict.result()
-        raise session.lost.result() if session.lost.done() else Trouble(_NO_ANSWER)
+        raise session.lost.result() if session.lost.done() else TransientError(_NO_ANSWER)
 
-    def _open_link(self) -> Link:
+    def _open_link(self) -> ReconnectingSession:
         if self._linking is None:
             raise RuntimeError("the client is not open: call it inside of `async with`")
         return self._linking[0]
 
-    def _new_link(self) -> Link:
-        return Link(self._route, self._switchboard.on_reply)
+    def _new_session(self) -> ReconnectingSession:
+        return ReconnectingSession(self._route, self._pending_replies.on_reply)
 
     def _sending(self, request: Request) -> "_Sending":
         headers = trace_headers()
@@ -227,7 +229,7 @@ class _Sending:
     reply_queue: str
     trouble: str = _NO_CONFIRM
 
-    def notice(self, error: BaseException) -> None:
+    def on_error(self, error: BaseException) -> None:
         self.trouble = str(error)
 
     def properties(self, attempt: str | None) -> Basic.Properties:
@@ -244,7 +246,9 @@ class _Sending:
         )
 
 
-async def _confirmed(session: Publisher, sending: _Sending, call: Call | None) -> None:
+async def _confirmed(
+    session: CommandPublisher, sending: _Sending, call: PendingCall | None
+) -> None:
     """Publish; returns with the broker's confirm, or with the verdict, should it be faster."""
     properties = sending.properties(call.attempt() if call else None)
     publishing = session.publish(sending.request.name, sending.body, properties)

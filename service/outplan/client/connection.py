@@ -46,17 +46,17 @@ _REFUSALS: Final = (
 )
 
 
-class Trouble(ClientError):
+class TransientError(ClientError):
     """Raised when something is in the way that time may mend."""
 
 
-class Wire:
+class Connection:
     """One open connection: it makes channels, and tells when anything about them is over."""
 
     def __init__(self, connection: aio_pika.abc.AbstractConnection) -> None:
         assert connection.transport is not None
         self._underlying = connection.transport.connection
-        self.lost: asyncio.Future[Trouble] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[TransientError] = asyncio.get_running_loop().create_future()
         self._underlying.closing.add_done_callback(self._closed)
 
     async def channel(self) -> Channel:
@@ -90,7 +90,7 @@ class Wire:
     def fail(self, reason: str) -> None:
         """End the wire's use."""
         if not self.lost.done():
-            self.lost.set_result(Trouble(reason))
+            self.lost.set_result(TransientError(reason))
 
     async def _open(self) -> Channel:
         channel = await self._underlying.channel(timeout=CONNECT_SECONDS, on_return_raises=True)
@@ -103,8 +103,8 @@ class Wire:
 
 
 @asynccontextmanager
-async def connected(url: str, purpose: str) -> AsyncIterator[Wire]:
-    """Connect; close with the block. Raises Trouble (try again) or Refused."""
+async def open_connection(url: str, purpose: str) -> AsyncIterator[Connection]:
+    """Connect; close with the block. Raises TransientError (try again) or Refused."""
     target = _target(url)
     with translated(), _opening(target.path):
         connection = await aio_pika.connect(
@@ -113,7 +113,7 @@ async def connected(url: str, purpose: str) -> AsyncIterator[Wire]:
             client_properties={"connection_name": f"outplan {purpose}"},
         )
     try:
-        yield Wire(connection)
+        yield Connection(connection)
     finally:
         # It is being closed because it is broken, as likely as not.
         with suppress(ClientError), translated():
@@ -139,7 +139,7 @@ def _opening(virtual_host: str) -> Iterator[None]:
     try:
         yield
     except InvalidFrameError as error:
-        raise Trouble(
+        raise TransientError(
             f"the broker does not open the virtual host {virtual_host!r}: is there one?"
         ) from error
 
@@ -155,24 +155,26 @@ def translated() -> Iterator[None]:
         raise
     # Of a connection that goes the library also lets out EOFError, and a bare Exception.
     except Exception as error:
-        raise Trouble(f"{type(error).__name__}: {error}") from error
+        raise TransientError(f"{type(error).__name__}: {error}") from error
     except asyncio.CancelledError as error:
         # The library cancels its own calls when a connection goes.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise Trouble("the connection went away") from error
+        raise TransientError("the connection went away") from error
 
 
-def patient(notice: Callable[[BaseException], None], *errors: type[ClientError]) -> AsyncRetrying:
-    """Retry for ever on Trouble (and ``errors``), backing off with jitter."""
+def retrying(
+    on_error: Callable[[BaseException], None], *errors: type[ClientError]
+) -> AsyncRetrying:
+    """Retry for ever on TransientError (and ``errors``), backing off with jitter."""
 
     def before_sleep(state: RetryCallState) -> None:
         if state.outcome and (error := state.outcome.exception()):
-            notice(error)
+            on_error(error)
 
     return AsyncRetrying(
-        retry=retry_if_exception_type((Trouble, *errors)),
+        retry=retry_if_exception_type((TransientError, *errors)),
         wait=wait_random_exponential(_FIRST_WAIT, _LONGEST_WAIT),
         stop=stop_never,
         before_sleep=before_sleep,

@@ -12,7 +12,13 @@ from uuid import UUID
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from outplan.client.connection import Trouble, Wire, connected, patient, translated
+from outplan.client.connection import (
+    Connection,
+    TransientError,
+    open_connection,
+    retrying,
+    translated,
+)
 from outplan.client.errors import ClientError, Refused
 from outplan.client.models import Event
 from outplan.client.versions import Filter, Gap, Unreadable, Versions
@@ -112,7 +118,7 @@ class Events:
         arrivals = await self._open()
         try:
             self._unacked = await arrivals.next()
-        except Trouble as error:
+        except TransientError as error:
             _log.info("no events for now: %s", error)
             self._arrivals = None
         else:
@@ -133,7 +139,7 @@ class Events:
     async def _connected(self) -> "_Arrivals":
         """Connect, with patience; StopAsyncIteration where the stream is closed meanwhile."""
         unmended = (Refused,) if self._was_open else ()
-        connect: Coroutine[Any, Any, _Arrivals] = patient(_notice, *unmended)(self._connect)
+        connect: Coroutine[Any, Any, _Arrivals] = retrying(_on_error, *unmended)(self._connect)
         # A task of its own, for ``aclose`` to end.
         self._connecting = asyncio.create_task(connect)
         try:
@@ -148,7 +154,7 @@ class Events:
 
     async def _connect(self) -> "_Arrivals":
         await self._stack.aclose()
-        wire = await self._stack.enter_async_context(connected(self._source.url, "events"))
+        wire = await self._stack.enter_async_context(open_connection(self._source.url, "events"))
         arrivals = _Arrivals(wire)
         with translated():
             async with asyncio.timeout(_START_SECONDS):
@@ -224,7 +230,7 @@ async def _temporary(channel: AbstractChannel) -> str:
 class _Arrivals:
     """What one connection delivers, in order; what has arrived is had even when it is lost."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Connection) -> None:
         self._wire = wire
         self._messages: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
         self._channel: AbstractChannel
@@ -239,7 +245,7 @@ class _Arrivals:
         self._wire.lost.add_done_callback(lambda _: self._messages.put_nowait(None))
 
     async def next(self) -> DeliveredMessage:
-        """Await the next message. Raises Trouble after the last."""
+        """Await the next message. Raises TransientError after the last."""
         message = await self._messages.get()
         if message is None:
             raise self._wire.lost.result()
@@ -266,5 +272,5 @@ def _read(message: DeliveredMessage, versions: Versions) -> list[Item]:
     return list(versions.judge(event))
 
 
-def _notice(error: BaseException) -> None:
+def _on_error(error: BaseException) -> None:
     _log.info("no events for now: %s", error)

@@ -17,7 +17,7 @@ _CREATED: Final = UUID("6f7c2f0e-3c1d-5b8e-9a55-0d1c4a1f6b7e")
 _NO_UNICODE: Final = ProblemError(pointer="", detail="holds text that is not valid Unicode")
 
 
-class Settings(TypedDict, total=False):
+class OutplanSettings(TypedDict, total=False):
     """What an update may change: the times in milliseconds, ``source`` as a whole."""
 
     name: str
@@ -32,21 +32,21 @@ class Settings(TypedDict, total=False):
     max_try_count_4: int
 
 
-class CreateFields(Settings, total=False):
+class CreateFields(OutplanSettings, total=False):
     """What a create may set. Without ``id`` the worker derives one from the message_id."""
 
     id: str | UUID
     customer_id: Required[str | UUID]
 
 
-class Conditions(TypedDict, total=False):
+class Preconditions(TypedDict, total=False):
     """On what terms an outplan may be changed: whose it is, and in which version it stands."""
 
     customer_id: str | UUID
     expected_version: int
 
 
-class UpdateFields(Settings, Conditions, total=False):
+class UpdateFields(OutplanSettings, Preconditions, total=False):
     """What an update may say, apart from the outplan's id."""
 
 
@@ -91,7 +91,7 @@ class Request:
         /,
         *,
         message_id: str | UUID | None = None,
-        **fields: Unpack[Conditions],
+        **fields: Unpack[Preconditions],
     ) -> Self:
         """Ask for an outplan's end."""
         return cls._of("outplan_delete", {"id": outplan_id, **fields}, message_id)

@@ -19,7 +19,13 @@ from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from outplan.client.connection import Trouble, Wire, connected, patient, translated
+from outplan.client.connection import (
+    Connection,
+    TransientError,
+    open_connection,
+    retrying,
+    translated,
+)
 from outplan.client.errors import ClientError, Refused, Unreachable
 from outplan.contract.topology import topology
 
@@ -43,31 +49,31 @@ class Route:
         return topology(self.prefix).commands.name
 
 
-class Publisher(Protocol):
+class CommandPublisher(Protocol):
     """What calls need of a session; ``outplan.testing`` has one without a broker.
 
     ``lost`` tells its end. ``publish`` returns a task that ends with the broker's confirm, or
-    raises Trouble.
+    raises TransientError.
     """
 
-    lost: "asyncio.Future[Trouble]"
+    lost: "asyncio.Future[TransientError]"
 
     def publish(
         self, routing_key: str, body: bytes, properties: Basic.Properties
     ) -> "asyncio.Task[None]": ...
 
 
-class Closed(ClientError):
+class SessionClosed(ClientError):
     """Raised when a link has ended, and there is no session to come."""
 
 
-Opening = Callable[[Route, OnReply], AbstractAsyncContextManager[Publisher]]
+SessionOpener = Callable[[Route, OnReply], AbstractAsyncContextManager[CommandPublisher]]
 
 
-class Session:
+class CommandSession:
     """One connection, from ``open_session``; ``lost`` tells its end."""
 
-    def __init__(self, wire: Wire, route: Route) -> None:
+    def __init__(self, wire: Connection, route: Route) -> None:
         self.lost = wire.lost
         self._wire = wire
         self._route = route
@@ -90,7 +96,7 @@ class Session:
     def publish(
         self, routing_key: str, body: bytes, properties: Basic.Properties
     ) -> "asyncio.Task[None]":
-        """Publish; the task ends with the broker's confirm, or raises Trouble."""
+        """Publish; the task ends with the broker's confirm, or raises TransientError."""
         id_ = properties.message_id or ""
         before = self._publishing.get(id_)
         task = asyncio.create_task(self._publish(routing_key, body, properties, before))
@@ -118,7 +124,7 @@ class Session:
             # this channel publishes until the node is back. Another channel tells.
             async with self._wire.passing_channel() as another:
                 if not await _takes(publish(another)):
-                    raise Trouble("the broker refuses commands: is their queue full?")
+                    raise TransientError("the broker refuses commands: is their queue full?")
             self._wire.fail("the broker refused on one channel what it took on another")
 
     def _published(self, id_: str, done: "asyncio.Task[None]") -> None:
@@ -140,24 +146,26 @@ async def _takes(publishing: Awaitable[Any]) -> bool:
 
 
 @asynccontextmanager
-async def open_session(route: Route, on_reply: OnReply) -> AsyncIterator[Session]:
-    """Connect, declare, consume. Raises Trouble (try again) or Refused."""
-    async with connected(route.url, "client") as wire:
-        session = Session(wire, route)
+async def open_session(route: Route, on_reply: OnReply) -> AsyncIterator[CommandSession]:
+    """Connect, declare, consume. Raises TransientError (try again) or Refused."""
+    async with open_connection(route.url, "client") as wire:
+        session = CommandSession(wire, route)
         with translated():
             async with asyncio.timeout(_START_SECONDS):
                 await session.start(on_reply)
         yield session
 
 
-class Link:
+class ReconnectingSession:
     """Has a session, and another when that is lost, for as long as ``run`` runs."""
 
-    def __init__(self, route: Route, on_reply: OnReply, opening: Opening = open_session) -> None:
+    def __init__(
+        self, route: Route, on_reply: OnReply, opening: SessionOpener = open_session
+    ) -> None:
         self._route = route
         self._on_reply = on_reply
         self._opening = opening
-        self._session: asyncio.Future[Publisher] = asyncio.get_running_loop().create_future()
+        self._session: asyncio.Future[CommandPublisher] = asyncio.get_running_loop().create_future()
         self.trouble = "not connected yet"
 
     @property
@@ -165,8 +173,8 @@ class Link:
         """Whether there is a session; ``trouble`` says why not."""
         return self._session.done()
 
-    async def session(self) -> Publisher:
-        """Await a session. Raises Refused where there never was one, and Closed after ``run``."""
+    async def session(self) -> CommandPublisher:
+        """Wait for a session. Raises Refused where none ever was, SessionClosed after ``run``."""
         return await asyncio.shield(self._session)
 
     async def opened(self, seconds: float) -> None:
@@ -184,7 +192,7 @@ class Link:
         except Refused as error:
             self._session.set_exception(error)
         except asyncio.CancelledError:
-            self._session.set_exception(Closed("the client was closed"))
+            self._session.set_exception(SessionClosed("the client was closed"))
             self._session.exception()  # There may be nobody who waits for it.
             raise
 
@@ -192,7 +200,7 @@ class Link:
         # What is refused at first is a mistake; later, it may be a broker that starts up.
         unmended: tuple[type[Refused], ...] = ()
         while True:
-            await patient(self._notice, *unmended)(self._once)
+            await retrying(self._on_error, *unmended)(self._once)
             unmended = (Refused,)
 
     async def _once(self) -> None:
@@ -202,8 +210,8 @@ class Link:
                 await asyncio.wait([session.lost])
             finally:
                 self._session = asyncio.get_running_loop().create_future()
-            self._notice(session.lost.result())
+            self._on_error(session.lost.result())
 
-    def _notice(self, error: BaseException) -> None:
+    def _on_error(self, error: BaseException) -> None:
         self.trouble = str(error)
         _log.info("no session with the broker: %s", error)

@@ -87,7 +87,7 @@ class Publication:
     original: Delivery | None = field(default=None)
 
     @property
-    def dispensable(self) -> bool:
+    def best_effort(self) -> bool:
         """A reply: its queue may be gone, or full, and nobody else is to wait for that."""
         return not self.exchange and self.original is None
 

@@ -13,8 +13,8 @@ from outplan.contract.topology import Exchange, Queue, Topology, topology
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.operations.findings import Finding, not_checked, ok, problem
 from outplan.operations.probes import SECONDS, Answer, Probes
-from outplan.rabbitmq.connection import tapped_connection
-from outplan.rabbitmq.reader import Incoming
+from outplan.rabbitmq.connection import open_connection
+from outplan.rabbitmq.reader import FrameHandler
 from outplan.settings import Settings
 
 _OLDEST: Final = (3, 10)
@@ -26,7 +26,7 @@ _PLUGIN: Final = "plugin rabbitmq_consistent_hash_exchange"
 _DEFAULT_EXCHANGE: Final = "the default exchange"
 
 
-class _Reason(Incoming):
+class _Reason(FrameHandler):
     """Keeps why the broker closed the connection."""
 
     reason = ""
@@ -38,7 +38,7 @@ class _Reason(Incoming):
 @asynccontextmanager
 async def _probes(url: str, heard: _Reason) -> AsyncIterator[Probes]:
     async with asyncio.timeout(SECONDS) as limit:
-        async with tapped_connection(url, "check", heard) as connection:
+        async with open_connection(url, "check", heard) as connection:
             limit.reschedule(None)
             yield Probes(connection)
 

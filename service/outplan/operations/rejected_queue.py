@@ -23,9 +23,9 @@ from pamqp.commands import Queue
 from outplan.contract.amqp import Delivery
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.operations.rejected_message import Summary, summary_of
-from outplan.rabbitmq.connection import CONNECT_SECONDS, tapped_connection, translated
+from outplan.rabbitmq.connection import CONNECT_SECONDS, open_connection, translated
 from outplan.rabbitmq.frames import WireProperties, read_content_header
-from outplan.rabbitmq.reader import Incoming
+from outplan.rabbitmq.reader import FrameHandler
 
 # A consumer can't be sent more than 65,535 messages ahead; each further one doubles the sum. Up to
 # 32 of them the broker gives back in the order of their tags, which is enough for 1.5 million.
@@ -48,7 +48,7 @@ class Held:
     place: tuple[int, int, int] = (0, 0, 0)
 
 
-class Custody(Incoming):
+class Custody(FrameHandler):
     """The copies that were in the queue when it was taken, from ``custody``.
 
     ``others`` says how many other consumers the queue had then: what they hold is out of sight.
@@ -198,7 +198,7 @@ async def custody(url: str, queue: str, *, with_bodies: bool) -> AsyncIterator[C
     """
     with TemporaryFile() if with_bodies else nullcontext() as spool:
         taken = Custody(queue, spool)
-        async with tapped_connection(url, "operator", taken) as connection:
+        async with open_connection(url, "operator", taken) as connection:
             try:
                 with translated():
                     await taken.take(connection)

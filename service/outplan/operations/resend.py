@@ -15,10 +15,10 @@ from outplan.client.models import Reply
 from outplan.contract.amqp import Delivery, Publication
 from outplan.errors import BrokerRefused, BrokerUnavailable
 from outplan.operations.rejected_message import command_name
-from outplan.rabbitmq.connection import CONNECT_SECONDS, tapped_connection, translated
+from outplan.rabbitmq.connection import CONNECT_SECONDS, open_connection, translated
 from outplan.rabbitmq.frames import PROPERTIES, U32, WireProperties, read_content_header, without
 from outplan.rabbitmq.frames import write_publication as written
-from outplan.rabbitmq.reader import Incoming
+from outplan.rabbitmq.reader import FrameHandler
 
 # What the rejection has added, the worker's or the broker's; the command is sent without it.
 _ADDED: Final = frozenset(
@@ -73,7 +73,7 @@ def _changed(original: WireProperties, changes: Mapping[str, bytes | None]) -> W
     )
 
 
-class Asking(Incoming):
+class Asking(FrameHandler):
     """One command at a time: published, confirmed, and its outcome heard."""
 
     def __init__(self, user: str) -> None:
@@ -162,7 +162,7 @@ class Asking(Incoming):
 async def asking(url: str) -> AsyncIterator[Asking]:
     """Connect. Raises BrokerUnavailable and BrokerRefused."""
     found = Asking(user_of(url))
-    async with tapped_connection(url, "redrive", found) as connection:
+    async with open_connection(url, "redrive", found) as connection:
         with translated():
             await found.start(connection)
         yield found

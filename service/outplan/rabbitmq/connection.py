@@ -19,7 +19,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
-from outplan.rabbitmq.reader import Incoming, Tap
+from outplan.rabbitmq.reader import FrameHandler, FrameReaderFactory
 
 T = TypeVar("T")
 
@@ -30,21 +30,21 @@ _NOT_ALLOWED: Final = 530
 _UNKNOWN_TYPE: Final = "unknown exchange type"
 
 
-class _TappedConnection(aio_pika.Connection):
-    def __init__(self, url: URL, incoming: Incoming, **kwargs: Any) -> None:
+class _FrameReaderConnection(aio_pika.Connection):
+    def __init__(self, url: URL, incoming: FrameHandler, **kwargs: Any) -> None:
         super().__init__(url, **kwargs)
-        self.kwargs = {**self.kwargs, "transport_factory": Tap(incoming)}
+        self.kwargs = {**self.kwargs, "transport_factory": FrameReaderFactory(incoming)}
 
 
 @asynccontextmanager
-async def tapped_connection(
-    url: str, purpose: str, incoming: Incoming
+async def open_connection(
+    url: str, purpose: str, incoming: FrameHandler
 ) -> AsyncIterator[aio_pika.Connection]:
     """Connect; close with the block. Raises BrokerUnavailable (try again) or BrokerRefused."""
     target = URL(url)
     if "heartbeat" not in target.query:
         target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    connection = _TappedConnection(
+    connection = _FrameReaderConnection(
         target, incoming, client_properties={"connection_name": f"outplan {purpose}"}
     )
     try:
@@ -65,7 +65,7 @@ async def tapped_connection(
                 await connection.close()
 
 
-class Lifeline:
+class ConnectionGuard:
     """What a session hangs on: the end of any of its connections or channels ends all of it."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection, ChannelFrame
 
 from outplan.contract.amqp import Publication
 from outplan.errors import Nacked, ReplyNacked
-from outplan.rabbitmq.connection import Lifeline
+from outplan.rabbitmq.connection import ConnectionGuard
 from outplan.rabbitmq.frames import write_publication
 from outplan.retry import retrying
 
@@ -24,19 +24,19 @@ _HASTE_SECONDS: Final = 60
 class Publisher:
     """Publishes as ``user``. Every call may raise BrokerUnavailable. Not for concurrent use."""
 
-    def __init__(self, user: str, notice: Notice, lifeline: Lifeline) -> None:
+    def __init__(self, user: str, notice: Notice, guard: ConnectionGuard) -> None:
         self._user = user
-        self._lifeline = lifeline
+        self._guard = guard
         self._confirms = _Confirms()
         self._hasty_until = 0.0
-        self._retrying = retrying(Nacked, notice=_unless_reply(notice))
+        self._retrying = retrying(Nacked, on_error=_unless_reply(notice))
         self._connection: AbstractConnection
         self._channel: AbstractChannel
 
     async def start(self, connection: AbstractConnection) -> None:
         """Publish on a channel of this connection."""
         self._connection = connection
-        self._channel = await self._lifeline.channel(connection)
+        self._channel = await self._guard.channel(connection)
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Publish and await every confirm; the events of an outplan in their order.
@@ -72,7 +72,7 @@ class Publisher:
                 return
             await self._renew()
             tries += 1
-            needed = [p for p in refused if not p.dispensable]
+            needed = [p for p in refused if not p.best_effort]
             has_replies = len(needed) < len(refused)
             waiting = needed if has_replies and self._gives_replies_up(tries) else refused
             if needed:
@@ -88,8 +88,8 @@ class Publisher:
         frames = [write_publication(number, p, frame_max, self._user) for p in publications]
         confirmed = self._confirms.expect(len(frames))
         payload = ChannelFrame(b"".join(frames), should_close=False)
-        await self._lifeline.hold(self._connection.write_queue.put(payload))
-        return await self._lifeline.hold(confirmed)
+        await self._guard.hold(self._connection.write_queue.put(payload))
+        return await self._guard.hold(confirmed)
 
     async def _renew(self) -> None:
         """Go on with another channel; nothing may be in flight.
@@ -97,9 +97,9 @@ class Publisher:
         Once the node that led a queue has died, RabbitMQ 3.10 may refuse all that a channel
         publishes to that queue, until the node is back. A new channel knows the new leader.
         """
-        await self._lifeline.close(self._channel)
+        await self._guard.close(self._channel)
         self._confirms = _Confirms()
-        self._channel = await self._lifeline.channel(self._connection)
+        self._channel = await self._guard.channel(self._connection)
 
     def _gives_replies_up(self, tries: int) -> bool:
         """Whether replies refused so often are let go: all others wait meanwhile.
@@ -125,7 +125,7 @@ def waves(publications: Iterable[Publication]) -> list[list[Publication]]:
         if outplan := publication.outplan_id:
             turn = turns[outplan]
             turns[outplan] += 1
-        elif not publication.dispensable:
+        elif not publication.best_effort:
             turn = 0
         if turn == len(found):
             found.append([])

@@ -31,7 +31,7 @@ _CHUNK: Final = 1 << 18
 _HEAD: Final = 7
 
 
-class Incoming:
+class FrameHandler:
     """What the tap hands over, each called from the reading task."""
 
     close_code: int = 0
@@ -49,10 +49,10 @@ class Incoming:
         """The broker closes the connection; the library hears it too, and may lose the reason."""
 
 
-class Tap(TransportFactory):
-    """Opens the socket for the library and reads it through a ``TappedReader``."""
+class FrameReaderFactory(TransportFactory):
+    """Opens the socket for the library and reads it through a ``FrameReader``."""
 
-    def __init__(self, incoming: Incoming) -> None:
+    def __init__(self, incoming: FrameHandler) -> None:
         self._incoming = incoming
 
     async def create(
@@ -60,13 +60,13 @@ class Tap(TransportFactory):
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **kwargs)
-        return TappedReader(reader, self._incoming), writer  # type: ignore[return-value]
+        return FrameReader(reader, self._incoming), writer  # type: ignore[return-value]
 
 
-class TappedReader:
+class FrameReader:
     """The part of ``asyncio.StreamReader`` that the library reads frames with."""
 
-    def __init__(self, reader: asyncio.StreamReader, incoming: Incoming) -> None:
+    def __init__(self, reader: asyncio.StreamReader, incoming: FrameHandler) -> None:
         self._reader = reader
         self._incoming = incoming
         self._unread = b""

@@ -17,9 +17,9 @@ from yarl import URL
 
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import PREFETCH, Topology
-from outplan.rabbitmq.connection import Lifeline, declaring, tapped_connection, translated
+from outplan.rabbitmq.connection import ConnectionGuard, declaring, open_connection, translated
 from outplan.rabbitmq.publisher import Notice, Publisher
-from outplan.rabbitmq.reader import Incoming
+from outplan.rabbitmq.reader import FrameHandler
 
 _START_SECONDS: Final = 30
 _BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -27,7 +27,7 @@ _BATCH_BYTES: Final = 16 * 1024 * 1024
 _HEADER_WEIGHT: Final = 8
 
 
-class Session(Incoming):
+class Session(FrameHandler):
     """One pair of connections, from ``open_session``.
 
     Every call may raise BrokerUnavailable, after which the session is of no more use. Deliveries
@@ -39,8 +39,8 @@ class Session(Incoming):
         self._inbox: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._leaving = False
-        self._lifeline = Lifeline()
-        self._publisher = Publisher(user, notice, self._lifeline)
+        self._guard = ConnectionGuard()
+        self._publisher = Publisher(user, notice, self._guard)
         self._consuming: AbstractChannel
 
     async def receive(self, most: int) -> list[Delivery]:
@@ -76,18 +76,18 @@ class Session(Incoming):
 
         Waits until that is written: closing would leave unsent what the library still queues.
         """
-        await self._lifeline.hold(self._consuming.basic_ack(delivery.tag, multiple=True, wait=True))
+        await self._guard.hold(self._consuming.basic_ack(delivery.tag, multiple=True, wait=True))
 
-    async def attached(self) -> None:
+    async def confirm_ownership(self) -> None:
         """Return when the broker has answered on the channel that consumes.
 
         So until then nothing that was delivered on it has been given to anybody else.
         """
-        await self._lifeline.hold(self._consuming.basic_qos(prefetch_count=PREFETCH))
+        await self._guard.hold(self._consuming.basic_qos(prefetch_count=PREFETCH))
 
     async def watch(self) -> None:
         """Wait for the session's end; raises BrokerUnavailable with the reason."""
-        await self._lifeline.end()
+        await self._guard.end()
 
     async def blocked(self) -> bool:
         """Whether the broker holds publishers up, as it does in a memory or disk alarm."""
@@ -102,10 +102,10 @@ class Session(Incoming):
 
     def on_return(self, reason: str) -> None:
         # Only rejected copies are mandatory: their queue has gone. The next session declares it.
-        self._lifeline.fail(f"queue {self._topology.rejected.name} is gone: {reason}")
+        self._guard.fail(f"queue {self._topology.rejected.name} is gone: {reason}")
 
     def on_close(self, code: int, reason: str) -> None:
-        self._lifeline.fail(f"the broker closed the connection: {code} {reason}")
+        self._guard.fail(f"the broker closed the connection: {code} {reason}")
 
     async def start(
         self, consuming: aio_pika.abc.AbstractConnection,
@@ -114,11 +114,11 @@ class Session(Incoming):
         """Declare everything, then consume. Raises BrokerRefused."""
         assert consuming.transport is not None
         assert publishing.transport is not None
-        await self._declare(await self._lifeline.channel(consuming.transport.connection))
+        await self._declare(await self._guard.channel(consuming.transport.connection))
         await self._publisher.start(publishing.transport.connection)
-        self._consuming = await self._lifeline.channel(consuming.transport.connection)
+        self._consuming = await self._guard.channel(consuming.transport.connection)
         self._consuming.on_consumer_cancel_callbacks.add(
-            lambda frame: self._lifeline.fail(f"queue {frame.consumer_tag} is gone")
+            lambda frame: self._guard.fail(f"queue {frame.consumer_tag} is gone")
         )
         await self._consuming.basic_qos(prefetch_count=PREFETCH)
         for queue in self._topology.command_queues:
@@ -154,8 +154,8 @@ async def open_session(url: str, topology: Topology, notice: Notice) -> AsyncIte
     """Connect twice, declare, consume. Raises BrokerUnavailable (try again) or BrokerRefused."""
     session = Session(topology, URL(url).user or "guest", notice)
     async with (
-        tapped_connection(url, "consume", session) as consuming,
-        tapped_connection(url, "publish", session) as publishing,
+        open_connection(url, "consume", session) as consuming,
+        open_connection(url, "publish", session) as publishing,
     ):
         with translated():
             # A broker that has just come up may take a declaration and never answer it.

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from uuid import UUID
 
 from outplan.client import Event, Result
-from outplan.client.requests import Conditions, CreateFields, UpdateFields
+from outplan.client.requests import CreateFields, Preconditions, UpdateFields
 from outplan.contract.messages import EventType
 from outplan.testing.harness import Document, OutplanService, Rejected
 from outplan.testing.portal import Portal
@@ -54,7 +54,7 @@ class AwaitedService:
         /,
         *,
         message_id: str | UUID | None = None,
-        **fields: Unpack[Conditions],
+        **fields: Unpack[Preconditions],
     ) -> Result:
         call = self._service.delete(outplan_id, message_id=message_id, **fields)
         return await self._awaited(call)
@@ -137,7 +137,7 @@ class BlockingService:
         /,
         *,
         message_id: str | UUID | None = None,
-        **fields: Unpack[Conditions],
+        **fields: Unpack[Preconditions],
     ) -> Result:
         call = self._service.delete(outplan_id, message_id=message_id, **fields)
         return self._run(call)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, Unpack
 from uuid import UUID
 
 from outplan.client import Event, Outplan, Result
-from outplan.client.requests import Conditions, CreateFields, UpdateFields
+from outplan.client.requests import CreateFields, Preconditions, UpdateFields
 from outplan.contract.messages import EventType, Problem
 
 
@@ -72,7 +72,7 @@ class OutplanService(Protocol):
         /,
         *,
         message_id: str | UUID | None = None,
-        **fields: Unpack[Conditions],
+        **fields: Unpack[Preconditions],
     ) -> Result: ...
 
     async def next_event(

@@ -12,7 +12,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from outplan.client import CommandRejected, Event, Outplan, OutplanClient, Request, Result
-from outplan.client.requests import Conditions, CreateFields, UpdateFields
+from outplan.client.requests import CreateFields, Preconditions, UpdateFields
 from outplan.contract.messages import EventType
 from outplan.mongodb.documents import state_of
 from outplan.testing.harness import Document, Rejected
@@ -98,7 +98,7 @@ class LiveService:
         /,
         *,
         message_id: str | UUID | None = None,
-        **fields: Unpack[Conditions],
+        **fields: Unpack[Preconditions],
     ) -> Result:
         return await self._ask(Request.delete(outplan_id, message_id=message_id, **fields))
 

@@ -13,8 +13,8 @@ from uuid import UUID
 
 from outplan.bootstrap import utc_now
 from outplan.client import Event, OutcomeUnknown, Outplan, OutplanClient, Result
-from outplan.client.requests import Conditions, CreateFields, UpdateFields
-from outplan.client.session import Link
+from outplan.client.requests import CreateFields, Preconditions, UpdateFields
+from outplan.client.session import ReconnectingSession
 from outplan.contract.amqp import Publication
 from outplan.contract.messages import EventType, Problem
 from outplan.contract.topology import PREFETCH, topology
@@ -108,7 +108,7 @@ class MemoryService:
         /,
         *,
         message_id: str | UUID | None = None,
-        **fields: Unpack[Conditions],
+        **fields: Unpack[Preconditions],
     ) -> Result:
         call = self._client.delete(outplan_id, message_id=message_id, **fields)
         return await self._unless_it_dies(call)
@@ -205,8 +205,10 @@ class _Client(OutplanClient):
         super().__init__("", prefix=prefix, timeout=within)
         self._broker = broker
 
-    def _new_link(self) -> Link:
-        return Link(self._route, self._switchboard.on_reply, self._broker.client_session)
+    def _new_session(self) -> ReconnectingSession:
+        return ReconnectingSession(
+            self._route, self._pending_replies.on_reply, self._broker.client_session
+        )
 
 
 def _wiring(broker: MemoryBroker, memory: MemoryStore, awake: asyncio.Event) -> Wiring:

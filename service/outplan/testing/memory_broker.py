@@ -15,7 +15,7 @@ from typing import Final
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from outplan.client.connection import Trouble
+from outplan.client.connection import TransientError
 from outplan.client.session import OnReply, Route
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import PREFETCH, Topology
@@ -198,7 +198,7 @@ class WorkerSession:
             del self._unsettled[tag]
         self._broker.settled()
 
-    async def attached(self) -> None:
+    async def confirm_ownership(self) -> None:
         await self._turn()
 
     async def watch(self) -> None:
@@ -219,7 +219,7 @@ class ClientSession:
     """A session as ``outplan.client`` needs it: a publisher's."""
 
     def __init__(self, broker: MemoryBroker) -> None:
-        self.lost: asyncio.Future[Trouble] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[TransientError] = asyncio.get_running_loop().create_future()
         self._broker = broker
 
     def publish(
@@ -230,7 +230,7 @@ class ClientSession:
     def fail(self, reason: str) -> None:
         """End it, as the broker does."""
         if not self.lost.done():
-            self.lost.set_result(Trouble(reason))
+            self.lost.set_result(TransientError(reason))
 
     async def _publish(self, message: Message) -> None:
         if self.lost.done():

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from outplan.client.connection import patient
+from outplan.client.connection import retrying
 from outplan.client.errors import OutcomeUnknown
-from outplan.client.session import Link, Route
+from outplan.client.session import ReconnectingSession, Route
 from outplan.testing.outgoing import Outgoing
 
 _SECONDS: Final = 30.0
@@ -16,7 +16,7 @@ _SECONDS: Final = 30.0
 class Publisher:
     """Sends bytes under any name, over one connection after the other."""
 
-    def __init__(self, link: Link, within: float) -> None:
+    def __init__(self, link: ReconnectingSession, within: float) -> None:
         self._link = link
         self._within = within
 
@@ -34,11 +34,11 @@ class Publisher:
 
         try:
             async with asyncio.timeout(self._within):
-                await patient(self._notice)(attempt)
+                await retrying(self._on_error)(attempt)
         except TimeoutError:
             raise OutcomeUnknown(sent.message_id, self._link.trouble) from None
 
-    def _notice(self, error: BaseException) -> None:
+    def _on_error(self, error: BaseException) -> None:
         self._link.trouble = str(error)
 
 
@@ -48,7 +48,7 @@ async def publisher(amqp_url: str, prefix: str, within: float) -> AsyncIterator[
 
     ``within`` is how many seconds a publication may take.
     """
-    link = Link(Route(amqp_url, prefix, f"{prefix}.publisher"), lambda *_: None)
+    link = ReconnectingSession(Route(amqp_url, prefix, f"{prefix}.publisher"), lambda *_: None)
     linking = asyncio.create_task(link.run())
     try:
         await link.opened(_SECONDS)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
-from outplan.client.connection import Wire, connected, patient, translated
+from outplan.client.connection import Connection, open_connection, retrying, translated
 from outplan.contract.messages import Problem
 from outplan.contract.topology import topology
 from outplan.testing.harness import Rejected
@@ -25,20 +25,20 @@ async def read_rejected(amqp_url: str, prefix: str, within: float) -> list[Rejec
     troubles: list[BaseException] = []
 
     async def attempt() -> list[Rejected]:
-        async with connected(amqp_url, "rejected") as wire:
+        async with open_connection(amqp_url, "rejected") as wire:
             with translated():
                 return await _looked_through(wire, topology(prefix).rejected.name)
 
     try:
         async with asyncio.timeout(within):
-            found: list[Rejected] = await patient(troubles.append)(attempt)
+            found: list[Rejected] = await retrying(troubles.append)(attempt)
     except TimeoutError:
         said = "".join(f": {trouble}" for trouble in troubles[-1:])
         raise TimeoutError(f"the rejected commands cannot be read{said}") from None
     return found
 
 
-async def _looked_through(wire: Wire, queue: str) -> list[Rejected]:
+async def _looked_through(wire: Connection, queue: str) -> list[Rejected]:
     asking, channel = await wire.channel(), await wire.channel()
     arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
     there = await _depth(asking, queue)

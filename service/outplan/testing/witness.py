@@ -10,7 +10,7 @@ from typing import Final
 from aiormq.abc import DeliveredMessage
 
 from outplan.client import Refused
-from outplan.client.connection import Wire, connected, patient, translated
+from outplan.client.connection import Connection, open_connection, retrying, translated
 from outplan.contract.topology import topology
 from outplan.testing.arrivals import Arrivals
 
@@ -46,17 +46,17 @@ class Witness:
         """Listen for ever, over one connection after the other."""
         while True:
             # Refused too: that is what a broker which starts up does.
-            await patient(self._notice, Refused)(self._once)
+            await retrying(self._on_error, Refused)(self._once)
 
     async def _once(self) -> None:
-        async with connected(self._url, "witness") as wire:
+        async with open_connection(self._url, "witness") as wire:
             with translated():
                 async with asyncio.timeout(_SECONDS):
                     await self._consume(wire)
             self._listening.set()
             raise await wire.lost
 
-    async def _consume(self, wire: Wire) -> None:
+    async def _consume(self, wire: Connection) -> None:
         channel = await wire.channel()
         exchange = self._exchange
         # The worker declares the same; whoever is first does not matter.
@@ -77,7 +77,7 @@ class Witness:
         async with self._news:
             self._news.notify_all()
 
-    def _notice(self, error: BaseException) -> None:
+    def _on_error(self, error: BaseException) -> None:
         _log.info("no events for now: %s", error)
 
 

@@ -68,8 +68,9 @@ class Store(Protocol):
 class Handler:
     """One session's judge: batches in order, one at a time.
 
-    Raises Fenced when another worker has taken a queue over, and what ``attached`` does.
-    ``attached`` returns when the broker has said that the session's consumers are still its own.
+    Raises Fenced when another worker has taken a queue over, and what ``confirm_ownership`` does.
+    ``confirm_ownership`` returns when the broker has said that the session's consumers are still
+    its own.
     """
 
     def __init__(
@@ -79,16 +80,16 @@ class Handler:
         window: int,
         clock: Callable[[], str],
         notice: Callable[[BaseException], None],
-        attached: Callable[[], Awaitable[None]],
+        confirm_ownership: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._worker = worker
         self._window = window
         self._clock = clock
-        self._attached = attached
-        self._waiting = retrying(StoreUnavailable, StoreConflict, notice=notice)
-        self._contending = retrying(StoreConflict, notice=notice, attempts=_CONFLICTS)
-        self._trying = retrying(Unprocessable, notice=notice, attempts=MAX_TRIALS + 1)
+        self._confirm_ownership = confirm_ownership
+        self._waiting = retrying(StoreUnavailable, StoreConflict, on_error=notice)
+        self._contending = retrying(StoreConflict, on_error=notice, attempts=_CONFLICTS)
+        self._trying = retrying(Unprocessable, on_error=notice, attempts=MAX_TRIALS + 1)
         self._ledgers: dict[str, Ledger] = {}
         self._in_doubt = False
 
@@ -139,7 +140,7 @@ class Handler:
         if new:
             # Somebody else may have settled what is in hand while this worker stood still: then
             # the claim came too late, and it is that one's queue.
-            await self._attached()
+            await self._confirm_ownership()
         self._ledgers |= claimed
 
     async def _try(self, delivery: Delivery) -> list[Outcome]:

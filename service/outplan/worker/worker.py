@@ -43,7 +43,7 @@ class Session(Protocol):
     def stop_receiving(self) -> None: ...
     async def publish(self, publications: Sequence[Publication]) -> None: ...
     async def ack(self, delivery: Delivery) -> None: ...
-    async def attached(self) -> None: ...
+    async def confirm_ownership(self) -> None: ...
     async def watch(self) -> None: ...
     async def blocked(self) -> bool: ...
 
@@ -144,7 +144,7 @@ class Worker:
 
     def _patiently(self, place: str, *errors: type[OutplanError]) -> AsyncRetrying:
         health = self._wiring.health
-        return retrying(*errors, notice=lambda error: health.trouble(place, error))
+        return retrying(*errors, on_error=lambda error: health.trouble(place, error))
 
     async def _one_session(self) -> None:
         async with AsyncExitStack() as stack:
@@ -153,7 +153,7 @@ class Worker:
                 return await stack.enter_async_context(self._wiring.open_session())
 
             session: Session = await self._patiently("broker", BrokerUnavailable)(enter)
-            handler = self._wiring.make_handler(session.attached)
+            handler = self._wiring.make_handler(session.confirm_ownership)
             async with self._in_session(session):
                 try:
                     await self._pipeline(session, handler)

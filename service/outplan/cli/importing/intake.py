@@ -9,7 +9,7 @@ from outplan.cli.importing.entries import Deleted, Wrong, entry
 from outplan.cli.importing.lines import Line, Source
 from outplan.cli.importing.rejections import Rejections
 from outplan.cli.importing.tally import Tally
-from outplan.client import CommandRejected, OutplanClient, Request, Result, Verdict
+from outplan.client import CommandRejected, CommandResult, OutplanClient, Request, Result
 from outplan.contract.messages import Problem
 
 
@@ -82,7 +82,7 @@ class Intake:
             return None
         return found
 
-    def _settle(self, line: Line, verdict: Verdict[Result]) -> None:
+    def _settle(self, line: Line, verdict: CommandResult[Result]) -> None:
         if isinstance(verdict.error, CommandRejected):
             self._reject(line, verdict.request.message_id, verdict.error.problem)
         else:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from outplan.cli.importing.lines import Line
 from outplan.cli.outcome import Exit
-from outplan.client import Result, Verdict
+from outplan.client import CommandResult, Result
 
 # In the order in which they are told; some are told only where there are any.
 _COUNTED: Final = {
@@ -31,7 +31,7 @@ class Tally:
         self.reached = Line(0, b"", 0, 0)
         self._began = time.monotonic()
 
-    def count(self, verdict: Verdict[Result]) -> None:
+    def count(self, verdict: CommandResult[Result]) -> None:
         duplicate = verdict.result is not None and verdict.result.duplicate
         self.counts["duplicates" if duplicate else verdict.status] += 1
 

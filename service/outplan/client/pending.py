@@ -10,22 +10,22 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 
-from outplan.client.connection import Trouble
+from outplan.client.connection import TransientError
 from outplan.client.models import Reply
 
 
-class Call:
+class PendingCall:
     """The wait for the verdict on one command. ``attempt`` begins each sending of it."""
 
-    def __init__(self, switchboard: "Switchboard") -> None:
-        self._switchboard = switchboard
+    def __init__(self, pending_replies: "PendingReplies") -> None:
+        self._pending_replies = pending_replies
         self._latest = ""
         self.attempts: list[str] = []
         self.verdict: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
     def attempt(self) -> str:
         """Begin another attempt: its correlation id."""
-        self._latest = self._switchboard.connect(self)
+        self._latest = self._pending_replies.connect(self)
         self.attempts.append(self._latest)
         return self._latest
 
@@ -36,19 +36,19 @@ class Call:
             self.verdict.set_result(reply)
 
 
-class Switchboard:
+class PendingReplies:
     """Which call each attempt belongs to, by correlation ids that only this client has."""
 
     def __init__(self, name: str) -> None:
         self._ids: Iterator[str] = (f"{name}.{n}" for n in itertools.count(1))
-        self._calls: dict[str, Call] = {}
+        self._calls: dict[str, PendingCall] = {}
 
-    def connect(self, call: Call) -> str:
+    def connect(self, call: PendingCall) -> str:
         attempt = next(self._ids)
         self._calls[attempt] = call
         return attempt
 
-    def hang_up(self, call: Call) -> None:
+    def discard(self, call: PendingCall) -> None:
         """Forget a call; answers that are still to come say nothing to anybody."""
         for attempt in call.attempts:
             del self._calls[attempt]
@@ -64,4 +64,4 @@ class Switchboard:
             call.hear(attempt, Reply.model_validate_json(body))
         except ValueError as error:
             if not call.verdict.done():
-                call.verdict.set_exception(Trouble(f"the answer could not be read: {error}"))
+                call.verdict.set_exception(TransientError(f"the answer could not be read: {error}"))

@@ -13,13 +13,13 @@ from pamqp import body, commands, frame, header, heartbeat
 
 from outplan.contract.amqp import Delivery
 from outplan.rabbitmq.frames import FRAME_HEAD, HEARTBEAT
-from outplan.rabbitmq.reader import Incoming, TappedReader
+from outplan.rabbitmq.reader import FrameHandler, FrameReader
 
 PULSE: Final = frame.marshal(heartbeat.Heartbeat(), 0)
 
 
 @dataclass
-class Heard(Incoming):
+class Heard(FrameHandler):
     """All that a tap handed over."""
 
     deliveries: list[Delivery] = field(default_factory=list)
@@ -114,7 +114,7 @@ def chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
         yield data[start:end]
 
 
-async def library(reader: TappedReader) -> bytes:
+async def library(reader: FrameReader) -> bytes:
     """Read frames as the library does, until there are no more."""
     found = b""
     try:
@@ -128,7 +128,7 @@ async def library(reader: TappedReader) -> bytes:
 
 async def through_the_tap(pieces: list[bytes]) -> tuple[Heard, bytes]:
     heard, source = Heard(), asyncio.StreamReader()
-    reading = asyncio.create_task(library(TappedReader(source, heard)))
+    reading = asyncio.create_task(library(FrameReader(source, heard)))
     await asyncio.sleep(0)
     for piece in pieces:
         source.feed_data(piece)
@@ -202,7 +202,7 @@ async def test_a_heartbeat_stands_in_only_where_all_was_taken() -> None:
         ([other[:5]], b""),
     ):
         heard, source = Heard(), asyncio.StreamReader()
-        reader = TappedReader(source, heard)
+        reader = FrameReader(source, heard)
         reading = asyncio.create_task(reader.readexactly(10_000))
         await asyncio.sleep(0)
         for piece in pieces:
@@ -217,7 +217,7 @@ async def test_a_heartbeat_stands_in_only_where_all_was_taken() -> None:
 async def test_the_end_of_the_stream_is_told_by_the_read_that_meets_it() -> None:
     """And not by ``at_eof``, at which the library stops without a word."""
     source = asyncio.StreamReader()
-    reader = TappedReader(source, Heard())
+    reader = FrameReader(source, Heard())
     source.feed_data(PULSE)
     source.feed_eof()
     assert await reader.readexactly(1) == PULSE[:1]
@@ -234,7 +234,7 @@ async def test_a_heartbeat_between_the_frames_of_a_message_is_passed_on() -> Non
     other = frame.marshal(commands.Basic.QosOk(), 1)
     source.feed_data(method + PULSE + head + PULSE + part + other)
     source.feed_eof()
-    assert await library(TappedReader(source, heard)) == PULSE + PULSE + other
+    assert await library(FrameReader(source, heard)) == PULSE + PULSE + other
 
 
 async def test_a_close_is_heard_and_left_to_the_library() -> None:
@@ -242,7 +242,7 @@ async def test_a_close_is_heard_and_left_to_the_library() -> None:
     close = frame.marshal(commands.Connection.Close(530, "NOT_ALLOWED - vhost é", 10, 40), 0)
     source.feed_data(close)
     source.feed_eof()
-    assert await library(TappedReader(source, heard)) == close
+    assert await library(FrameReader(source, heard)) == close
     assert heard.closes == [(530, "NOT_ALLOWED - vhost é")]
 
 
@@ -253,7 +253,7 @@ async def test_content_that_nobody_announced_is_left_to_the_library() -> None:
     data = b"".join(frames_of_content(get_ok, b"content", 4_096))
     source.feed_data(data)
     heard = Heard()
-    assert await TappedReader(source, heard).readexactly(len(data)) == data
+    assert await FrameReader(source, heard).readexactly(len(data)) == data
     assert heard == Heard()
 
 
@@ -263,7 +263,7 @@ async def test_undecodable_properties_arrive_as_they_are() -> None:
     frames[1] = FRAME_HEAD.pack(2, 1, len(raw)) + raw + b"\xce"
     source, heard = asyncio.StreamReader(), Heard()
     source.feed_data(b"".join(frames))
-    assert await TappedReader(source, heard).readexactly(8) == HEARTBEAT
+    assert await FrameReader(source, heard).readexactly(8) == HEARTBEAT
     [found] = heard.deliveries
     assert found.properties.message_id == "\udcff\udcfe"
     assert found.properties.timestamp == 0x7F7F7F7F7F7F7F7F
@@ -275,7 +275,7 @@ REFUSAL: Final = b"AMQP\x00\x00\x09\x01"
 @pytest.mark.parametrize("cut", range(8))
 async def test_another_versions_answer_reaches_the_library_whole(cut: int) -> None:
     source = asyncio.StreamReader()
-    reading = asyncio.create_task(TappedReader(source, Heard()).readexactly(len(REFUSAL)))
+    reading = asyncio.create_task(FrameReader(source, Heard()).readexactly(len(REFUSAL)))
     for piece in (REFUSAL[:cut], REFUSAL[cut:]):
         source.feed_data(piece)
         await asyncio.sleep(0)

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from outplan.client.calls import Call, Switchboard
-from outplan.client.connection import Trouble
+from outplan.client.connection import TransientError
 from outplan.client.errors import (
     REJECTIONS,
     CommandRejected,
@@ -13,6 +12,7 @@ from outplan.client.errors import (
     VersionConflict,
     rejection,
 )
+from outplan.client.pending import PendingCall, PendingReplies
 from outplan.contract.messages import PROBLEM_CODES, Problem
 from tests.support.samples import outplan
 
@@ -35,59 +35,63 @@ def not_found() -> bytes:
 
 
 @pytest.fixture
-async def switchboard() -> Switchboard:
-    return Switchboard("client")
+async def pending_replies() -> PendingReplies:
+    return PendingReplies("client")
 
 
-async def test_an_answer_to_the_only_attempt_is_the_verdict(switchboard: Switchboard) -> None:
-    call = Call(switchboard)
-    switchboard.on_reply(call.attempt(), not_found())
+async def test_an_answer_to_the_only_attempt_is_the_verdict(
+    pending_replies: PendingReplies,
+) -> None:
+    call = PendingCall(pending_replies)
+    pending_replies.on_reply(call.attempt(), not_found())
     assert call.verdict.result().status == "rejected"
 
 
-async def test_accepted_counts_whichever_attempt_it_answers(switchboard: Switchboard) -> None:
-    call = Call(switchboard)
+async def test_accepted_counts_whichever_attempt_it_answers(
+    pending_replies: PendingReplies,
+) -> None:
+    call = PendingCall(pending_replies)
     first, _ = call.attempt(), call.attempt()
-    switchboard.on_reply(first, accepted())
+    pending_replies.on_reply(first, accepted())
     assert call.verdict.result().status == "accepted"
 
 
 async def test_a_rejection_of_an_earlier_attempt_leaves_the_verdict_to_the_latest(
-    switchboard: Switchboard,
+    pending_replies: PendingReplies,
 ) -> None:
-    call = Call(switchboard)
+    call = PendingCall(pending_replies)
     first, second = call.attempt(), call.attempt()
-    switchboard.on_reply(first, not_found())
+    pending_replies.on_reply(first, not_found())
     assert not call.verdict.done()
-    switchboard.on_reply(second, accepted())
+    pending_replies.on_reply(second, accepted())
     assert call.verdict.result().status == "accepted"
 
 
-async def test_a_second_answer_changes_nothing(switchboard: Switchboard) -> None:
-    call = Call(switchboard)
+async def test_a_second_answer_changes_nothing(pending_replies: PendingReplies) -> None:
+    call = PendingCall(pending_replies)
     attempt = call.attempt()
-    switchboard.on_reply(attempt, accepted(1))
-    switchboard.on_reply(attempt, accepted(2))
-    switchboard.on_reply(attempt, b"{")
+    pending_replies.on_reply(attempt, accepted(1))
+    pending_replies.on_reply(attempt, accepted(2))
+    pending_replies.on_reply(attempt, b"{")
     assert call.verdict.result().version == 1
 
 
-async def test_an_answer_that_cannot_be_read_is_trouble(switchboard: Switchboard) -> None:
-    call = Call(switchboard)
-    switchboard.on_reply(call.attempt(), b"{}")
-    with pytest.raises(Trouble, match="could not be read"):
+async def test_an_answer_that_cannot_be_read_is_trouble(pending_replies: PendingReplies) -> None:
+    call = PendingCall(pending_replies)
+    pending_replies.on_reply(call.attempt(), b"{}")
+    with pytest.raises(TransientError, match="could not be read"):
         call.verdict.result()
 
 
 async def test_calls_do_not_hear_each_others_answers_nor_those_after_their_end(
-    switchboard: Switchboard,
+    pending_replies: PendingReplies,
 ) -> None:
-    one, other = Call(switchboard), Call(switchboard)
+    one, other = PendingCall(pending_replies), PendingCall(pending_replies)
     attempt = one.attempt()
     other.attempt()
-    switchboard.hang_up(one)
+    pending_replies.discard(one)
     for id_ in (attempt, None, "somebody's"):
-        switchboard.on_reply(id_, accepted())
+        pending_replies.on_reply(id_, accepted())
     assert not one.verdict.done()
     assert not other.verdict.done()
 
