@@ -43,18 +43,18 @@ bench: servers $(STAMPS)/bench ## the rate, against a handler per message (BENCH
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 chaos: servers $(STAMPS)/test ## faults by the second, and whether a promise was broken
-	@$(BIN)/python -m tests.faults chaos --seconds $(SECONDS) --seed $(SEED) \
+	@$(BIN)/python -m tests.faults.chaos run --seconds $(SECONDS) --seed $(SEED) \
 		--topology $(TOPOLOGY) --broker $(BROKER) --partitions $(PARTITIONS)
 
 planted: servers $(STAMPS)/test ## faults in the code, one by one, each of which must be found
-	@$(BIN)/python -m pytest -m planted tests/faults/test_chaos.py
+	@$(BIN)/python -m pytest -m planted tests/faults/chaos/test_chaos.py
 
 cluster: servers $(STAMPS)/test ## clusters of three: what a node's death costs, on RabbitMQ 3.10 and 4
-	@$(BIN)/python -m pytest -s tests/faults/test_cluster.py tests/faults/test_failover.py
+	@$(BIN)/python -m pytest -s tests/faults/clusters
 
 hostile: servers $(STAMPS)/test ## a million hostile messages, and 50,000 through the broker
-	@$(BIN)/python -m tests.faults.hostile $(HOSTILE_ARGS)
-	@$(BIN)/python -m tests.faults.hostile_broker
+	@$(BIN)/python -m tests.faults.fuzz.in_process $(HOSTILE_ARGS)
+	@$(BIN)/python -m tests.faults.fuzz.through_broker
 
 soak: servers $(STAMPS)/soak ## half the maximum load for thirty minutes (SOAK_ARGS=...)
 	@$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)

@@ -1,0 +1,110 @@
+"""Hostile messages through the real broker to a real worker; and MongoDB's view of long texts."""
+
+import random
+from collections.abc import AsyncIterator
+
+import orjson
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
+
+from outplan.contract.fields import MAX_EMAIL
+from outplan.contract.messages import Event
+from outplan.domain.decider import decide
+from outplan.domain.records import Record
+from outplan.mongodb.documents import event_document
+from outplan.mongodb.validators import EVENTS, validators
+from outplan.testing.servers import Servers
+from tests.faults.fuzz.mutants import Mutant
+from tests.faults.fuzz.properties import content_header
+from tests.faults.fuzz.through_broker import hostile_round
+from tests.support.raw_publisher import raw_publisher
+from tests.support.samples import NOW, create_body, request
+from tests.support.worker_process import Place
+from tests.support.world import Document
+
+COUNT = 1_000
+# What the worker may gain while it warms up; an outplan kept for each message would be more.
+GROWTH = 16 * 2**20
+
+
+@pytest.mark.parametrize(
+    "seed", [1, 272_145_005, random.randrange(10**9)], ids=["fixed", "long-email", "random"]
+)
+async def test_every_message_has_one_outcome_and_the_worker_notices_nothing(
+    servers: Servers, seed: int
+) -> None:
+    print("seed", seed)
+    findings = await hostile_round(servers.rabbitmq.url, servers.mongodb.url, COUNT, seed)
+
+    assert findings.faults == []
+    assert findings.outcomes.keys() == {"accepted", "duplicate", "unchanged", "rejected"}
+    assert findings.outcomes.total() == COUNT
+    assert findings.memory[-1] - findings.memory[0] < GROWTH
+
+
+@pytest.mark.parametrize(
+    "table",
+    [[(b"a", b"S\xff\xff\xff\xff")], [(b"a", b"?")], [(b"CC", b"V")]],
+    ids=["a-length-past-the-end", "an-unknown-type", "CC-that-is-no-list"],
+)
+async def test_the_broker_itself_refuses_headers_that_are_none(
+    servers: Servers, table: list[tuple[bytes, bytes]]
+) -> None:
+    """So that none reaches a worker."""
+    sent = Mutant("malformed", "nowhere", content_header({}, table, 0), b"")
+
+    async with raw_publisher(servers.rabbitmq.url) as publisher:
+        with pytest.raises(ConnectionError, match=r"541|406|PRECONDITION"):
+            await publisher.publish("", [sent])
+
+
+@pytest.fixture
+async def database(servers: Servers) -> AsyncIterator[AsyncDatabase[Document]]:
+    place = Place(servers.rabbitmq.url, servers.mongodb.url)
+    client: AsyncMongoClient[Document]
+    async with AsyncMongoClient(place.mongo_url) as client:
+        await client[place.database].create_collection(EVENTS, validator=validators()[EVENTS])
+        yield client[place.database]
+        await client.drop_database(place.database)
+
+
+LONG = 250_000
+TEXTS = {
+    "email-local": ("email", "a" * (MAX_EMAIL - 2) + "@a"),
+    "email-labels": ("email", "a@" + "a." * (MAX_EMAIL // 2 - 2) + "a"),
+    "email-long-labels": ("email", "a@" + ".".join(["a" * 63] * 4)),
+    "email-hyphens": ("email", "a@" + ".".join(["a-" * 31 + "a"] * 4)),
+    "sip-user": ("sip", "a" * LONG + "@a"),
+    "sip-host": ("sip", "a@" + "é" * (LONG // 2)),
+    "line": ("line", "😀" * 255),
+}
+
+
+@pytest.mark.parametrize("name", list(TEXTS))
+async def test_mongodb_takes_the_longest_texts_that_the_schema_allows(
+    database: AsyncDatabase[Document], name: str
+) -> None:
+    """Its regular expressions have limits of their own: they give up on 2,000 labels or so."""
+    kind, target = TEXTS[name]
+    found = request(orjson.dumps(create_body(source={"type": kind, "target": target})))
+    event = decide(None, found.command, found.command_id, NOW)
+    assert isinstance(event, Event)
+
+    await database[EVENTS].insert_one(event_document(Record(event, found.digest)))
+
+    assert await database[EVENTS].count_documents({}) == 1
+
+
+@pytest.mark.parametrize("field", ["target_name", "name", "detail"])
+async def test_mongodb_takes_the_longest_free_texts(
+    database: AsyncDatabase[Document], field: str
+) -> None:
+    source = {"type": "line", "target": "1", field: "x" * LONG}
+    found = request(create_body(source=source))
+    event = decide(None, found.command, found.command_id, NOW)
+    assert isinstance(event, Event)
+
+    await database[EVENTS].insert_one(event_document(Record(event, found.digest)))
+
+    assert await database[EVENTS].count_documents({}) == 1
