@@ -6,8 +6,7 @@ import pytest
 
 from outplan.testing.servers import Servers
 from tests.support.brokers import BROKERS, own_servers
-from tests.support.places import a_place
-from tests.support.worker_process import Place
+from tests.support.deployment import Deployment, open_deployment
 
 
 @pytest.fixture(scope="module", params=BROKERS)
@@ -17,6 +16,6 @@ def either(request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 
 @pytest.fixture
-async def place(either: Servers) -> AsyncIterator[Place]:
-    async with a_place(either) as found:
+async def deployment(either: Servers) -> AsyncIterator[Deployment]:
+    async with open_deployment(either) as found:
         yield found

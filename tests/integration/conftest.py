@@ -5,24 +5,24 @@ from collections.abc import AsyncIterator
 import pytest
 
 from outplan.testing.servers import Servers
-from tests.support.places import a_place
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import Outside, witness
+from tests.support.deployment import Deployment, open_deployment
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import World, open_world
 
 
 @pytest.fixture
-async def place(servers: Servers) -> AsyncIterator[Place]:
-    async with a_place(servers) as found:
+async def deployment(servers: Servers) -> AsyncIterator[Deployment]:
+    async with open_deployment(servers) as found:
         yield found
 
 
 @pytest.fixture
-async def outside(place: Place) -> AsyncIterator[Outside]:
-    async with witness(place) as found:
+async def world(deployment: Deployment) -> AsyncIterator[World]:
+    async with open_world(deployment) as found:
         yield found
 
 
 @pytest.fixture
-async def worker(place: Place, outside: Outside) -> AsyncIterator[WorkerProcess]:
-    async with running_worker(place) as found:
+async def worker(deployment: Deployment, world: World) -> AsyncIterator[WorkerProcess]:
+    async with run_worker(deployment) as found:
         yield found

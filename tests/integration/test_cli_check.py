@@ -13,17 +13,18 @@ from outplan.contract.topology import topology
 from outplan.mongodb.validators import validators
 from tests.integration.test_startup import standalone
 from tests.support.commands import command
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import Outside, a_create
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import World, create_body
 
 __all__ = ["standalone"]  # a fixture, by its name
 
 Findings = dict[str, tuple[str, str, str]]
 
 
-async def check(place: Place, **environment: Any) -> tuple[int, Findings]:
+async def check(deployment: Deployment, **environment: Any) -> tuple[int, Findings]:
     """The exit code, and by point: state, text, remedy."""
-    async with command(place, "check", "--json", **environment) as process:
+    async with command(deployment, "check", "--json", **environment) as process:
         code = await process.ended(60)
     assert process.err == b""
     found = [json.loads(line) for line in process.out.splitlines()]
@@ -37,42 +38,42 @@ def problems(findings: Findings) -> list[str]:
 
 
 async def test_with_a_worker_at_work_all_is_well_and_the_worker_notices_nothing(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
-    await outside.ask("outplan_create", a_create())
-    code, found = await check(place)
+    await world.ask("outplan_create", create_body())
+    code, found = await check(deployment)
 
     assert code == 0
     assert {state for state, _, _ in found.values()} == {"ok"}
-    assert found[f"queue {place.prefix}.commands"][1] == "as it should be"
-    assert found[f"depth of {place.prefix}.commands"][1] == "0 waiting, 1 consumer"
+    assert found[f"queue {deployment.prefix}.commands"][1] == "as it should be"
+    assert found[f"depth of {deployment.prefix}.commands"][1] == "0 waiting, 1 consumer"
     assert found["index outplan_version"][1].endswith("as it should be")
-    assert "session 1" in found[f"fence {place.prefix}.commands"][1]
-    assert (await outside.ask("outplan_create", a_create()))["status"] == "accepted"
+    assert "session 1" in found[f"fence {deployment.prefix}.commands"][1]
+    assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
     assert [line["event"] for line in worker.log].count("ready") == 1
-    assert len(outside.events) == 2
+    assert len(world.events) == 2
 
 
 @pytest.mark.parametrize("partitions", ["1", "3"])
 async def test_before_the_first_worker_all_is_well_and_nothing_is_there_afterwards(
-    place: Place, partitions: str
+    deployment: Deployment, partitions: str
 ) -> None:
-    code, found = await check(place, OUTPLAN_PARTITIONS=partitions)
+    code, found = await check(deployment, OUTPLAN_PARTITIONS=partitions)
 
     assert (code, problems(found)) == (0, [])
-    assert found[f"queue {place.prefix}.rejected"][1] == "not there yet; a worker declares it"
+    assert found[f"queue {deployment.prefix}.rejected"][1] == "not there yet; a worker declares it"
     assert found["collection outplans"][1] == "not there yet; a worker makes it"
     assert ("plugin rabbitmq_consistent_hash_exchange" in found) is (partitions == "3")
-    layout = topology(place.prefix, int(partitions))
-    async with await aio_pika.connect(place.amqp_url) as connection:
+    layout = topology(deployment.prefix, int(partitions))
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         for queue in layout.queues:
             with pytest.raises(ChannelNotFoundEntity):
                 await (await connection.channel()).get_queue(queue.name)
         for exchange in layout.exchanges:
             with pytest.raises(ChannelNotFoundEntity):
                 await (await connection.channel()).get_exchange(exchange.name)
-    async with AsyncMongoClient[dict[str, Any]](place.mongo_url) as mongo:
-        assert await mongo[place.database].list_collection_names() == []
+    async with AsyncMongoClient[dict[str, Any]](deployment.mongo_url) as mongo:
+        assert await mongo[deployment.database].list_collection_names() == []
 
 
 # --- settings ----------------------------------------------------------------------------------
@@ -83,17 +84,17 @@ async def test_before_the_first_worker_all_is_well_and_nothing_is_there_afterwar
     [("OUTPLAN_BATCH_SIZE", "0"), ("OUTPLAN_HTTP_PORT", "x"), ("OUTPLAN_LOG_LEVEL", "loud")],
 )
 async def test_each_wrong_setting_is_told_and_hides_nothing_else(
-    place: Place, name: str, value: str
+    deployment: Deployment, name: str, value: str
 ) -> None:
-    code, found = await check(place, **{name: value, "OUTPLAN_DRAIN_SECONDS": "-1"})
+    code, found = await check(deployment, **{name: value, "OUTPLAN_DRAIN_SECONDS": "-1"})
     assert code == 2
     assert problems(found) == [f"setting {name}", "setting OUTPLAN_DRAIN_SECONDS"]
     assert found["rabbitmq"][0] == found["mongodb"][0] == "ok"
 
 
-async def test_what_hangs_on_a_wrong_setting_is_not_checked(place: Place) -> None:
+async def test_what_hangs_on_a_wrong_setting_is_not_checked(deployment: Deployment) -> None:
     url = "http://user:secret@localhost/"
-    code, found = await check(place, OUTPLAN_AMQP_URL=url)
+    code, found = await check(deployment, OUTPLAN_AMQP_URL=url)
     assert code == 2
     assert found["rabbitmq"] == ("not checked", "it takes OUTPLAN_AMQP_URL", "")
     assert found["mongodb"][0] == "ok"
@@ -101,9 +102,9 @@ async def test_what_hangs_on_a_wrong_setting_is_not_checked(place: Place) -> Non
 
 
 async def test_a_misspelt_setting_is_a_problem_and_one_of_another_kind_is_only_mentioned(
-    place: Place,
+    deployment: Deployment,
 ) -> None:
-    code, found = await check(place, OUTPLAN_BATCHSIZE="9", OUTPLAN_SERVICE_HOST="10.0.0.1")
+    code, found = await check(deployment, OUTPLAN_BATCHSIZE="9", OUTPLAN_SERVICE_HOST="10.0.0.1")
     assert (code, problems(found)) == (1, ["setting OUTPLAN_BATCHSIZE"])
     assert found["setting OUTPLAN_BATCHSIZE"][2] == "did you mean OUTPLAN_BATCH_SIZE?"
     assert found["setting OUTPLAN_SERVICE_HOST"][0] == "not checked"
@@ -121,9 +122,9 @@ async def test_a_misspelt_setting_is_a_problem_and_one_of_another_kind_is_only_m
     ],
 )
 async def test_what_is_wrong_with_the_way_to_rabbitmq_is_told_and_mongodb_is_checked(
-    place: Place, change: Any, point: str
+    deployment: Deployment, change: Any, point: str
 ) -> None:
-    code, found = await check(place, OUTPLAN_AMQP_URL=str(change(URL(place.amqp_url))))
+    code, found = await check(deployment, OUTPLAN_AMQP_URL=str(change(URL(deployment.amqp_url))))
     assert (code, problems(found)) == (1, [point])
     assert "OUTPLAN_AMQP_URL" in found[point][2]
     assert found["rabbitmq version"][0] == "not checked"
@@ -139,18 +140,18 @@ async def test_what_is_wrong_with_the_way_to_rabbitmq_is_told_and_mongodb_is_che
     ],
 )
 async def test_a_mongodb_that_does_not_answer_is_told_and_rabbitmq_is_checked(
-    place: Place, url: str, words: str
+    deployment: Deployment, url: str, words: str
 ) -> None:
-    code, found = await check(place, OUTPLAN_MONGO_URL=url)
+    code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
     assert (code, problems(found)) == (1, ["mongodb"])
     assert words in found["mongodb"][1]
     assert found["mongodb version"][0] == "not checked"
     assert found["rabbitmq version"][0] == "ok"
 
 
-async def test_an_option_that_the_driver_does_not_know_is_a_problem(place: Place) -> None:
-    url = f"{place.mongo_url}&readConcernLvel=majority"
-    code, found = await check(place, OUTPLAN_MONGO_URL=url)
+async def test_an_option_that_the_driver_does_not_know_is_a_problem(deployment: Deployment) -> None:
+    url = f"{deployment.mongo_url}&readConcernLvel=majority"
+    code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
     assert (code, problems(found)) == (1, ["mongodb url"])
     assert "readconcernlvel" in found["mongodb url"][1].lower()
     assert found["mongodb"][0] == "ok"
@@ -158,17 +159,17 @@ async def test_an_option_that_the_driver_does_not_know_is_a_problem(place: Place
 
 @pytest.mark.parametrize("query", ["", "?replicaSet=rs0"])
 async def test_a_mongodb_without_a_replica_set_is_told(
-    place: Place, standalone: int, query: str
+    deployment: Deployment, standalone: int, query: str
 ) -> None:
     url = f"mongodb://127.0.0.1:{standalone}/{query}"
-    code, found = await check(place, OUTPLAN_MONGO_URL=url)
+    code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
     assert (code, problems(found)) == (1, ["mongodb"])
     assert "replica set" in found["mongodb"][1] + found["mongodb"][2]
 
 
-async def test_wrong_credentials_for_mongodb_are_told(place: Place) -> None:
-    url = place.mongo_url.replace("mongodb://", "mongodb://user:hidden@")
-    code, found = await check(place, OUTPLAN_MONGO_URL=url)
+async def test_wrong_credentials_for_mongodb_are_told(deployment: Deployment) -> None:
+    url = deployment.mongo_url.replace("mongodb://", "mongodb://user:hidden@")
+    code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
     assert (code, problems(found)) == (1, ["mongodb"])
     assert "password" in found["mongodb"][2]
     assert "hidden" not in str(found)
@@ -178,28 +179,30 @@ async def test_wrong_credentials_for_mongodb_are_told(place: Place) -> None:
 
 
 async def test_queues_and_exchanges_that_differ_are_told_with_what_differs(
-    place: Place,
+    deployment: Deployment,
 ) -> None:
-    async with await aio_pika.connect(place.amqp_url) as connection:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         channel = await connection.channel()
-        await channel.declare_queue(f"{place.prefix}.commands", durable=True)
-        await channel.declare_exchange(f"{place.prefix}.events", "fanout", durable=True)
-        code, found = await check(place)
+        await channel.declare_queue(f"{deployment.prefix}.commands", durable=True)
+        await channel.declare_exchange(f"{deployment.prefix}.events", "fanout", durable=True)
+        code, found = await check(deployment)
 
-    queue, exchange = f"queue {place.prefix}.commands", f"exchange {place.prefix}.events"
+    queue, exchange = f"queue {deployment.prefix}.commands", f"exchange {deployment.prefix}.events"
     assert (code, problems(found)) == (1, [exchange, queue])
     assert "received 'topic' but current is 'fanout'" in found[exchange][1]
     assert "x-dead-letter-exchange" in found[queue][1]
     assert "delete it once it is empty" in found[queue][2]
 
 
-async def test_commands_that_wait_without_a_worker_are_told(place: Place, outside: Outside) -> None:
-    await outside.send("outplan_create", a_create())
-    code, found = await check(place)
-    point = f"depth of {place.prefix}.commands"
+async def test_commands_that_wait_without_a_worker_are_told(
+    deployment: Deployment, world: World
+) -> None:
+    await world.send("outplan_create", create_body())
+    code, found = await check(deployment)
+    point = f"depth of {deployment.prefix}.commands"
     assert (code, problems(found)) == (1, [point])
     assert found[point][1:] == ("1 waiting, 0 consumers", "no worker runs: outplan run")
-    assert await outside.waiting() == 1
+    assert await world.count_waiting() == 1
 
 
 @pytest.mark.parametrize(
@@ -211,11 +214,11 @@ async def test_commands_that_wait_without_a_worker_are_told(place: Place, outsid
     ],
 )
 async def test_validators_that_differ_are_told(
-    place: Place, outside: Outside, change: dict[str, Any], words: str
+    deployment: Deployment, world: World, change: dict[str, Any], words: str
 ) -> None:
-    async with running_worker(place):
-        await outside.database.command("collMod", "outplan_events", **change)
-        code, found = await check(place)
+    async with run_worker(deployment):
+        await world.database.command("collMod", "outplan_events", **change)
+        code, found = await check(deployment)
     assert (code, problems(found)) == (1, ["collection outplan_events"])
     assert words in found["collection outplan_events"][1]
 
@@ -229,38 +232,38 @@ async def test_validators_that_differ_are_told(
     ],
 )
 async def test_an_index_that_differs_is_told(
-    place: Place, outside: Outside, other: dict[str, Any]
+    deployment: Deployment, world: World, other: dict[str, Any]
 ) -> None:
-    events = outside.database["outplan_events"]
+    events = world.database["outplan_events"]
     keys = other.pop("keys", [("outplan_id", 1), ("version", 1)])
     await events.create_index(keys, **other)
-    code, found = await check(place)
+    code, found = await check(deployment)
     assert (code, problems(found)) == (1, ["collection outplan_events", "index outplan_version"])
 
 
 async def test_an_index_that_is_not_there_is_the_workers_to_make(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    await outside.database.create_collection(
+    await world.database.create_collection(
         "outplan_events", validator=validators()["outplan_events"]
     )
-    code, found = await check(place)
+    code, found = await check(deployment)
     assert code == 0
     assert found["index outplan_version"][1] == "not there yet; a worker makes it"
 
 
 async def test_on_a_terminal_it_is_a_coloured_line_a_point_with_what_to_do_below(
-    place: Place,
+    deployment: Deployment,
 ) -> None:
     variables: dict[str, Any] = {
         "OUTPLAN_MONGO_URL": "mongodb://127.0.0.1:1/",
         "OUTPLAN_BATCHSIZE": "1",
     }
-    async with command(place, "check", terminal=True, **variables) as process:
+    async with command(deployment, "check", terminal=True, **variables) as process:
         assert await process.ended() == 1
     text = process.out.decode()
     assert "\x1b[31mproblem" in text
     assert "→ did you mean OUTPLAN_BATCH_SIZE?" in text
-    async with command(place, "check", terminal=True, NO_COLOR="1") as process:
+    async with command(deployment, "check", terminal=True, NO_COLOR="1") as process:
         assert await process.ended() == 0
     assert b"\x1b" not in process.out

@@ -13,8 +13,8 @@ from yarl import URL
 from outplan.testing.processes import find_programs
 from outplan.testing.servers import Servers, start_servers
 from tests.integration.test_cli_check import check, problems
-from tests.support.places import a_place
-from tests.support.worker_process import Place, free_port, running_worker
+from tests.support.deployment import Deployment, open_deployment
+from tests.support.worker_process import free_port, run_worker
 
 
 @pytest.fixture(scope="module")
@@ -25,35 +25,35 @@ def own() -> Iterator[Servers]:
 
 
 @pytest.fixture
-async def place(own: Servers) -> AsyncIterator[Place]:
-    async with a_place(own) as found:
+async def deployment(own: Servers) -> AsyncIterator[Deployment]:
+    async with open_deployment(own) as found:
         yield found
 
 
 ALL = {"configure": "^{p}\\.", "write": "^{p}\\.|^amq\\.default$", "read": "^{p}\\."}
 
 
-def a_user(own: Servers, place: Place, **permissions: str) -> str:
+def a_user(own: Servers, deployment: Deployment, **permissions: str) -> str:
     """The broker's URL for a user with these permissions, by default all that it takes."""
-    user = place.prefix
+    user = deployment.prefix
     own.rabbitmq.ctl("add_user", user, "secret")
-    granted = [rule.format(p=place.prefix) for rule in {**ALL, **permissions}.values()]
+    granted = [rule.format(p=deployment.prefix) for rule in {**ALL, **permissions}.values()]
     own.rabbitmq.ctl("set_permissions", "-p", "/", user, *granted)
-    return str(URL(place.amqp_url).with_user(user).with_password("secret"))
+    return str(URL(deployment.amqp_url).with_user(user).with_password("secret"))
 
 
 @pytest.mark.parametrize("with_worker", [True, False])
 @pytest.mark.parametrize("partitions", ["1", "2"])
 async def test_the_documented_permissions_are_enough(
-    own: Servers, place: Place, with_worker: bool, partitions: str
+    own: Servers, deployment: Deployment, with_worker: bool, partitions: str
 ) -> None:
-    url = a_user(own, place)
+    url = a_user(own, deployment)
     settings = {"OUTPLAN_AMQP_URL": url, "OUTPLAN_PARTITIONS": partitions}
     if with_worker:
-        async with running_worker(place, **settings):
-            code, found = await check(place, **settings)
+        async with run_worker(deployment, **settings):
+            code, found = await check(deployment, **settings)
     else:
-        code, found = await check(place, **settings)
+        code, found = await check(deployment, **settings)
     assert (code, problems(found)) == (0, [])
 
 
@@ -75,17 +75,17 @@ async def test_the_documented_permissions_are_enough(
 )
 async def test_a_permission_that_is_missing_is_named_with_the_command_that_grants_it(
     own: Servers,
-    place: Place,
+    deployment: Deployment,
     with_worker: bool,
     permissions: dict[str, str],
     points: list[str],
     names: list[str],
 ) -> None:
     if with_worker:
-        async with running_worker(place):
+        async with run_worker(deployment):
             pass
-    url = a_user(own, place, **permissions)
-    code, found = await check(place, OUTPLAN_AMQP_URL=url)
+    url = a_user(own, deployment, **permissions)
+    code, found = await check(deployment, OUTPLAN_AMQP_URL=url)
 
     assert (code, problems(found)) == (1, points)
     assert all(any(name in found[point][1] for point in points) for name in names)
@@ -93,22 +93,26 @@ async def test_a_permission_that_is_missing_is_named_with_the_command_that_grant
     assert "secret" not in str(found)
     words = [word.strip("'") for word in grant.split()]
     own.rabbitmq.ctl(*words[1:])
-    code, found = await check(place, OUTPLAN_AMQP_URL=url)
+    code, found = await check(deployment, OUTPLAN_AMQP_URL=url)
     assert (code, problems(found)) == (0, [])
 
 
-async def test_a_virtual_host_that_is_not_the_users_is_told(own: Servers, place: Place) -> None:
-    url = URL(place.amqp_url).with_user(place.prefix).with_password("secret")
-    own.rabbitmq.ctl("add_user", place.prefix, "secret")
-    code, found = await check(place, OUTPLAN_AMQP_URL=str(url))
+async def test_a_virtual_host_that_is_not_the_users_is_told(
+    own: Servers, deployment: Deployment
+) -> None:
+    url = URL(deployment.amqp_url).with_user(deployment.prefix).with_password("secret")
+    own.rabbitmq.ctl("add_user", deployment.prefix, "secret")
+    code, found = await check(deployment, OUTPLAN_AMQP_URL=str(url))
     assert (code, problems(found)) == (1, ["rabbitmq virtual host"])
     assert "refused for user" in found["rabbitmq virtual host"][1]
 
 
-async def test_an_alarm_is_told_and_holds_up_no_other_check(own: Servers, place: Place) -> None:
+async def test_an_alarm_is_told_and_holds_up_no_other_check(
+    own: Servers, deployment: Deployment
+) -> None:
     own.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
     try:
-        code, found = await check(place)
+        code, found = await check(deployment)
     finally:
         own.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
     assert (code, problems(found)) == (1, ["rabbitmq alarms"])
@@ -116,12 +120,14 @@ async def test_an_alarm_is_told_and_holds_up_no_other_check(own: Servers, place:
     assert found["mongodb majority"][0] == "ok"
 
 
-async def test_the_plugin_that_partitions_need_is_missed(own: Servers, place: Place) -> None:
+async def test_the_plugin_that_partitions_need_is_missed(
+    own: Servers, deployment: Deployment
+) -> None:
     type_, module = '<<"x-consistent-hash">>', "rabbit_exchange_type_consistent_hash"
     own.rabbitmq.ctl("eval", f"rabbit_registry:unregister(exchange, {type_}).")
     try:
-        code, found = await check(place, OUTPLAN_PARTITIONS="2")
-        one, _ = await check(place)
+        code, found = await check(deployment, OUTPLAN_PARTITIONS="2")
+        one, _ = await check(deployment)
     finally:
         own.rabbitmq.ctl("eval", f"rabbit_registry:register(exchange, {type_}, {module}).")
     point = "plugin rabbitmq_consistent_hash_exchange"
@@ -131,13 +137,13 @@ async def test_the_plugin_that_partitions_need_is_missed(own: Servers, place: Pl
 
 @pytest.mark.parametrize("name", ["rabbitmq", "mongodb"])
 async def test_a_server_that_hangs_is_given_up_after_seconds(
-    own: Servers, place: Place, name: str
+    own: Servers, deployment: Deployment, name: str
 ) -> None:
     server = getattr(own, name)
     other = {"rabbitmq": "mongodb", "mongodb": "rabbitmq"}[name]
     server.pause()
     try:
-        code, found = await check(place)
+        code, found = await check(deployment)
     finally:
         server.resume()
     assert (code, problems(found)) == (1, [name])
@@ -201,20 +207,20 @@ def _users(port: int) -> None:
     ],
 )
 async def test_privileges_that_are_missing_in_mongodb_are_named(
-    place: Place, guarded: str, login: str, expected: list[str], words: str
+    deployment: Deployment, guarded: str, login: str, expected: list[str], words: str
 ) -> None:
     settings = {"OUTPLAN_MONGO_URL": guarded.format(login), "OUTPLAN_MONGO_DATABASE": "guarded"}
-    code, found = await check(place, **settings)
+    code, found = await check(deployment, **settings)
     assert (code, problems(found)) == (1 if expected else 0, expected)
     assert words in found["mongodb privileges"][1]
     assert "pw" not in str(found)
 
 
 async def test_a_mongodb_that_asks_for_a_login_that_is_not_given_is_told(
-    place: Place, guarded: str
+    deployment: Deployment, guarded: str
 ) -> None:
     url = guarded.replace("{}@", "").replace("&authSource=admin", "")
-    code, found = await check(place, OUTPLAN_MONGO_URL=url, OUTPLAN_MONGO_DATABASE="guarded")
+    code, found = await check(deployment, OUTPLAN_MONGO_URL=url, OUTPLAN_MONGO_DATABASE="guarded")
     assert code == 1
     assert "mongodb majority" in problems(found)
     assert "requires authentication" in found["mongodb majority"][1]

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rejects import ids, outside, put, queued, run
-from tests.support.worker_process import Place
-from tests.support.world import Outside, a_create
+from tests.support.deployment import Deployment
+from tests.support.rejects import ids, put, queued, run, world
+from tests.support.world import World, create_body
 
-__all__ = ["outside"]  # a fixture, by its name
+__all__ = ["world"]  # a fixture, by its name
 
 
 @asynccontextmanager
 async def at_a_terminal(
-    place: Place, *arguments: str
+    deployment: Deployment, *arguments: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     """Run a command with a keyboard: what is written to the descriptor is typed."""
     master, slave = os.openpty()
@@ -33,7 +33,7 @@ async def at_a_terminal(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "outplan", "rejected", *arguments,
         stdin=slave, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env=place.environment(), preexec_fn=own_terminal,
+        env=deployment.environment(), preexec_fn=own_terminal,
     )  # fmt: skip
     os.close(slave)
     try:
@@ -63,48 +63,53 @@ async def asked(process: asyncio.subprocess.Process) -> str:
     ],
 )
 async def test_at_a_terminal_it_asks_first(
-    place: Place, outside: Outside, typed: bytes, code: int, left: list[str]
+    deployment: Deployment, world: World, typed: bytes, code: int, left: list[str]
 ) -> None:
-    await put(outside, "a")
-    await put(outside, "b", code="not_found")
-    async with at_a_terminal(place, "discard", "--code", "invalid_command") as (process, keyboard):
+    await put(world, "a")
+    await put(world, "b", code="not_found")
+    async with at_a_terminal(deployment, "discard", "--code", "invalid_command") as (
+        process,
+        keyboard,
+    ):
         assert "Discard 1 copy for ever?" in await asked(process)
         os.write(keyboard, typed)
         async with asyncio.timeout(30):
             _, err = await process.communicate()
         assert process.returncode == code, err
         assert b"Traceback" not in err
-    assert [m.message_id for m in await queued(outside)] == left
+    assert [m.message_id for m in await queued(world)] == left
 
 
 async def test_killed_while_it_asks_it_has_discarded_nothing(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    await put(outside, "a")
-    async with at_a_terminal(place, "discard", "--all") as (process, _):
+    await put(world, "a")
+    async with at_a_terminal(deployment, "discard", "--all") as (process, _):
         await asked(process)
-        _, _, err = await run(place, "list")
+        _, _, err = await run(deployment, "list")
         assert "another consumer is at this queue" in err
         process.kill()
         await process.wait()
-    assert await ids(place) == ["a"]
+    assert await ids(deployment) == ["a"]
 
 
-async def test_without_a_terminal_it_takes_yes(place: Place, outside: Outside) -> None:
-    await put(outside, "a")
-    code, _, err = await run(place, "discard", "--all")
+async def test_without_a_terminal_it_takes_yes(deployment: Deployment, world: World) -> None:
+    await put(world, "a")
+    code, _, err = await run(deployment, "discard", "--all")
     assert (code, "--yes" in err) == (2, True)
-    assert await ids(place) == ["a"]
+    assert await ids(deployment) == ["a"]
 
 
 async def test_what_is_discarded_is_saved_whole_before(
-    place: Place, outside: Outside, tmp_path: Path
+    deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
     file = tmp_path / "dropped.jsonl"
     file.write_text('{"before": true}\n')
-    await put(outside, "a", body=b"\xff", headers={"h": 0.5}, correlation_id="c")
-    await put(outside, "b")
-    code, out, err = await run(place, "discard", "a", "b", "--yes", "--json", "--save", str(file))
+    await put(world, "a", body=b"\xff", headers={"h": 0.5}, correlation_id="c")
+    await put(world, "b")
+    code, out, err = await run(
+        deployment, "discard", "a", "b", "--yes", "--json", "--save", str(file)
+    )
 
     assert code == 0
     assert err.endswith(f"2 copies discarded; they are in {file}\n")
@@ -113,18 +118,18 @@ async def test_what_is_discarded_is_saved_whole_before(
     assert before == {"before": True}
     assert (first["body_base64"], first["headers"]["h"]) == ("/w==", 0.5)
     assert first["properties"]["correlation_id"] == "c"
-    assert json.loads(second["body"]) == a_create()
-    assert await queued(outside) == []
+    assert json.loads(second["body"]) == create_body()
+    assert await queued(world) == []
 
 
 async def test_what_cannot_be_saved_is_not_discarded(
-    place: Place, outside: Outside, tmp_path: Path
+    deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
-    await put(outside, "a")
+    await put(world, "a")
     missing = str(tmp_path / "nowhere" / "file")
-    code, _, err = await run(place, "discard", "a", "--yes", "--save", missing)
+    code, _, err = await run(deployment, "discard", "a", "--yes", "--save", missing)
     assert (code, "nowhere" in err) == (1, True)
-    assert await ids(place) == ["a"]
+    assert await ids(deployment) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -151,16 +156,16 @@ async def test_what_cannot_be_saved_is_not_discarded(
     ],
 )
 async def test_wrong_use_is_a_few_words_and_an_exit_code(
-    place: Place, outside: Outside, arguments: list[str], code: int, words: str
+    deployment: Deployment, world: World, arguments: list[str], code: int, words: str
 ) -> None:
-    await put(outside, "a")
-    found, out, err = await run(place, *arguments, NO_COLOR="1", COLUMNS="200")
+    await put(world, "a")
+    found, out, err = await run(deployment, *arguments, NO_COLOR="1", COLUMNS="200")
     assert (found, out) == (code, ""), err
     assert words in err
-    assert await ids(place) == ["a"]
+    assert await ids(deployment) == ["a"]
 
 
-async def test_an_empty_queue_is_no_error(place: Place, outside: Outside) -> None:
+async def test_an_empty_queue_is_no_error(deployment: Deployment, world: World) -> None:
     for arguments in (["list"], ["redrive", "--all"], ["discard", "--all", "--yes"]):
-        code, out, err = await run(place, *arguments)
+        code, out, err = await run(deployment, *arguments)
         assert (code, out, err) == (0, "", "no rejected command is there\n")

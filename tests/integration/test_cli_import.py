@@ -16,18 +16,18 @@ import pytest
 
 from outplan.cli.importing.lines import MAX_LINE_BYTES
 from outplan.testing.servers import Servers
-from tests.support.places import a_place
+from tests.support.deployment import Deployment, open_deployment
 from tests.support.shell import begun, ended, outplan, terminal
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import Outside, a_create, witness
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import World, create_body, open_world
 
-NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
+NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
 
 @pytest.fixture
-async def elsewhere(servers: Servers) -> AsyncIterator[Place]:
+async def elsewhere(servers: Servers) -> AsyncIterator[Deployment]:
     """Another place, with a worker of its own."""
-    async with a_place(servers) as found, running_worker(found):
+    async with open_deployment(servers) as found, run_worker(found):
         yield found
 
 
@@ -37,53 +37,57 @@ def written(path: Path, *lines: object) -> str:
 
 
 def creates(number: int) -> list[dict[str, Any]]:
-    return [a_create(name=f"plan {n}") for n in range(number)]
+    return [create_body(name=f"plan {n}") for n in range(number)]
 
 
 def rejections(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-async def names_and_events(outside: Outside) -> tuple[Counter[str], Counter[str]]:
+async def names_and_events(world: World) -> tuple[Counter[str], Counter[str]]:
     """How often each name is stored, and how many events each outplan has."""
-    outplans, events = await outside.stored()
+    outplans, events = await world.read_documents()
     return Counter(o["name"] for o in outplans), Counter(e["outplan_id"] for e in events)
 
 
 async def test_outplans_and_commands_are_sent_and_counted(
-    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     id_ = str(uuid4())
     file = written(
         tmp_path / "plans.jsonl",
-        a_create(id=id_),
+        create_body(id=id_),
         {"command": "outplan_update", "body": {"id": id_, "name": "a"}, "message_id": "mine"},
         {"command": "update", "body": {"id": id_, "name": "b"}},
         {"command": "update", "body": {"id": id_, "name": "b"}},
         {"command": "delete", "body": {"id": str(uuid4())}},
-        a_create(name=""),
+        create_body(name=""),
     )
-    done = await outplan(place, "import", file, "--json")
+    done = await outplan(deployment, "import", file, "--json")
     assert (done.code, done.err) == (3, "")
     expected = {"lines": 6, "accepted": 3, "unchanged": 1, "duplicates": 0, "rejected": 2}
     assert done.json.items() >= expected.items()
     assert done.json["rejected_file"] == f"{file}.rejected.jsonl"
 
-    events = await outside.history(id_)
+    events = await world.read_history(id_)
     assert [e["type"] for e in events] == ["outplan_created", "outplan_updated", "outplan_updated"]
     assert events[1]["_id"] == "mine"
 
 
 async def test_what_the_service_stores_can_be_imported_elsewhere(
-    place: Place, worker: WorkerProcess, outside: Outside, elsewhere: Place, tmp_path: Path
+    deployment: Deployment,
+    worker: WorkerProcess,
+    world: World,
+    elsewhere: Deployment,
+    tmp_path: Path,
 ) -> None:
     kept, gone = str(uuid4()), str(uuid4())
     ids = {kept: str(uuid4()), gone: str(uuid4())}
     for id_ in (kept, gone):
-        await outside.ask("outplan_create", a_create(id=id_))
-    await outside.ask("outplan_update", {"id": kept, "name": "later", "try_interval": 0})
-    await outside.ask("outplan_delete", {"id": gone})
-    outplans, events = await outside.stored()
+        await world.ask("outplan_create", create_body(id=id_))
+    await world.ask("outplan_update", {"id": kept, "name": "later", "try_interval": 0})
+    await world.ask("outplan_delete", {"id": gone})
+    outplans, events = await world.read_documents()
 
     again = await outplan(elsewhere, "import", written(tmp_path / "o.jsonl", *outplans), "--json")
     assert again.code == 0
@@ -94,42 +98,42 @@ async def test_what_the_service_stores_can_be_imported_elsewhere(
     repeated = text.replace(kept, ids[kept]).replace(gone, ids[gone])
     again = await outplan(elsewhere, "import", "-", "--json", stdin=repeated.encode())
     assert (again.code, again.json["accepted"]) == (0, 4)
-    async with witness(elsewhere) as there:
-        later = await there.document(ids[kept])
+    async with open_world(elsewhere) as there:
+        later = await there.find_document(ids[kept])
         assert later is not None
         assert (later["name"], later["try_interval"], later["version"]) == ("later", 0, 2)
-        history = await there.history(ids[gone])
+        history = await there.read_history(ids[gone])
         assert [e["type"] for e in history] == ["outplan_created", "outplan_deleted"]
 
 
 async def test_run_again_it_does_nothing_twice_unless_under_another_label(
-    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
-    same = a_create(name="twice in the file, and meant so")
+    same = create_body(name="twice in the file, and meant so")
     file = written(tmp_path / "plans.jsonl", *creates(20), same, same)
-    assert (await outplan(place, "import", file, "--json")).json["accepted"] == 22
-    again = (await outplan(place, "import", file, "--json")).json
+    assert (await outplan(deployment, "import", file, "--json")).json["accepted"] == 22
+    again = (await outplan(deployment, "import", file, "--json")).json
     assert (again["accepted"], again["duplicates"]) == (0, 22)
-    assert (await names_and_events(outside))[0].total() == 22
-    anew = (await outplan(place, "import", file, "--json", "--label", "second")).json
+    assert (await names_and_events(world))[0].total() == 22
+    anew = (await outplan(deployment, "import", file, "--json", "--label", "second")).json
     assert anew["accepted"] == 22
 
 
 async def test_killed_in_the_middle_and_run_again_every_outplan_is_there_once(
-    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(1_500))
-    async with begun(place, "import", file, "--in-flight", "50") as first:
-        await outside.until(lambda: len(outside.events) >= 200)
+    async with begun(deployment, "import", file, "--in-flight", "50") as first:
+        await world.wait_for(lambda: len(world.events) >= 200)
         first.send_signal(signal.SIGKILL)
         assert await first.wait() == -signal.SIGKILL
-    assert len(outside.events) < 1_500
+    assert len(world.events) < 1_500
 
-    again = await outplan(place, "import", file, "--json")
+    again = await outplan(deployment, "import", file, "--json")
     assert again.code == 0
     assert again.json["duplicates"] >= 200
     assert again.json["accepted"] + again.json["duplicates"] == 1_500
-    names, events = await names_and_events(outside)
+    names, events = await names_and_events(world)
     assert names == Counter(f"plan {n}" for n in range(1_500))
     assert set(events.values()) == {1}
     assert len(events) == 1_500
@@ -137,11 +141,15 @@ async def test_killed_in_the_middle_and_run_again_every_outplan_is_there_once(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
-    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path, number: signal.Signals
+    deployment: Deployment,
+    worker: WorkerProcess,
+    world: World,
+    tmp_path: Path,
+    number: signal.Signals,
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(800))
-    async with begun(place, "import", file, "--in-flight", "20", "--json") as process:
-        await outside.until(lambda: len(outside.events) >= 100)
+    async with begun(deployment, "import", file, "--in-flight", "20", "--json") as process:
+        await world.wait_for(lambda: len(world.events) >= 100)
         process.send_signal(number)
         stopped = await ended(process)
     assert stopped.code == 130
@@ -150,9 +158,9 @@ async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
     assert f"All lines up to {judged} have been judged" in stopped.err
     assert f"go on with --from-line {judged + 1}: what was done is not done twice" in stopped.err
 
-    rest = await outplan(place, "import", file, "--json", "--from-line", str(judged + 1))
+    rest = await outplan(deployment, "import", file, "--json", "--from-line", str(judged + 1))
     assert (rest.code, rest.json["lines"]) == (0, 800 - judged)
-    names, events = await names_and_events(outside)
+    names, events = await names_and_events(world)
     assert names == Counter(f"plan {n}" for n in range(800))
     assert set(events.values()) == {1}
 
@@ -166,7 +174,7 @@ async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
         (b'{"name": "\\ud800"}', "invalid_json"),
         (b"[" * 5_000, "invalid_json"),
         (b"x" * (MAX_LINE_BYTES + 1), "too_large"),
-        (json.dumps(a_create(detail="\N{BELL}" * 65_536)).encode(), "invalid_command"),
+        (json.dumps(create_body(detail="\N{BELL}" * 65_536)).encode(), "invalid_command"),
         (b'{"command": "paint", "body": {}}', "unknown_command"),
         (b'{"command": ["update"], "body": {}}', "unknown_command"),
         (b'{"command": "delete"}', "invalid_command"),
@@ -174,15 +182,15 @@ async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
         (b'{"command": "delete", "body": {}, "message_id": ""}', "missing_message_id"),
         (b'{"command": "delete", "body": {}, "message_id": 7}', "missing_message_id"),
         (b'{"type": "outplan_updated", "data": {}, "changed": [["name"]]}', "invalid_command"),
-        (json.dumps(a_create(tm_create="soon")).encode(), "invalid_command"),
-        (json.dumps(a_create(tm_delete=7)).encode(), "invalid_command"),
-        (json.dumps(a_create(version="3")).encode(), "invalid_command"),
+        (json.dumps(create_body(tm_create="soon")).encode(), "invalid_command"),
+        (json.dumps(create_body(tm_delete=7)).encode(), "invalid_command"),
+        (json.dumps(create_body(version="3")).encode(), "invalid_command"),
     ],
 )
 async def test_a_broken_line_is_a_rejection_and_not_the_end(
     line: bytes, code: str, tmp_path: Path
 ) -> None:
-    good = json.dumps(a_create()).encode()
+    good = json.dumps(create_body()).encode()
     file = tmp_path / "plans.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + good + b"\r\n\n" + line + b"\n" + good)
     checked = await outplan(NOWHERE, "import", str(file), "--dry-run", "--json")
@@ -193,11 +201,11 @@ async def test_a_broken_line_is_a_rejection_and_not_the_end(
 
 
 async def test_rejected_lines_can_be_mended_and_imported(
-    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
-    wrong, aside = a_create(name="late", dial_timeout=30), tmp_path / "aside.jsonl"
-    file = written(tmp_path / "plans.jsonl", a_create(), wrong)
-    done = await outplan(place, "import", file, "--rejected", str(aside))
+    wrong, aside = create_body(name="late", dial_timeout=30), tmp_path / "aside.jsonl"
+    file = written(tmp_path / "plans.jsonl", create_body(), wrong)
+    done = await outplan(deployment, "import", file, "--rejected", str(aside))
     assert done.code == 3
     assert f"The rejected lines are in {aside}\n" in done.out
 
@@ -205,14 +213,14 @@ async def test_rejected_lines_can_be_mended_and_imported(
     assert rejection["content"] == wrong
     assert [e["pointer"] for e in rejection["problem"]["errors"]] == ["/dial_timeout"]
     mended = written(tmp_path / "mended.jsonl", {**rejection["content"], "dial_timeout": 30_000})
-    assert (await outplan(place, "import", mended)).code == 0
-    assert (await names_and_events(outside))[0]["late"] == 1
+    assert (await outplan(deployment, "import", mended)).code == 0
+    assert (await names_and_events(world))[0]["late"] == 1
 
 
 async def test_an_import_that_goes_on_keeps_the_rejections_there_are_each_once(
     tmp_path: Path,
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", {"early": 1}, a_create(), {"late": 1})
+    file = written(tmp_path / "plans.jsonl", {"early": 1}, create_body(), {"late": 1})
     for first in ("1", "2"):
         await outplan(NOWHERE, "import", file, "--dry-run", "--from-line", first)
     found = rejections(tmp_path / "plans.jsonl.rejected.jsonl")
@@ -228,10 +236,10 @@ async def test_rejections_that_cannot_be_written_are_an_end_that_is_told(tmp_pat
 
 
 async def test_without_rejections_there_is_no_file_of_them_and_a_pipe_sees_no_progress(
-    place: Place, worker: WorkerProcess, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(3))
-    done = await outplan(place, "import", file)
+    done = await outplan(deployment, "import", file)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("3 lines in ")
     assert done.out.endswith("\n  accepted    3\n")
@@ -239,51 +247,53 @@ async def test_without_rejections_there_is_no_file_of_them_and_a_pipe_sees_no_pr
 
 
 async def test_standard_input_is_imported_as_it_comes(
-    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     aside = ("--rejected", str(tmp_path / "aside.jsonl"))
-    async with begun(place, "import", "-", "--json", *aside) as process:
+    async with begun(deployment, "import", "-", "--json", *aside) as process:
         assert process.stdin is not None
         for n in range(3):
-            process.stdin.write(json.dumps(a_create(name=f"plan {n}")).encode() + b"\n")
+            process.stdin.write(json.dumps(create_body(name=f"plan {n}")).encode() + b"\n")
             await process.stdin.drain()
             # The next line is not given before this one has taken effect.
-            await outside.until(lambda n=n: len(outside.events) == n + 1)  # type: ignore[misc]
+            await world.wait_for(lambda n=n: len(world.events) == n + 1)  # type: ignore[misc]
         done = await ended(process)
     assert (done.code, done.json["accepted"]) == (0, 3)
 
 
 async def test_ctrl_c_ends_an_import_that_waits_for_its_input(
-    place: Place, worker: WorkerProcess, outside: Outside, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     aside = ("--rejected", str(tmp_path / "aside.jsonl"))
-    async with begun(place, "import", "-", *aside) as process:
+    async with begun(deployment, "import", "-", *aside) as process:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(a_create()).encode() + b"\n")
-        await outside.until(lambda: len(outside.events) == 1)
+        process.stdin.write(json.dumps(create_body()).encode() + b"\n")
+        await world.wait_for(lambda: len(world.events) == 1)
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
 
 
 async def test_commands_without_a_verdict_are_counted_and_can_be_run_again(
-    place: Place, outside: Outside, tmp_path: Path
+    deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(5))
-    asked = await outplan(place, "import", file, "--timeout", "1", "--json")
+    asked = await outplan(deployment, "import", file, "--timeout", "1", "--json")
     assert (asked.code, asked.json["unknown"]) == (4, 5)
     assert "Run the same import again" in asked.err
 
-    async with running_worker(place):
-        assert (await outplan(place, "import", file)).code == 0
-    names, events = await names_and_events(outside)
+    async with run_worker(deployment):
+        assert (await outplan(deployment, "import", file)).code == 0
+    names, events = await names_and_events(world)
     assert (names.total(), set(events.values())) == (5, {1})
 
 
 async def test_where_nothing_answers_it_stops_instead_of_trying_every_line(
-    place: Place, outside: Outside, tmp_path: Path
+    deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(100))
-    asked = await outplan(place, "import", file, "--timeout", "1", "--in-flight", "10", "--json")
+    asked = await outplan(
+        deployment, "import", file, "--timeout", "1", "--in-flight", "10", "--json"
+    )
     assert (asked.code, asked.json["unknown"], asked.json["finished"]) == (4, 10, False)
     assert "nothing answers" in asked.err
     assert "--from-line" not in asked.err
@@ -322,10 +332,10 @@ async def test_a_broker_out_of_reach_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 async def test_a_terminal_shows_how_far_it_is(
-    place: Place, worker: WorkerProcess, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(500), a_create(name=""))
-    async with terminal(place, "import", file, "--in-flight", "20") as shell:
+    file = written(tmp_path / "plans.jsonl", *creates(500), create_body(name=""))
+    async with terminal(deployment, "import", file, "--in-flight", "20") as shell:
         await shell.shows("%  ")
         await shell.shows("lines  ")
         assert await shell.ended() == 3
@@ -334,10 +344,10 @@ async def test_a_terminal_shows_how_far_it_is(
     assert "accepted    500" in shell.shown
 
 
-def most_memory(place: Place, *arguments: str) -> int:
+def most_memory(deployment: Deployment, *arguments: str) -> int:
     """Run ``outplan``: the most bytes that it had in memory."""
     program = [sys.executable, "-m", "outplan", *arguments]
-    process = subprocess.Popen(program, env=place.environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(program, env=deployment.environment(), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
@@ -345,13 +355,13 @@ def most_memory(place: Place, *arguments: str) -> int:
 
 
 async def test_memory_does_not_grow_with_the_number_of_lines(
-    place: Place, worker: WorkerProcess, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     # A line that is kept costs 20 kB, so that 2,700 of them could not be overlooked.
-    plan = a_create(detail="x" * 20_000)
+    plan = create_body(detail="x" * 20_000)
     few = written(tmp_path / "few.jsonl", *[plan] * 300)
     many = written(tmp_path / "many.jsonl", *[plan] * 3_000)
     how = ("--in-flight", "50")
-    least = await asyncio.to_thread(most_memory, place, "import", few, *how)
-    most = await asyncio.to_thread(most_memory, place, "import", many, *how)
+    least = await asyncio.to_thread(most_memory, deployment, "import", few, *how)
+    most = await asyncio.to_thread(most_memory, deployment, "import", many, *how)
     assert most - least < 2_700 * 20_000 / 4

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.worker_process import Place
+from tests.support.deployment import Deployment
 
-NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
+NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
 
 def outplan(*arguments: str, stdout: str) -> subprocess.CompletedProcess[str]:

@@ -14,16 +14,17 @@ from yarl import URL
 from outplan.cli.publish.command import Conditions, CreateFields, UpdateFields
 from outplan.contract import schemas
 from tests.support.commands import command
+from tests.support.deployment import Deployment
 from tests.support.shell import outplan, terminal
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import CUSTOMER, Outside
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import CUSTOMER, World
 
 CREATE = (
     "publish", "create", "--customer-id", CUSTOMER, "--name", "evenings",
     "--source", "tel:+15559876543",
 )  # fmt: skip
 # Nobody is there, and nobody has to be: what is wrong is seen before.
-NOWHERE = Place("amqp://guest:guest@127.0.0.1:1/", "")
+NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
 
 def test_every_field_of_the_contract_is_an_option() -> None:
@@ -48,11 +49,11 @@ def test_what_needs_no_broker_does_not_load_the_client() -> None:
 
 
 async def test_an_outplan_is_created_changed_and_deleted_by_options(
-    place: Place, worker: WorkerProcess, outside: Outside
+    deployment: Deployment, worker: WorkerProcess, world: World
 ) -> None:
     id_ = str(uuid4())
     created = await outplan(
-        place, *CREATE, "--id", id_, "--detail", "weekdays", "--dial-timeout", "20000",
+        deployment, *CREATE, "--id", id_, "--detail", "weekdays", "--dial-timeout", "20000",
         "--max-try-count-0", "3", "--max-try-count-4", "1", "--message-id", "a-create",
     )  # fmt: skip
     assert (created.code, created.err) == (0, "")
@@ -64,40 +65,40 @@ async def test_an_outplan_is_created_changed_and_deleted_by_options(
 
     address = json.dumps({"type": "sip", "target": "desk@example.org", "name": "the desk"})
     updated = await outplan(
-        place, "publish", "update", id_, "--source", address, "--try-interval", "0",
+        deployment, "publish", "update", id_, "--source", address, "--try-interval", "0",
         "--expected-version", "1",
     )  # fmt: skip
     assert updated.out.startswith("accepted, version 2\n")
     assert "sip:desk@example.org  the desk" in updated.out
-    same = await outplan(place, "publish", "update", id_, "--try-interval", "0")
+    same = await outplan(deployment, "publish", "update", id_, "--try-interval", "0")
     assert (same.code, same.out.partition("\n")[0]) == (0, "unchanged, version 2")
-    deleted = await outplan(place, "publish", "delete", id_, "--customer-id", CUSTOMER)
+    deleted = await outplan(deployment, "publish", "delete", id_, "--customer-id", CUSTOMER)
     assert deleted.out.startswith("accepted, version 3\n")
 
-    document = await outside.document(id_)
+    document = await world.find_document(id_)
     assert document is not None
     assert (document["source"]["name"], document["max_try_count_4"]) == ("the desk", 1)
     assert not document["tm_delete"].startswith("9999")
 
 
 async def test_as_json_the_outcome_has_the_replys_shape(
-    place: Place, worker: WorkerProcess, outside: Outside
+    deployment: Deployment, worker: WorkerProcess, world: World
 ) -> None:
     body = {
         "customer_id": CUSTOMER,
         "name": "x",
         "source": {"type": "tel", "target": "+15559876543"},
     }
-    await outside.ask("outplan_create", body, message_id="once")
-    (reply,) = outside.replies.popitem()[1]
+    await world.ask("outplan_create", body, message_id="once")
+    (reply,) = world.replies.popitem()[1]
     same = await outplan(
-        place, "publish", "create", "--json", "--json-file", "-", "--message-id", "once",
+        deployment, "publish", "create", "--json", "--json-file", "-", "--message-id", "once",
         stdin=json.dumps(body).encode(),
     )  # fmt: skip
     assert same.code == 0
     assert same.json == {**reply, "duplicate": True}
 
-    refused = await outplan(place, "publish", "delete", str(uuid4()), "--json")
+    refused = await outplan(deployment, "publish", "delete", str(uuid4()), "--json")
     assert (refused.code, refused.err) == (3, "")
     assert refused.json["problem"]["code"] == "not_found"
     assert refused.json.keys() == {"command_id", "status", "duplicate", "problem"}
@@ -123,34 +124,41 @@ async def test_every_broken_rule_is_listed_before_anything_is_sent() -> None:
 
 
 async def test_unvalidated_the_worker_lists_them(
-    place: Place, worker: WorkerProcess, outside: Outside
+    deployment: Deployment, worker: WorkerProcess, world: World
 ) -> None:
     refused = await outplan(
-        place, "publish", "create", "--name", "", "--no-validate", "--message-id", "wrong"
+        deployment, "publish", "create", "--name", "", "--no-validate", "--message-id", "wrong"
     )
     assert refused.code == 3
     assert "\n  /customer_id: is required\n" in refused.err
-    assert (await outside.rejected_of("wrong")).message_id == "wrong"
+    assert (await world.wait_for_rejected("wrong")).message_id == "wrong"
 
 
 async def test_another_version_is_a_rejection_that_says_which(
-    place: Place, worker: WorkerProcess
+    deployment: Deployment, worker: WorkerProcess
 ) -> None:
-    id_ = (await outplan(place, *CREATE, "--json")).json["outplan"]["id"]
-    refused = await outplan(place, "publish", "delete", id_, "--expected-version", "7")
+    id_ = (await outplan(deployment, *CREATE, "--json")).json["outplan"]["id"]
+    refused = await outplan(deployment, "publish", "delete", id_, "--expected-version", "7")
     assert refused.code == 3
     assert "another version" in refused.err
     assert "1" in refused.err
 
 
 async def test_options_win_over_the_json_file(
-    place: Place, worker: WorkerProcess, tmp_path: Path
+    deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
-    id_ = (await outplan(place, *CREATE, "--json")).json["outplan"]["id"]
+    id_ = (await outplan(deployment, *CREATE, "--json")).json["outplan"]["id"]
     file = tmp_path / "update.json"
     file.write_text(json.dumps({"id": id_, "name": "from the file", "try_interval": 5_000}))
     updated = await outplan(
-        place, "publish", "update", "--json-file", str(file), "--name", "from an option", "--json"
+        deployment,
+        "publish",
+        "update",
+        "--json-file",
+        str(file),
+        "--name",
+        "from an option",
+        "--json",
     )
     assert updated.json["outplan"]["name"] == "from an option"
     assert updated.json["outplan"]["try_interval"] == 5_000
@@ -165,29 +173,31 @@ async def test_a_file_about_another_outplan_is_not_sent(tmp_path: Path) -> None:
 
 
 async def test_without_waiting_it_is_confirmed_by_the_broker_only(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    sent = await outplan(place, *CREATE, "--no-wait", "--message-id", "sent")
+    sent = await outplan(deployment, *CREATE, "--no-wait", "--message-id", "sent")
     assert sent.code == 0
     assert sent.out.startswith(
         "sent, and confirmed by the broker\ncommand        outplan_create sent\n"
     )
-    assert await outside.waiting() == 1
-    async with running_worker(place):
-        event = await outside.event_of("sent")
+    assert await world.count_waiting() == 1
+    async with run_worker(deployment):
+        event = await world.wait_for_published("sent")
     assert event["data"]["id"] in sent.out
 
 
-async def test_an_unknown_outcome_says_how_to_ask_again(place: Place, outside: Outside) -> None:
-    asked = await outplan(place, *CREATE, "--timeout", "1", "--json")
+async def test_an_unknown_outcome_says_how_to_ask_again(
+    deployment: Deployment, world: World
+) -> None:
+    asked = await outplan(deployment, *CREATE, "--timeout", "1", "--json")
     assert asked.code == 4
     assert asked.json["status"] == "unknown"
     id_ = asked.json["command_id"]
     assert f"--message-id {id_}\n" in asked.err
 
-    async with running_worker(place):
-        await outside.event_of(id_)
-        again = await outplan(place, *CREATE, "--message-id", id_)
+    async with run_worker(deployment):
+        await world.wait_for_published(id_)
+        again = await outplan(deployment, *CREATE, "--message-id", id_)
     assert (again.code, again.out.partition("\n")[0]) == (
         0, "accepted, version 1, a duplicate: it had taken effect before",
     )  # fmt: skip
@@ -235,18 +245,18 @@ async def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
 
 
 async def test_an_outcome_that_cannot_be_printed_says_how_to_have_it_again(
-    place: Place, worker: WorkerProcess
+    deployment: Deployment, worker: WorkerProcess
 ) -> None:
     again = (*CREATE, "--message-id", "unprinted")
     full = os.open("/dev/full", os.O_WRONLY)
-    async with command(place, *again, stdout=full) as publishing:
+    async with command(deployment, *again, stdout=full) as publishing:
         os.close(full)
         assert await publishing.ended() == 4
 
     first, *_, last = publishing.err.decode().splitlines()
     assert first.startswith("outplan: accepted, but standard output takes no more of it: No space")
     assert last.strip() == "--message-id unprinted"
-    assert "a duplicate" in (await outplan(place, *again)).out
+    assert "a duplicate" in (await outplan(deployment, *again)).out
 
 
 @pytest.mark.parametrize("text", ["[]", "7", '{"name": NaN}', "{'name': 1}", "\udcff", '{"a":1} x'])
@@ -258,25 +268,27 @@ async def test_a_file_that_is_no_json_object_is_wrong_usage(text: str, tmp_path:
     assert refused.err.startswith(f"outplan: {file}: this is ")
 
 
-async def test_a_broker_out_of_reach_is_said_in_a_line(place: Place, outside: Outside) -> None:
+async def test_a_broker_out_of_reach_is_said_in_a_line(
+    deployment: Deployment, world: World
+) -> None:
     missing = await outplan(NOWHERE, *CREATE, "--timeout", "1")
     assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 1)
     assert "no session within 1 s" in missing.err
     assert "Check --amqp-url" in missing.err
 
-    wrong = str(URL(place.amqp_url).with_password("not-it"))
-    refused = await outplan(place, *CREATE, OUTPLAN_AMQP_URL=wrong)
+    wrong = str(URL(deployment.amqp_url).with_password("not-it"))
+    refused = await outplan(deployment, *CREATE, OUTPLAN_AMQP_URL=wrong)
     assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
     assert "ACCESS_REFUSED" in refused.err
     assert "not-it" not in refused.err
 
-    nobody = await outplan(place, *CREATE, "--prefix", "nowhere", "--timeout", "1")
+    nobody = await outplan(deployment, *CREATE, "--prefix", "nowhere", "--timeout", "1")
     assert nobody.code == 1
     assert "nowhere.commands" in nobody.err
 
 
-async def test_ctrl_c_says_that_the_outcome_is_open(place: Place, outside: Outside) -> None:
-    async with terminal(place, *CREATE, "--message-id", "given-up") as shell:
+async def test_ctrl_c_says_that_the_outcome_is_open(deployment: Deployment, world: World) -> None:
+    async with terminal(deployment, *CREATE, "--message-id", "given-up") as shell:
         await shell.shows("Waiting for")
         shell.press(b"\x03")
         assert await shell.ended() == 130
@@ -285,19 +297,19 @@ async def test_ctrl_c_says_that_the_outcome_is_open(place: Place, outside: Outsi
 
 
 async def test_a_terminal_gets_colour_unless_it_is_unwanted(
-    place: Place, worker: WorkerProcess
+    deployment: Deployment, worker: WorkerProcess
 ) -> None:
-    async with terminal(place, *CREATE) as coloured:
+    async with terminal(deployment, *CREATE) as coloured:
         assert await coloured.ended() == 0
     assert "\x1b[32maccepted, version 1" in coloured.shown
-    async with terminal(place, *CREATE, NO_COLOR="1") as plain:
+    async with terminal(deployment, *CREATE, NO_COLOR="1") as plain:
         assert await plain.ended() == 0
     assert "accepted, version 1" in plain.shown
     assert "\x1b[3" not in plain.shown
 
 
 async def test_text_of_others_cannot_steer_the_terminal(
-    place: Place, worker: WorkerProcess
+    deployment: Deployment, worker: WorkerProcess
 ) -> None:
-    shown = await outplan(place, *CREATE, "--detail", "\x1b[2J\x07 hidden\u202e")
+    shown = await outplan(deployment, *CREATE, "--detail", "\x1b[2J\x07 hidden\u202e")
     assert r"detail         \x1b[2J\x07 hidden\u202e" in shown.out

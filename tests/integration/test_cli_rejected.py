@@ -13,25 +13,26 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from tests.support.commands import running
-from tests.support.rejects import ids, listed, outside, put, queued, run
-from tests.support.worker_process import Place, running_worker
-from tests.support.world import CUSTOMER, Outside, a_create
+from tests.support.deployment import Deployment
+from tests.support.rejects import ids, listed, put, queued, run, world
+from tests.support.worker_process import run_worker
+from tests.support.world import CUSTOMER, World, create_body
 
-__all__ = ["outside"]  # a fixture, by its name
+__all__ = ["world"]  # a fixture, by its name
 
 OTHER_CUSTOMER = "9d0e0c8a-7a3b-4a4e-9d0e-1f0b7c115e4d"
 
 
 async def test_what_the_worker_rejects_is_listed_with_its_reasons_the_oldest_first(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     id_ = str(uuid4())
-    async with running_worker(place):
-        await outside.ask("outplan_create", a_create(dial_timeout=30), message_id="too-short")
-        await outside.ask("outplan_update", {"id": id_, "name": "x"}, message_id="not-there")
-        await outside.ask("outplan_delete", b"{", message_id="no-json")
+    async with run_worker(deployment):
+        await world.ask("outplan_create", create_body(dial_timeout=30), message_id="too-short")
+        await world.ask("outplan_update", {"id": id_, "name": "x"}, message_id="not-there")
+        await world.ask("outplan_delete", b"{", message_id="no-json")
 
-    found = await listed(place)
+    found = await listed(deployment)
     assert [(copy["number"], copy["message_id"], copy["code"]) for copy in found] == [
         (1, "too-short", "invalid_command"),
         (2, "not-there", "not_found"),
@@ -45,12 +46,12 @@ async def test_what_the_worker_rejects_is_listed_with_its_reasons_the_oldest_fir
 
 
 async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhere(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     for n in range(3):
-        await put(outside, f"id-{n}", problem={"detail": "long " * 40})
-    await put(outside, "id-3", code="not_found")
-    code, out, err = await run(place, "list")
+        await put(world, f"id-{n}", problem={"detail": "long " * 40})
+    await put(world, "id-3", code="not_found")
+    code, out, err = await run(deployment, "list")
 
     assert code == 0
     assert "\x1b" not in out
@@ -62,20 +63,20 @@ async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhe
 
 
 async def test_without_standard_output_nothing_is_listed_and_that_is_said(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    await put(outside, "mine")
+    await put(world, "mine")
     program = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "outplan"]
     arguments = ["rejected", "list", "--json"]
-    async with running([*program, *arguments], place.environment()) as listing:
+    async with running([*program, *arguments], deployment.environment()) as listing:
         assert await listing.ended() == 1
     assert listing.err == b"outplan: standard output: Bad file descriptor\n"
-    assert await ids(place) == ["mine"]
+    assert await ids(deployment) == ["mine"]
 
 
-async def test_a_terminal_gets_lines_that_fit(place: Place, outside: Outside) -> None:
-    await put(outside, str(uuid4()), problem={"detail": "電話 " * 100})
-    _, out, _ = await run(place, "list", terminal=True, NO_COLOR="1")
+async def test_a_terminal_gets_lines_that_fit(deployment: Deployment, world: World) -> None:
+    await put(world, str(uuid4()), problem={"detail": "電話 " * 100})
+    _, out, _ = await run(deployment, "list", terminal=True, NO_COLOR="1")
 
     lines = out.splitlines()
     assert len(lines) == 2
@@ -103,66 +104,66 @@ async def test_a_terminal_gets_lines_that_fit(place: Place, outside: Outside) ->
     ],
 )
 async def test_conditions_say_which_are_listed(
-    place: Place, outside: Outside, conditions: list[str], expected: list[str]
+    deployment: Deployment, world: World, conditions: list[str], expected: list[str]
 ) -> None:
     update = {"id": "0192F0C1-7A51-7B7E-A2F5-D7A0E9A4B1C3", "name": "x"}
-    await put(outside, "a", age=timedelta(days=2))
-    await put(outside, "b", age=timedelta(days=1), code="not_found", name="outplan_update",
+    await put(world, "a", age=timedelta(days=2))
+    await put(world, "b", age=timedelta(days=1), code="not_found", name="outplan_update",
               body=update)  # fmt: skip
-    await put(outside, "c", body=a_create(customer_id=OTHER_CUSTOMER))
-    await put(outside, "d", code="invalid_json", body=b"{")
+    await put(world, "c", body=create_body(customer_id=OTHER_CUSTOMER))
+    await put(world, "d", code="invalid_json", body=b"{")
 
-    assert await ids(place, *conditions) == expected
+    assert await ids(deployment, *conditions) == expected
 
 
 async def test_looking_changes_neither_what_is_there_nor_its_order(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     wanted = [f"id-{n}" for n in range(5_000)]
     for start in range(0, 5_000, 500):
-        await asyncio.gather(*(put(outside, id_) for id_ in wanted[start : start + 500]))
+        await asyncio.gather(*(put(world, id_) for id_ in wanted[start : start + 500]))
 
     # More than one consumer can be sent at a time, so several take part.
-    before = sorted(await ids(place))
-    await run(place, "list", "--limit", "1")
-    await run(place, "show", "17")
-    await run(place, "redrive", "--all", "--dry-run")
+    before = sorted(await ids(deployment))
+    await run(deployment, "list", "--limit", "1")
+    await run(deployment, "show", "17")
+    await run(deployment, "redrive", "--all", "--dry-run")
 
-    found = [str(message.message_id) for message in await queued(outside)]
+    found = [str(message.message_id) for message in await queued(world)]
     assert found == wanted
     assert before == sorted(wanted)
 
 
 async def test_what_was_taken_by_somebody_else_is_said_to_be_out_of_sight(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    await put(outside, "a")
-    async with held(outside) as taken:
+    await put(world, "a")
+    async with held(world) as taken:
         await taken.get()
-        code, out, err = await run(place, "list")
+        code, out, err = await run(deployment, "list")
 
     assert (code, out) == (0, "")
     assert "another consumer is at this queue" in err
-    assert await ids(place) == ["a"]
+    assert await ids(deployment) == ["a"]
 
 
 @asynccontextmanager
-async def held(outside: Outside) -> AsyncIterator["asyncio.Queue[AbstractIncomingMessage]"]:
+async def held(world: World) -> AsyncIterator["asyncio.Queue[AbstractIncomingMessage]"]:
     """Another operator, who has taken all."""
-    channel = await outside.connection.channel()
+    channel = await world.connection.channel()
     messages: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-    rejected = await channel.get_queue(f"{outside.place.prefix}.rejected")
+    rejected = await channel.get_queue(f"{world.deployment.prefix}.rejected")
     await rejected.consume(messages.put)
     yield messages
     await channel.close()
 
 
 async def test_one_is_shown_with_every_broken_rule_and_its_body(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with running_worker(place):
-        await outside.ask("outplan_create", a_create(dial_timeout=30, colour=1), message_id="two")
-    by_id, by_number = await run(place, "show", "two"), await run(place, "show", "1")
+    async with run_worker(deployment):
+        await world.ask("outplan_create", create_body(dial_timeout=30, colour=1), message_id="two")
+    by_id, by_number = await run(deployment, "show", "two"), await run(deployment, "show", "1")
 
     assert by_id[0] == by_number[0] == 0
     assert "/dial_timeout: 30 is less than the minimum of 1000" in by_id[1]
@@ -171,7 +172,7 @@ async def test_one_is_shown_with_every_broken_rule_and_its_body(
     assert '\n  "dial_timeout": 30,\n' in by_id[1]
     assert by_id[1].splitlines()[2:] == by_number[1].splitlines()[2:]
 
-    _, out, _ = await run(place, "show", "two", "--json")
+    _, out, _ = await run(deployment, "show", "two", "--json")
     shown = json.loads(out)
     assert [error["pointer"] for error in shown["problem"]["errors"]] == [
         "/dial_timeout",
@@ -207,52 +208,52 @@ ODD: list[dict[str, Any]] = [
 
 
 async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_discarded(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     for n, what in enumerate(ODD):
-        await put(outside, f"odd-{n}", **{"body": b"no json", **what})
+        await put(world, f"odd-{n}", **{"body": b"no json", **what})
     # What no library can read: see docs/adr/0008.
-    await outside.send_raw("x", b"{}", message_id=b"\xff\xfe", timestamp=2**63 - 1, reply_to=None)
-    copies = await outside.channel.get_queue(f"{place.prefix}.rejected")
-    async with running_worker(place):
+    await world.send_raw("x", b"{}", message_id=b"\xff\xfe", timestamp=2**63 - 1, reply_to=None)
+    copies = await world.channel.get_queue(f"{deployment.prefix}.rejected")
+    async with run_worker(deployment):
         while (await copies.declare()).message_count != len(ODD) + 1:
             await asyncio.sleep(0.01)
 
-    found = await listed(place)
+    found = await listed(deployment)
     assert len(found) == len(ODD) + 1
     assert found[-1]["message_id"] == "\\xff\\xfe"
     for copy in found:
         for form in ([], ["--json"]):
             how = {"terminal": True, "NO_COLOR": "1"}
-            code, out, _ = await run(place, "show", str(copy["number"]), *form, **how)
+            code, out, _ = await run(deployment, "show", str(copy["number"]), *form, **how)
             assert code == 0
             assert [c for c in out if not c.isprintable() and c not in "\r\n"] == []
-    code, out, _ = await run(place, "redrive", "--all")
+    code, out, _ = await run(deployment, "redrive", "--all")
     assert code == 3
     assert {line.split()[0] for line in out.splitlines()} == {"invalid"}
-    code, _, _ = await run(place, "discard", "--all", "--yes")
+    code, _, _ = await run(deployment, "discard", "--all", "--yes")
     assert code == 0
-    assert await queued(outside) == []
+    assert await queued(world) == []
 
 
 async def test_what_the_broker_dead_letters_itself_is_listed_and_redriven(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    await outside.send("outplan_create", a_create(), message_id="late", expiration=0.001)
-    commands = await outside.channel.get_queue(f"{place.prefix}.rejected")
+    await world.send("outplan_create", create_body(), message_id="late", expiration=0.001)
+    commands = await world.channel.get_queue(f"{deployment.prefix}.rejected")
     while not (await commands.declare()).message_count:
         await asyncio.sleep(0.01)
 
-    (copy,) = await listed(place)
+    (copy,) = await listed(deployment)
     assert (copy["code"], copy["rejected_by"], copy["command"]) == (
         "expired", "broker", "outplan_create",
     )  # fmt: skip
-    assert f"{place.prefix}.commands" in copy["detail"]
+    assert f"{deployment.prefix}.commands" in copy["detail"]
     age = datetime.now(UTC) - datetime.fromisoformat(f"{copy['rejected_at']}+00:00")
     assert timedelta(-1) < age < timedelta(seconds=60)
 
-    async with running_worker(place):
-        code, out, err = await run(place, "redrive", "--code", "expired")
+    async with run_worker(deployment):
+        code, out, err = await run(deployment, "redrive", "--code", "expired")
     assert (code, err) == (0, "1 of 1 copy: 1 accepted\n")
     assert out.split() == ["accepted", "outplan_create", "late", "version", "1"]
-    assert (await outside.event_of("late"))["version"] == 1
+    assert (await world.wait_for_published("late"))["version"] == 1

@@ -14,27 +14,28 @@ import pytest
 from outplan.testing.servers import Servers
 from tests.integration.test_client_events import ID, an_event, publish
 from tests.support.commands import COLUMNS, CommandProcess, command, running
-from tests.support.worker_process import Place, WorkerProcess
-from tests.support.world import CUSTOMER, Outside, a_create, witness
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess
+from tests.support.world import CUSTOMER, World, create_body, open_world
 
 OTHER = "0b7c1199-7a3b-4a4e-9d0e-0c8a1f5e4d9c"
 
 
 @pytest.fixture
-async def queue(place: Place) -> AsyncIterator[str]:
+async def queue(deployment: Deployment) -> AsyncIterator[str]:
     """The name of a durable queue, deleted afterwards."""
-    name = f"{place.prefix}.watch"
+    name = f"{deployment.prefix}.watch"
     yield name
-    async with await aio_pika.connect(place.amqp_url) as connection:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         await (await connection.channel()).queue_delete(name)
 
 
-async def a_life(outside: Outside, **fields: Any) -> str:
+async def a_life(world: World, **fields: Any) -> str:
     """Have an outplan created, changed and deleted: its id."""
-    created = await outside.ask("outplan_create", a_create(**fields))
+    created = await world.ask("outplan_create", create_body(**fields))
     id_: str = created["outplan"]["id"]
-    await outside.ask("outplan_update", {"id": id_, "dial_timeout": 20_000, "max_try_count_0": 3})
-    await outside.ask("outplan_delete", {"id": id_})
+    await world.ask("outplan_update", {"id": id_, "dial_timeout": 20_000, "max_try_count_0": 3})
+    await world.ask("outplan_delete", {"id": id_})
     return id_
 
 
@@ -43,24 +44,26 @@ def types(watching: CommandProcess) -> list[str]:
 
 
 async def test_in_a_pipe_each_event_is_a_line_and_byte_for_byte_what_was_published(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
-    async with command(place, "watch", "--limit", "3") as watching:
+    async with command(deployment, "watch", "--limit", "3") as watching:
         await watching.told("watching")
-        await a_life(outside, name="Büro \u202e")
+        await a_life(world, name="Büro \u202e")
         assert await watching.ended() == 0
 
-    await outside.until(lambda: len(outside.events) == 3)
-    assert watching.out.splitlines() == [event.body for event in outside.events]
+    await world.wait_for(lambda: len(world.events) == 3)
+    assert watching.out.splitlines() == [event.body for event in world.events]
     assert watching.err.count(b"\n") == 1
 
 
 async def test_on_a_terminal_there_is_a_table_with_what_changed(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
-    async with command(place, "watch", "--limit", "3", terminal=True, NO_COLOR="1") as watching:
+    async with command(
+        deployment, "watch", "--limit", "3", terminal=True, NO_COLOR="1"
+    ) as watching:
         await watching.told("watching")
-        id_ = await a_life(outside, name="evenings")
+        id_ = await a_life(world, name="evenings")
         assert await watching.ended() == 0
 
     lines = watching.out.decode().splitlines()
@@ -79,13 +82,13 @@ async def test_on_a_terminal_there_is_a_table_with_what_changed(
 
 
 async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     program = ["env", "COLUMNS=60", sys.executable, "-m", "outplan", "watch", "--limit", "1"]
-    variables = place.environment(TERM="xterm", NO_COLOR="1")
+    variables = deployment.environment(TERM="xterm", NO_COLOR="1")
     async with running(program, variables, terminal=True) as watching:
         await watching.told("watching")
-        await publish(outside, an_event(1))
+        await publish(world, an_event(1))
         await watching.ended()
 
     _, head, row, name, *_ = watching.out.decode().splitlines()
@@ -95,11 +98,11 @@ async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
 
 
 async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with command(place, "watch", "--limit", "1", terminal=True, TERM="dumb") as watching:
+    async with command(deployment, "watch", "--limit", "1", terminal=True, TERM="dumb") as watching:
         await watching.told("watching")
-        await publish(outside, an_event(1, name="n" * 200))
+        await publish(world, an_event(1, name="n" * 200))
         await watching.ended()
 
     lines = watching.out.decode().splitlines()
@@ -107,11 +110,11 @@ async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
 
 
 async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_told(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with command(place, "watch", "--limit", "3", terminal=True) as watching:
+    async with command(deployment, "watch", "--limit", "3", terminal=True) as watching:
         await watching.told("watching")
-        await publish(outside, an_event(2), an_event(3), an_event(6))
+        await publish(world, an_event(2), an_event(3), an_event(6))
         assert await watching.ended() == 0
 
     names = [
@@ -122,15 +125,15 @@ async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_t
 
 
 async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_sequence(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     async with (
-        command(place, "watch", "--limit", "1", terminal=True) as coloured,
-        command(place, "watch", "--limit", "1", terminal=True, NO_COLOR="1") as plain,
+        command(deployment, "watch", "--limit", "1", terminal=True) as coloured,
+        command(deployment, "watch", "--limit", "1", terminal=True, NO_COLOR="1") as plain,
     ):
         for watching in (coloured, plain):
             await watching.told("watching")
-        await publish(outside, an_event(1))
+        await publish(world, an_event(1))
         await coloured.ended()
         await plain.ended()
 
@@ -141,17 +144,17 @@ async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_seq
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 async def test_no_text_of_other_people_steers_a_terminal(
-    place: Place, outside: Outside, form: list[str]
+    deployment: Deployment, world: World, form: list[str]
 ) -> None:
     evil = "\x1b]0;mine\x07 \x9b31m \u202e\r\x7f"
     source = {"type": "line", "target": "1", "target_name": evil, "name": "", "detail": evil}
     events = [an_event(1, detail=evil, source=source), an_event(2, detail=evil, source=source)]
     events[1]["changed"] = ["detail", "source"]
     async with command(
-        place, "watch", "--limit", "2", *form, terminal=True, NO_COLOR="1"
+        deployment, "watch", "--limit", "2", *form, terminal=True, NO_COLOR="1"
     ) as watching:
         await watching.told("watching")
-        await publish(outside, evil.encode(), *events)
+        await publish(world, evil.encode(), *events)
         assert await watching.ended() == 0
 
     for text in (watching.out.decode(), watching.err.decode()):
@@ -174,12 +177,16 @@ async def test_no_text_of_other_people_steers_a_terminal(
     ],
 )
 async def test_events_are_filtered_by_kind_and_customer(
-    place: Place, outside: Outside, worker: WorkerProcess, options: list[str], expected: list[str]
+    deployment: Deployment,
+    world: World,
+    worker: WorkerProcess,
+    options: list[str],
+    expected: list[str],
 ) -> None:
-    async with command(place, "watch", *options, "--limit", str(len(expected))) as watching:
+    async with command(deployment, "watch", *options, "--limit", str(len(expected))) as watching:
         await watching.told("watching")
-        await a_life(outside, customer_id=OTHER) if "--customer" in options else None
-        await a_life(outside)
+        await a_life(world, customer_id=OTHER) if "--customer" in options else None
+        await a_life(world)
         assert await watching.ended() == 0
 
     assert types(watching) == expected
@@ -187,34 +194,34 @@ async def test_events_are_filtered_by_kind_and_customer(
 
 
 async def test_one_outplan_can_be_watched(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     id_ = str(uuid4())
-    async with command(place, "watch", "--outplan", id_, "--limit", "1") as watching:
+    async with command(deployment, "watch", "--outplan", id_, "--limit", "1") as watching:
         await watching.told("watching")
-        await a_life(outside)
-        await outside.ask("outplan_create", a_create(id=id_))
+        await a_life(world)
+        await world.ask("outplan_create", create_body(id=id_))
         assert await watching.ended() == 0
 
     assert json.loads(watching.out)["data"]["id"] == id_
 
 
 async def test_a_durable_queue_is_read_on_where_the_last_watch_ended(
-    place: Place, outside: Outside, queue: str
+    deployment: Deployment, world: World, queue: str
 ) -> None:
-    async with command(place, "watch", "--queue", queue, "--limit", "2") as first:
+    async with command(deployment, "watch", "--queue", queue, "--limit", "2") as first:
         await first.told("watching")
-        await publish(outside, *map(an_event, range(1, 6)))
+        await publish(world, *map(an_event, range(1, 6)))
         assert await first.ended() == 0
-    async with command(place, "watch", "--queue", queue, "--limit", "3") as second:
+    async with command(deployment, "watch", "--queue", queue, "--limit", "3") as second:
         assert await second.ended() == 0
 
     lines = (first.out + second.out).splitlines()
     assert [json.loads(line)["version"] for line in lines] == [1, 2, 3, 4, 5]
 
 
-async def test_ctrl_c_ends_it_quietly(place: Place, outside: Outside) -> None:
-    async with command(place, "watch") as watching:
+async def test_ctrl_c_ends_it_quietly(deployment: Deployment, world: World) -> None:
+    async with command(deployment, "watch") as watching:
         await watching.told("watching")
         assert await watching.interrupted() == 130
 
@@ -222,13 +229,13 @@ async def test_ctrl_c_ends_it_quietly(place: Place, outside: Outside) -> None:
 
 
 async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     read, write = os.pipe()
-    async with command(place, "watch", stdout=write) as watching:
+    async with command(deployment, "watch", stdout=write) as watching:
         os.close(write)
         await watching.told("watching")
-        await publish(outside, an_event(1))
+        await publish(world, an_event(1))
         with os.fdopen(read) as pipe:
             line = await asyncio.to_thread(pipe.readline)
         assert await watching.ended() == 0
@@ -237,28 +244,28 @@ async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
     assert watching.err.count(b"\n") == 1
 
 
-async def test_a_full_disk_is_said(place: Place, outside: Outside) -> None:
+async def test_a_full_disk_is_said(deployment: Deployment, world: World) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    async with command(place, "watch", stdout=full) as watching:
+    async with command(deployment, "watch", stdout=full) as watching:
         os.close(full)
         await watching.told("watching")
-        await publish(outside, an_event(1))
+        await publish(world, an_event(1))
         assert await watching.ended() == 1
 
     assert watching.err.endswith(b"outplan: standard output: No space left on device\n")
 
 
 async def test_a_reader_who_pauses_does_not_cost_the_connection(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    often = f"{place.amqp_url}?heartbeat=1"  # The broker gives up after two missed ones.
+    often = f"{deployment.amqp_url}?heartbeat=1"  # The broker gives up after two missed ones.
     read, write = os.pipe()
     async with command(
-        place, "watch", "--amqp-url", often, "--limit", "200", stdout=write
+        deployment, "watch", "--amqp-url", often, "--limit", "200", stdout=write
     ) as watching:
         os.close(write)
         await watching.told("watching")
-        await publish(outside, *(an_event(n, detail="x" * 2_000) for n in range(1, 201)))
+        await publish(world, *(an_event(n, detail="x" * 2_000) for n in range(1, 201)))
         await asyncio.sleep(5)  # That is the pause.
         with os.fdopen(read) as pipe:
             reading = asyncio.create_task(asyncio.to_thread(pipe.readlines))
@@ -273,21 +280,21 @@ async def test_a_reader_who_pauses_does_not_cost_the_connection(
 
 
 async def test_a_restart_of_the_broker_is_survived_and_said(
-    servers: Servers, place: Place, outside: Outside, worker: WorkerProcess, queue: str
+    servers: Servers, deployment: Deployment, world: World, worker: WorkerProcess, queue: str
 ) -> None:
     async with (
-        command(place, "watch", "--limit", "4") as passing,
-        command(place, "watch", "--queue", queue, "--limit", "4") as durable,
+        command(deployment, "watch", "--limit", "4") as passing,
+        command(deployment, "watch", "--queue", queue, "--limit", "4") as durable,
     ):
         for watching in (passing, durable):
             await watching.told("watching")
-        await outside.ask("outplan_create", a_create())
+        await world.ask("outplan_create", create_body())
         for watching in (passing, durable):
             await watching.printed("outplan_created")
         await asyncio.to_thread(servers.rabbitmq.restart)
         await passing.told("those published meanwhile were missed", seconds=60)
         await durable.told("events come again; none was missed", seconds=60)
-        async with witness(place) as again:
+        async with open_world(deployment) as again:
             await a_life(again)
         assert await passing.ended() == 0
         assert await durable.ended() == 0
@@ -298,14 +305,14 @@ async def test_a_restart_of_the_broker_is_survived_and_said(
 
 
 async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_said(
-    place: Place,
+    deployment: Deployment,
 ) -> None:
     nobody = "amqp://127.0.0.1:1/"
     async with (
-        command(place, "watch") as too_early,
-        command(place, "watch", "--amqp-url", nobody) as nowhere,
+        command(deployment, "watch") as too_early,
+        command(deployment, "watch", "--amqp-url", nobody) as nowhere,
     ):
-        await too_early.told(f"no exchange '{place.prefix}.events'")
+        await too_early.told(f"no exchange '{deployment.prefix}.events'")
         await nowhere.told("Connect call failed ('127.0.0.1', 1); trying again")
         assert await nowhere.interrupted() == 130
 
@@ -323,9 +330,9 @@ async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_
     ],
 )
 async def test_wrong_usage_is_told_with_exit_code_2(
-    place: Place, arguments: list[str], complaint: str
+    deployment: Deployment, arguments: list[str], complaint: str
 ) -> None:
-    async with command(place, "watch", *arguments) as wrong:
+    async with command(deployment, "watch", *arguments) as wrong:
         assert await wrong.ended() == 2
 
     assert complaint in wrong.err.decode()
@@ -333,9 +340,9 @@ async def test_wrong_usage_is_told_with_exit_code_2(
 
 
 async def test_a_refusal_by_the_broker_is_a_line_and_exit_code_1(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with command(place, "watch", "--queue", "amq.mine") as refused:
+    async with command(deployment, "watch", "--queue", "amq.mine") as refused:
         assert await refused.ended() == 1
 
     assert refused.err.startswith(b"outplan: RabbitMQ refuses: ACCESS_REFUSED")

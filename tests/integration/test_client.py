@@ -37,8 +37,9 @@ from outplan.client import (
 from outplan.contract.messages import Address, CommandName
 from outplan.testing.servers import Servers
 from tests.integration.proxy import proxied
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import CUSTOMER, Outside
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import CUSTOMER, World
 
 # OUTPLAN_TEST_MANY=1000000 shows for a million what is shown for these.
 MANY = int(os.environ.get("OUTPLAN_TEST_MANY", "5000"))
@@ -50,21 +51,21 @@ def an_outplan(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def client(place: Place, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
-    async with OutplanClient(place.amqp_url, prefix=place.prefix) as found:
+async def client(deployment: Deployment, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as found:
         yield found
 
 
 @pytest.fixture
-async def trusting(place: Place, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
+async def trusting(deployment: Deployment, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
     """It leaves it to the worker to judge bodies."""
-    async with OutplanClient(place.amqp_url, prefix=place.prefix, validate=False) as found:
+    async with OutplanClient(
+        deployment.amqp_url, prefix=deployment.prefix, validate=False
+    ) as found:
         yield found
 
 
-async def test_an_outplans_life_is_told_step_by_step(
-    client: OutplanClient, outside: Outside
-) -> None:
+async def test_an_outplans_life_is_told_step_by_step(client: OutplanClient, world: World) -> None:
     created = await client.create(**an_outplan(try_interval=5_000))
     assert (created.status, created.duplicate, created.version) == ("accepted", False, 1)
     id_ = created.outplan.id
@@ -81,15 +82,15 @@ async def test_an_outplans_life_is_told_step_by_step(
     assert deleted.outplan.deleted_at is not None
     assert (await client.delete(id_)).status == "unchanged"
 
-    history = await outside.history(id_)
+    history = await world.read_history(id_)
     assert [e["_id"] for e in history] == [r.message_id for r in (created, updated, deleted)]
 
 
 async def test_a_command_says_all_that_the_contract_asks_for(
-    client: OutplanClient, outside: Outside, worker: WorkerProcess, place: Place
+    client: OutplanClient, world: World, worker: WorkerProcess, deployment: Deployment
 ) -> None:
-    queue = await outside.channel.declare_queue(exclusive=True)
-    await queue.bind(f"{place.prefix}.commands", "outplan_create")
+    queue = await world.channel.declare_queue(exclusive=True)
+    await queue.bind(f"{deployment.prefix}.commands", "outplan_create")
     result = await client.create(**an_outplan(), message_id="a-create")
     message = await queue.get()
 
@@ -102,7 +103,7 @@ async def test_a_command_says_all_that_the_contract_asks_for(
 
 
 async def test_a_command_belongs_to_the_trace_that_it_was_sent_in(
-    client: OutplanClient, outside: Outside
+    client: OutplanClient, world: World
 ) -> None:
     tracer = TracerProvider().get_tracer("test")
     with tracer.start_as_current_span("call") as span:
@@ -112,8 +113,8 @@ async def test_a_command_belongs_to_the_trace_that_it_was_sent_in(
         many = client.send_many([Request.create(**an_outplan())])
         ids = {asked, sent, *[verdict.request.message_id async for verdict in many]}
 
-    await outside.until(lambda: {event.message_id for event in outside.events} == ids)
-    traces = [str(event.headers["traceparent"]).split("-")[1] for event in outside.events]
+    await world.wait_for(lambda: {event.message_id for event in world.events} == ids)
+    traces = [str(event.headers["traceparent"]).split("-")[1] for event in world.events]
     assert traces == [trace_id] * 3
 
 
@@ -133,7 +134,7 @@ async def test_each_rejection_is_an_error_of_its_own(client: OutplanClient) -> N
     assert conflict.value.current_version == 1
 
 
-async def test_a_typing_error_costs_no_round_trip(client: OutplanClient, outside: Outside) -> None:
+async def test_a_typing_error_costs_no_round_trip(client: OutplanClient, world: World) -> None:
     with pytest.raises(InvalidCommand) as invalid:
         await client.create(**an_outplan(dial_timeout=30, dial_timout=30_000))
     assert {e.pointer for e in invalid.value.errors} == {"/dial_timeout", "/dial_timout"}
@@ -143,7 +144,7 @@ async def test_a_typing_error_costs_no_round_trip(client: OutplanClient, outside
 
     # Whatever had been sent would have been rejected before this.
     await client.create(**an_outplan())
-    assert outside.rejected == []
+    assert world.rejected == []
 
 
 @pytest.mark.parametrize(
@@ -156,45 +157,45 @@ async def test_a_typing_error_costs_no_round_trip(client: OutplanClient, outside
     ],
 )
 async def test_unvalidated_the_worker_judges(
-    trusting: OutplanClient, outside: Outside, error: type[CommandRejected], request_: Request
+    trusting: OutplanClient, world: World, error: type[CommandRejected], request_: Request
 ) -> None:
     with pytest.raises(error) as rejected:
         await trusting.ask(request_)
     assert rejected.value.problem.command_id == request_.message_id
-    assert (await outside.rejected_of(request_.message_id)).message_id == request_.message_id
+    assert (await world.wait_for_rejected(request_.message_id)).message_id == request_.message_id
 
 
 async def test_asked_again_under_the_same_id_it_is_a_duplicate(
-    client: OutplanClient, outside: Outside
+    client: OutplanClient, world: World
 ) -> None:
     first = await client.create(**an_outplan(), message_id="once")
     again = await client.create(**an_outplan(), message_id="once")
     assert (first.duplicate, again.duplicate) == (False, True)
     assert again.outplan == first.outplan
-    assert len(await outside.history(first.outplan.id)) == 1
+    assert len(await world.read_history(first.outplan.id)) == 1
 
 
 async def test_one_id_asked_many_times_at_once_has_one_effect(
-    client: OutplanClient, outside: Outside
+    client: OutplanClient, world: World
 ) -> None:
     asked = [client.create(**an_outplan(), message_id="at once") for _ in range(20)]
     results = await asyncio.gather(*asked)
     assert sorted(r.duplicate for r in results) == [False] + [True] * 19
-    assert len(await outside.history(results[0].outplan.id)) == 1
+    assert len(await world.read_history(results[0].outplan.id)) == 1
 
 
 @pytest.mark.parametrize("first", [0, 1])
 async def test_of_two_with_one_id_in_flight_each_has_its_own_confirm(
-    place: Place, outside: Outside, first: int
+    deployment: Deployment, world: World, first: int
 ) -> None:
-    await outside.channel.queue_delete(f"{place.prefix}.commands")
-    queue = await outside.channel.declare_queue(exclusive=True)
-    await queue.bind(f"{place.prefix}.commands", "outplan_create")
+    await world.channel.queue_delete(f"{deployment.prefix}.commands")
+    queue = await world.channel.declare_queue(exclusive=True)
+    await queue.bind(f"{deployment.prefix}.commands", "outplan_create")
     both = [
         Request.create(**an_outplan(), message_id="one"),
         Request.delete(str(uuid4()), message_id="one"),
     ]
-    async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=1) as client:
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=1) as client:
         sending = [client.send(both[first]), client.send(both[1 - first])]
         found = await asyncio.gather(*sending, return_exceptions=True)
     assert found[first] == "one"
@@ -203,13 +204,15 @@ async def test_of_two_with_one_id_in_flight_each_has_its_own_confirm(
 
 
 async def test_a_slow_answer_is_asked_for_again_without_a_second_effect(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
-    async with OutplanClient(place.amqp_url, prefix=place.prefix, resend_after=0.1) as client:
+    async with OutplanClient(
+        deployment.amqp_url, prefix=deployment.prefix, resend_after=0.1
+    ) as client:
         worker.signal(signal.SIGSTOP)
         asking = asyncio.create_task(client.create(**an_outplan(), message_id="slow"))
-        copies = await outside.channel.declare_queue(exclusive=True)
-        await copies.bind(f"{place.prefix}.commands", "#")
+        copies = await world.channel.declare_queue(exclusive=True)
+        await copies.bind(f"{deployment.prefix}.commands", "#")
         async with copies.iterator(no_ack=True) as sent:
             for _ in range(2):
                 assert (await anext(sent)).message_id == "slow"
@@ -217,35 +220,37 @@ async def test_a_slow_answer_is_asked_for_again_without_a_second_effect(
         result = await asking
 
     assert result.status == "accepted"
-    assert [e["_id"] for e in await outside.history(result.outplan.id)] == ["slow"]
+    assert [e["_id"] for e in await world.read_history(result.outplan.id)] == ["slow"]
 
 
 async def test_without_an_answer_the_outcome_is_unknown_and_can_be_asked_for_later(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=0.3) as hurried:
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=0.3) as hurried:
         with pytest.raises(OutcomeUnknown, match="no worker has answered") as unknown:
             await hurried.create(**an_outplan())
     id_ = unknown.value.message_id
     assert id_ in str(unknown.value)
 
-    async with running_worker(place):
-        await outside.event_of(id_)
-        async with OutplanClient(place.amqp_url, prefix=place.prefix) as client:
+    async with run_worker(deployment):
+        await world.wait_for_published(id_)
+        async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client:
             assert (await client.create(**an_outplan(), message_id=id_)).duplicate is True
 
 
-async def test_what_no_queue_takes_is_no_verdict(place: Place, outside: Outside) -> None:
-    await outside.channel.queue_delete(f"{place.prefix}.commands")
-    async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=0.3) as client:
+async def test_what_no_queue_takes_is_no_verdict(deployment: Deployment, world: World) -> None:
+    await world.channel.queue_delete(f"{deployment.prefix}.commands")
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=0.3) as client:
         with pytest.raises(OutcomeUnknown, match="NO_ROUTE"):
             await client.create(**an_outplan())
         with pytest.raises(OutcomeUnknown, match="NO_ROUTE"):
             await client.send(Request.create(**an_outplan()))
 
 
-async def test_a_client_that_is_not_open_says_so_at_once(place: Place, outside: Outside) -> None:
-    client = OutplanClient(place.amqp_url, prefix=place.prefix)
+async def test_a_client_that_is_not_open_says_so_at_once(
+    deployment: Deployment, world: World
+) -> None:
+    client = OutplanClient(deployment.amqp_url, prefix=deployment.prefix)
     for _ in ("not yet", "no more"):
         with pytest.raises(RuntimeError, match="not open: call it inside of `async with`"):
             await client.create(**an_outplan())
@@ -259,12 +264,14 @@ async def test_a_client_that_is_not_open_says_so_at_once(place: Place, outside: 
 
 
 async def test_a_call_in_flight_when_the_client_closes_ends_as_unknown_at_once(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    copies = await outside.channel.declare_queue(exclusive=True)
-    await copies.bind(f"{place.prefix}.commands", "#")
+    copies = await world.channel.declare_queue(exclusive=True)
+    await copies.bind(f"{deployment.prefix}.commands", "#")
     async with copies.iterator(no_ack=True) as sent:
-        async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=60) as client:
+        async with OutplanClient(
+            deployment.amqp_url, prefix=deployment.prefix, timeout=60
+        ) as client:
             asking = asyncio.create_task(client.create(**an_outplan()))
             await anext(sent)
         async with asyncio.timeout(5):
@@ -273,10 +280,10 @@ async def test_a_call_in_flight_when_the_client_closes_ends_as_unknown_at_once(
 
 
 async def test_calls_that_wait_for_a_connection_when_the_client_closes_end_as_unknown_at_once(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with proxied(place.amqp_url) as proxy:
-        async with OutplanClient(proxy.url, prefix=place.prefix, timeout=60) as client:
+    async with proxied(deployment.amqp_url) as proxy:
+        async with OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client:
             proxy.budget = lambda: 0
             proxy.cut()
             await proxy.until(lambda: proxy.cuts >= 3)
@@ -295,26 +302,28 @@ async def test_a_broker_that_is_not_there_is_unreachable() -> None:
             pass
 
 
-async def test_a_place_without_a_service_is_said_to_be_that(place: Place, outside: Outside) -> None:
+async def test_a_place_without_a_service_is_said_to_be_that(
+    deployment: Deployment, world: World
+) -> None:
     with pytest.raises(Unreachable, match=r"no exchange 'nowhere\.commands'"):
-        async with OutplanClient(place.amqp_url, prefix="nowhere", timeout=0.5):
+        async with OutplanClient(deployment.amqp_url, prefix="nowhere", timeout=0.5):
             pass
 
 
-async def test_wrong_credentials_are_said_at_once(place: Place, outside: Outside) -> None:
-    wrong = URL(place.amqp_url).with_password("wrong")
+async def test_wrong_credentials_are_said_at_once(deployment: Deployment, world: World) -> None:
+    wrong = URL(deployment.amqp_url).with_password("wrong")
     with pytest.raises(Refused, match="ACCESS_REFUSED"):
-        async with OutplanClient(str(wrong), prefix=place.prefix, timeout=60):
+        async with OutplanClient(str(wrong), prefix=deployment.prefix, timeout=60):
             pass
 
 
 async def test_who_may_not_publish_is_told_that(
-    servers: Servers, place: Place, outside: Outside
+    servers: Servers, deployment: Deployment, world: World
 ) -> None:
-    servers.rabbitmq.ctl("add_user", place.prefix, "secret")
-    servers.rabbitmq.ctl("set_permissions", "-p", "/", place.prefix, ".*", "", ".*")
-    url = URL(place.amqp_url).with_user(place.prefix).with_password("secret")
-    async with OutplanClient(str(url), prefix=place.prefix, timeout=1) as client:
+    servers.rabbitmq.ctl("add_user", deployment.prefix, "secret")
+    servers.rabbitmq.ctl("set_permissions", "-p", "/", deployment.prefix, ".*", "", ".*")
+    url = URL(deployment.amqp_url).with_user(deployment.prefix).with_password("secret")
+    async with OutplanClient(str(url), prefix=deployment.prefix, timeout=1) as client:
         with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
             await client.create(**an_outplan())
         with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
@@ -324,20 +333,20 @@ async def test_who_may_not_publish_is_told_that(
 
 
 async def test_what_is_refused_only_when_it_is_sent_again_is_no_verdict(
-    servers: Servers, place: Place, outside: Outside
+    servers: Servers, deployment: Deployment, world: World
 ) -> None:
     async def allow(write: str) -> None:
-        rules = (place.prefix, ".*", write, ".*")
+        rules = (deployment.prefix, ".*", write, ".*")
         await asyncio.to_thread(servers.rabbitmq.ctl, "set_permissions", "-p", "/", *rules)
 
-    await asyncio.to_thread(servers.rabbitmq.ctl, "add_user", place.prefix, "secret")
+    await asyncio.to_thread(servers.rabbitmq.ctl, "add_user", deployment.prefix, "secret")
     await allow(".*")
-    url = URL(place.amqp_url).with_user(place.prefix).with_password("secret")
-    copies = await outside.channel.declare_queue(exclusive=True)
-    await copies.bind(f"{place.prefix}.commands", "#")
+    url = URL(deployment.amqp_url).with_user(deployment.prefix).with_password("secret")
+    copies = await world.channel.declare_queue(exclusive=True)
+    await copies.bind(f"{deployment.prefix}.commands", "#")
     async with (
         proxied(str(url)) as proxy,
-        OutplanClient(proxy.url, prefix=place.prefix, timeout=15) as client,
+        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=15) as client,
         copies.iterator(no_ack=True) as sent,
     ):
         asking = asyncio.create_task(client.create(**an_outplan()))
@@ -349,11 +358,11 @@ async def test_what_is_refused_only_when_it_is_sent_again_is_no_verdict(
 
 
 async def test_a_call_during_an_outage_says_what_the_outage_is(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     async with (
-        proxied(place.amqp_url) as proxy,
-        OutplanClient(proxy.url, prefix=place.prefix, timeout=1) as client,
+        proxied(deployment.amqp_url) as proxy,
+        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=1) as client,
     ):
         proxy.budget = lambda: 0
         proxy.cut()
@@ -363,11 +372,11 @@ async def test_a_call_during_an_outage_says_what_the_outage_is(
 
 
 async def test_an_alarm_is_waited_out_and_named_where_it_lasts(
-    servers: Servers, place: Place, outside: Outside, worker: WorkerProcess
+    servers: Servers, deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with (
-        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=2) as hurried,
-        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=90) as patient,
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=2) as hurried,
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=90) as patient,
     ):
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
         try:
@@ -379,7 +388,7 @@ async def test_an_alarm_is_waited_out_and_named_where_it_lasts(
         result = await asking
 
     assert result.status == "accepted"
-    assert len(await outside.history(result.outplan.id)) == 1
+    assert len(await world.read_history(result.outplan.id)) == 1
 
 
 @pytest.mark.parametrize(
@@ -395,36 +404,36 @@ async def test_what_is_no_address_is_said_at_once(url: str) -> None:
 
 
 async def test_a_virtual_host_that_is_not_there_is_said_to_be_that(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    wrong = URL(place.amqp_url).with_path("/nowhere")
+    wrong = URL(deployment.amqp_url).with_path("/nowhere")
     with pytest.raises(Unreachable, match="virtual host '/nowhere'"):
-        async with OutplanClient(str(wrong), prefix=place.prefix, timeout=0.5):
+        async with OutplanClient(str(wrong), prefix=deployment.prefix, timeout=0.5):
             pass
 
 
 async def test_a_command_sent_without_waiting_is_with_the_broker(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with OutplanClient(place.amqp_url, prefix=place.prefix) as client:
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client:
         sent = await client.send(Request.create(**an_outplan()))
-    assert await outside.waiting() == 1
-    async with running_worker(place):
-        assert (await outside.event_of(sent))["version"] == 1
+    assert await world.count_waiting() == 1
+    async with run_worker(deployment):
+        assert (await world.wait_for_published(sent))["version"] == 1
 
 
 async def test_a_full_command_queue_is_waited_for_and_named_where_it_lasts(
-    servers: Servers, place: Place, worker: WorkerProcess
+    servers: Servers, deployment: Deployment, worker: WorkerProcess
 ) -> None:
-    ctl, queue = servers.rabbitmq.ctl, f"{place.prefix}.commands"
+    ctl, queue = servers.rabbitmq.ctl, f"{deployment.prefix}.commands"
     rules = '{"max-length": 5, "overflow": "reject-publish"}'
     await asyncio.to_thread(ctl, "set_policy", "--apply-to", "queues", queue, queue, rules)
     worker.signal(signal.SIGSTOP)
     refused: list[Request] = []
     troubles: set[str] = set()
     async with (
-        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=1) as hasty,
-        OutplanClient(place.amqp_url, prefix=place.prefix) as client,
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=1) as hasty,
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client,
     ):
         while len(refused) < 3:
             request = Request.create(**an_outplan())
@@ -467,7 +476,7 @@ async def test_each_of_many_has_its_own_verdict_in_the_order_given(client: Outpl
 
 
 @pytest.mark.timeout(120 + MANY // 100)
-async def test_memory_stays_flat_however_many_are_sent(place: Place) -> None:
+async def test_memory_stays_flat_however_many_are_sent(deployment: Deployment) -> None:
     given = taken = most = 0
     sizes: list[int] = []
     taking = asyncio.Event()
@@ -490,8 +499,8 @@ async def test_memory_stays_flat_however_many_are_sent(place: Place) -> None:
 
     # No witness here: it keeps whatever it hears.
     async with (
-        running_worker(place),
-        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=90) as client,
+        run_worker(deployment),
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=90) as client,
     ):
         with traced_memory():
             async for verdict in client.send_many(requests(), in_flight=100):

@@ -11,8 +11,9 @@ import pytest
 
 from outplan.client import CommandRejected, OutplanClient, Request, Result
 from tests.integration.proxy import Proxy, proxied
-from tests.support.worker_process import Place, WorkerProcess
-from tests.support.world import CUSTOMER, TEL, Outside, a_create
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess
+from tests.support.world import CUSTOMER, TEL, World, create_body
 
 CUTS = int(os.environ.get("OUTPLAN_TEST_CUTS", "1000"))
 TELLERS = 8
@@ -49,7 +50,7 @@ async def a_life(client: OutplanClient) -> tuple[str, list[str], list[str]]:
 
 @pytest.mark.timeout(900)
 async def test_connections_cut_at_random_moments_make_no_false_verdict_and_no_second_effect(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     luck = random.Random()
     lives: list[tuple[str, list[str], list[str]]] = []
@@ -59,8 +60,8 @@ async def test_connections_cut_at_random_moments_make_no_false_verdict_and_no_se
             lives.append(await a_life(client))
 
     async with (
-        proxied(place.amqp_url) as proxy,
-        OutplanClient(proxy.url, prefix=place.prefix, timeout=120) as client,
+        proxied(deployment.amqp_url) as proxy,
+        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=120) as client,
     ):
         # A session is opened with some 2,000 bytes, and a command and its reply have 1,400.
         proxy.budget = lambda: luck.randrange(20_000) if proxy.cuts < CUTS else None
@@ -69,17 +70,17 @@ async def test_connections_cut_at_random_moments_make_no_false_verdict_and_no_se
 
     assert proxy.cuts >= CUTS
     for id_, accepted, _ in lives:
-        assert [e["_id"] for e in await outside.history(id_)] == accepted
-    assert len((await outside.stored())[1]) == 4 * len(lives)
+        assert [e["_id"] for e in await world.read_history(id_)] == accepted
+    assert len((await world.read_documents())[1]) == 4 * len(lives)
 
 
 async def test_what_a_lost_connection_still_delivers_cannot_belie_the_verdict(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     id_ = str(uuid4())
     async with (
-        proxied(place.amqp_url) as proxy,
-        OutplanClient(proxy.url, prefix=place.prefix) as client,
+        proxied(deployment.amqp_url) as proxy,
+        OutplanClient(proxy.url, prefix=deployment.prefix) as client,
     ):
         proxy.stall("up")
         asking = asyncio.create_task(client.update(id_, name="late"))
@@ -89,21 +90,21 @@ async def test_what_a_lost_connection_still_delivers_cannot_belie_the_verdict(
         # The client is back, twice; what it sent at first is on its way yet. Were it to send the
         # command again now, it would hear that there is no such outplan.
         await proxy.until(lambda: proxy.connections >= before + 2)
-        assert (await outside.ask("outplan_create", a_create(id=id_)))["version"] == 1
+        assert (await world.ask("outplan_create", create_body(id=id_)))["version"] == 1
         proxy.release()
         result = await asking
 
     # Of the first sending RabbitMQ has taken the command, or dropped it with its connection.
     assert (result.status, result.version) == ("accepted", 2)
-    assert [e["_id"] for e in await outside.history(id_)][1:] == [result.message_id]
+    assert [e["_id"] for e in await world.read_history(id_)][1:] == [result.message_id]
 
 
 async def test_a_confirmed_command_was_sent_whatever_was_cut(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with (
-        proxied(place.amqp_url) as proxy,
-        OutplanClient(proxy.url, prefix=place.prefix, timeout=60) as client,
+        proxied(deployment.amqp_url) as proxy,
+        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client,
     ):
         proxy.budget = iter_of(3_000, 2_500, 4_000, 3_500)
         proxy.cut()
@@ -112,12 +113,12 @@ async def test_a_confirmed_command_was_sent_whatever_was_cut(
             for _ in range(20)
         ]
     assert proxy.cuts >= 4
-    await outside.until(lambda: {e.message_id for e in outside.events} >= set(sent))
-    assert len((await outside.stored())[1]) == 20
+    await world.wait_for(lambda: {e.message_id for e in world.events} >= set(sent))
+    assert len((await world.read_documents())[1]) == 20
 
 
 async def test_many_for_one_outplan_stay_in_turn_whatever_is_cut(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     id_, luck = str(uuid4()), random.Random()
     requests = [
@@ -125,8 +126,8 @@ async def test_many_for_one_outplan_stay_in_turn_whatever_is_cut(
         *[Request.update(id_, name=f"version {n + 1}", expected_version=n) for n in range(1, 60)],
     ]
     async with (
-        proxied(place.amqp_url) as proxy,
-        OutplanClient(proxy.url, prefix=place.prefix, timeout=60) as client,
+        proxied(deployment.amqp_url) as proxy,
+        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client,
     ):
         proxy.budget = lambda: luck.randrange(3_000, 9_000) if proxy.cuts < 8 else None
         proxy.cut()

@@ -26,8 +26,9 @@ from outplan.client import (
 )
 from outplan.testing.servers import Servers
 from tests.integration.proxy import proxied
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import CUSTOMER, TEL, Outside
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import CUSTOMER, TEL, World
 
 CUTS = int(os.environ.get("OUTPLAN_TEST_CUTS", "1000")) // 20
 OTHER = str(uuid4())
@@ -35,17 +36,17 @@ ID = "0192f0c1-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
-async def client(place: Place, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
-    async with OutplanClient(place.amqp_url, prefix=place.prefix, timeout=60) as found:
+async def client(deployment: Deployment, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=60) as found:
         yield found
 
 
 @pytest.fixture
-async def queue(place: Place) -> AsyncIterator[str]:
+async def queue(deployment: Deployment) -> AsyncIterator[str]:
     """The name of a durable queue, deleted afterwards."""
-    name = f"{place.prefix}.dialer"
+    name = f"{deployment.prefix}.dialer"
     yield name
-    async with await aio_pika.connect(place.amqp_url) as connection:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         await (await connection.channel()).queue_delete(name)
 
 
@@ -89,8 +90,8 @@ def an_event(version: int, **data: Any) -> dict[str, Any]:
     return event if version == 1 else {**event, "changed": ["name"]}
 
 
-async def publish(outside: Outside, *found: dict[str, Any] | bytes) -> None:
-    exchange = await outside.channel.get_exchange(f"{outside.place.prefix}.events")
+async def publish(world: World, *found: dict[str, Any] | bytes) -> None:
+    exchange = await world.channel.get_exchange(f"{world.deployment.prefix}.events")
     for event in found:
         body = event if isinstance(event, bytes) else json.dumps(event).encode()
         message = aio_pika.Message(body, delivery_mode=2)
@@ -98,9 +99,9 @@ async def publish(outside: Outside, *found: dict[str, Any] | bytes) -> None:
 
 
 async def test_what_becomes_of_an_outplan_is_heard_in_order(
-    place: Place, client: OutplanClient
+    deployment: Deployment, client: OutplanClient
 ) -> None:
-    async with events(place.amqp_url, prefix=place.prefix) as stream:
+    async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
         id_ = await create(client)
         updated = await client.update(id_, try_interval=7_000)
         await client.delete(id_)
@@ -118,7 +119,7 @@ async def test_what_becomes_of_an_outplan_is_heard_in_order(
 
 @pytest.mark.parametrize("which", ["kinds", "customer_id", "outplan_id"])
 async def test_only_what_was_asked_for_is_heard(
-    place: Place, client: OutplanClient, which: str
+    deployment: Deployment, client: OutplanClient, which: str
 ) -> None:
     mine, id_ = str(uuid4()), str(uuid4())
     filters: dict[str, dict[str, Any]] = {
@@ -127,7 +128,7 @@ async def test_only_what_was_asked_for_is_heard(
         "outplan_id": {"outplan_id": id_},
     }
     wanted = filters[which]
-    async with events(place.amqp_url, prefix=place.prefix, **wanted) as stream:
+    async with events(deployment.amqp_url, prefix=deployment.prefix, **wanted) as stream:
         other = await create(client, OTHER)
         await client.update(other, name="y")
         await client.create(id=id_, customer_id=mine, name="x", source=TEL)
@@ -141,30 +142,30 @@ async def test_only_what_was_asked_for_is_heard(
 
 
 async def test_a_loop_that_ends_may_settle_what_it_was_given_last(
-    place: Place, outside: Outside, queue: str
+    deployment: Deployment, world: World, queue: str
 ) -> None:
     for expected in (1, 2):
-        async with events(place.amqp_url, prefix=place.prefix, queue=queue) as stream:
+        async with events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as stream:
             if expected == 1:
-                await publish(outside, *map(an_event, [1, 2]))
+                await publish(world, *map(an_event, [1, 2]))
             [event] = await following(stream)
             assert event.version == expected
             await stream.settle()
 
 
 async def test_an_event_has_its_bytes_with_all_that_is_unknown_here(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
     body = json.dumps({**an_event(1), "colour": "green"}).encode()
-    async with events(place.amqp_url, prefix=place.prefix) as stream:
-        await publish(outside, body)
+    async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
+        await publish(world, body)
         [event] = await following(stream)
     assert event.raw == body
 
 
-async def test_repeats_are_dropped_and_a_gap_is_told(place: Place, outside: Outside) -> None:
-    async with events(place.amqp_url, prefix=place.prefix) as stream:
-        await publish(outside, *map(an_event, [1, 2, 1, 2, 5, 3, 6]))
+async def test_repeats_are_dropped_and_a_gap_is_told(deployment: Deployment, world: World) -> None:
+    async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
+        await publish(world, *map(an_event, [1, 2, 1, 2, 5, 3, 6]))
         one, two, gap, five, six = await following(stream, 5)
 
     assert [e.version for e in (one, two, five, six)] == [1, 2, 5, 6]
@@ -172,18 +173,18 @@ async def test_repeats_are_dropped_and_a_gap_is_told(place: Place, outside: Outs
 
 
 async def test_what_the_caller_has_seen_is_no_news_and_opens_gaps(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with events(place.amqp_url, prefix=place.prefix, seen={ID: 2}) as stream:
-        await publish(outside, *map(an_event, [2, 4]))
+    async with events(deployment.amqp_url, prefix=deployment.prefix, seen={ID: 2}) as stream:
+        await publish(world, *map(an_event, [2, 4]))
         gap, four = await following(stream, 2)
 
     assert (gap, four.version) == (Gap(ID, 3, 3), 4)
 
 
-async def test_what_is_no_event_is_told_as_that(place: Place, outside: Outside) -> None:
-    async with events(place.amqp_url, prefix=place.prefix) as stream:
-        await publish(outside, b"[1, 2", an_event(1))
+async def test_what_is_no_event_is_told_as_that(deployment: Deployment, world: World) -> None:
+    async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
+        await publish(world, b"[1, 2", an_event(1))
         unreadable, event = await following(stream, 2)
 
     assert isinstance(unreadable, Unreadable)
@@ -192,39 +193,39 @@ async def test_what_is_no_event_is_told_as_that(place: Place, outside: Outside) 
 
 
 async def test_an_event_is_acknowledged_when_the_loop_takes_the_next(
-    place: Place, outside: Outside, queue: str
+    deployment: Deployment, world: World, queue: str
 ) -> None:
-    async with events(place.amqp_url, prefix=place.prefix, queue=queue) as stream:
-        await publish(outside, *map(an_event, [1, 2, 3]))
+    async with events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as stream:
+        await publish(world, *map(an_event, [1, 2, 3]))
         async for event in stream:
             assert isinstance(event, Event)
             if event.version == 2:
                 break
 
-    async with events(place.amqp_url, prefix=place.prefix, queue=queue) as stream:
+    async with events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as stream:
         assert [e.version for e in await following(stream, 2)] == [2, 3]
 
 
 async def test_giving_up_the_wait_for_the_next_loses_nothing(
-    place: Place, outside: Outside, queue: str
+    deployment: Deployment, world: World, queue: str
 ) -> None:
-    async with events(place.amqp_url, prefix=place.prefix, queue=queue) as stream:
+    async with events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as stream:
         for version in (1, 2, 3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await anext(stream)
-            await publish(outside, an_event(version))
+            await publish(world, an_event(version))
             assert (await following(stream))[0].version == version
 
 
 async def test_a_second_process_on_a_durable_queue_stands_by(
-    place: Place, outside: Outside, queue: str
+    deployment: Deployment, world: World, queue: str
 ) -> None:
     async with (
-        events(place.amqp_url, prefix=place.prefix, queue=queue) as active,
-        events(place.amqp_url, prefix=place.prefix, queue=queue) as standby,
+        events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as active,
+        events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as standby,
     ):
-        await publish(outside, an_event(1), an_event(2))
+        await publish(world, an_event(1), an_event(2))
         assert [e.version for e in await following(active, 2)] == [1, 2]
         waiting = asyncio.create_task(anext(standby))
         await active.aclose()
@@ -237,29 +238,29 @@ async def test_a_second_process_on_a_durable_queue_stands_by(
 
 @pytest.mark.parametrize("durable", [True, False])
 async def test_a_subscription_survives_the_loss_of_its_connection_and_says_what_that_cost(
-    place: Place, outside: Outside, queue: str, durable: bool
+    deployment: Deployment, world: World, queue: str, durable: bool
 ) -> None:
     again: list[Reconnected] = []
-    async with proxied(place.amqp_url) as proxy:
+    async with proxied(deployment.amqp_url) as proxy:
         stream = events(
             proxy.url,
-            prefix=place.prefix,
+            prefix=deployment.prefix,
             queue=queue if durable else None,
             on_reconnect=again.append,
         )
         async with stream:
-            await publish(outside, an_event(1))
+            await publish(world, an_event(1))
             assert (await following(stream))[0].version == 1
             proxy.budget = lambda: 0 if proxy.cuts < 3 else None
             proxy.cut()
-            await publish(outside, an_event(2))
+            await publish(world, an_event(2))
             waiting = asyncio.create_task(anext(stream))
             await proxy.until(lambda: proxy.cuts == 3)
             if not durable:
                 async with asyncio.timeout(30):
                     while not again:
                         await asyncio.sleep(0.01)
-            await publish(outside, an_event(3))
+            await publish(world, an_event(3))
             found = [await waiting, *await following(stream)]
 
     assert again == [Reconnected(lossless=durable)]
@@ -274,20 +275,20 @@ async def test_a_subscription_survives_the_loss_of_its_connection_and_says_what_
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("durable", [True, False])
 async def test_a_subscription_cut_at_random_moments_hears_or_misses_each_version_by_name(
-    place: Place, outside: Outside, queue: str, durable: bool
+    deployment: Deployment, world: World, queue: str, durable: bool
 ) -> None:
     luck = random.Random()
     news = 1
 
     async def publish_for_ever() -> None:
         for version in itertools.count(1):
-            await publish(outside, an_event(version))
+            await publish(world, an_event(version))
 
-    async with proxied(place.amqp_url) as proxy, asyncio.timeout(280):
+    async with proxied(deployment.amqp_url) as proxy, asyncio.timeout(280):
         # A subscription takes some 1,500 bytes, and an event and its acknowledgement 1,000.
         proxy.budget = lambda: luck.randrange(15_000) if proxy.cuts < CUTS else None
         name = queue if durable else None
-        async with events(proxy.url, prefix=place.prefix, queue=name) as stream:
+        async with events(proxy.url, prefix=deployment.prefix, queue=name) as stream:
             publishing = asyncio.create_task(publish_for_ever())
             async for item in stream:
                 if isinstance(item, Gap):
@@ -309,32 +310,32 @@ async def test_a_subscription_cut_at_random_moments_hears_or_misses_each_version
 
 
 async def test_a_durable_queue_that_was_deleted_is_not_said_to_have_kept_anything(
-    place: Place, outside: Outside, queue: str
+    deployment: Deployment, world: World, queue: str
 ) -> None:
     again: asyncio.Queue[Reconnected] = asyncio.Queue()
     async with events(
-        place.amqp_url, prefix=place.prefix, queue=queue, on_reconnect=again.put_nowait
+        deployment.amqp_url, prefix=deployment.prefix, queue=queue, on_reconnect=again.put_nowait
     ) as stream:
-        await publish(outside, an_event(1))
+        await publish(world, an_event(1))
         assert (await following(stream))[0].version == 1
         waiting = asyncio.create_task(anext(stream))
-        await outside.channel.queue_delete(queue)
+        await world.channel.queue_delete(queue)
         async with asyncio.timeout(30):
             assert await again.get() == Reconnected(lossless=False)
-        await publish(outside, an_event(3))
+        await publish(world, an_event(3))
         assert await waiting == Gap(ID, 2, 2)
 
 
 async def test_closing_a_stream_ends_the_loop_that_waits_for_the_next(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    stream = events(place.amqp_url, prefix=place.prefix)
+    stream = events(deployment.amqp_url, prefix=deployment.prefix)
 
     async def heard() -> list[Any]:
         return [item.version async for item in stream if isinstance(item, Event)]
 
     async with stream:
-        await publish(outside, an_event(1))
+        await publish(world, an_event(1))
         assert (await following(stream))[0].version == 1
         hearing = asyncio.create_task(heard())
         await asyncio.wait([hearing], timeout=0.1)
@@ -347,10 +348,10 @@ async def test_closing_a_stream_ends_the_loop_that_waits_for_the_next(
 
 
 async def test_closing_a_stream_ends_a_loop_whose_broker_is_away(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    async with proxied(place.amqp_url) as proxy:
-        stream = events(proxy.url, prefix=place.prefix)
+    async with proxied(deployment.amqp_url) as proxy:
+        stream = events(proxy.url, prefix=deployment.prefix)
         async with stream:
             proxy.budget = lambda: 0
             waiting = asyncio.create_task(anext(stream, None))
@@ -363,14 +364,14 @@ async def test_closing_a_stream_ends_a_loop_whose_broker_is_away(
 
 
 async def test_a_broker_restart_costs_a_durable_subscription_nothing(
-    servers: Servers, place: Place, outside: Outside, queue: str
+    servers: Servers, deployment: Deployment, world: World, queue: str
 ) -> None:
     again: list[Reconnected] = []
     async with (
-        running_worker(place),
-        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=90) as client,
+        run_worker(deployment),
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=90) as client,
         events(
-            place.amqp_url, prefix=place.prefix, queue=queue, on_reconnect=again.append
+            deployment.amqp_url, prefix=deployment.prefix, queue=queue, on_reconnect=again.append
         ) as stream,
     ):
         first = await create(client)
@@ -388,13 +389,15 @@ async def test_a_broker_restart_costs_a_durable_subscription_nothing(
 
 
 async def test_a_broker_restart_costs_a_temporary_subscription_what_it_says(
-    servers: Servers, place: Place, outside: Outside
+    servers: Servers, deployment: Deployment, world: World
 ) -> None:
     again: asyncio.Queue[Reconnected] = asyncio.Queue()
     async with (
-        running_worker(place),
-        OutplanClient(place.amqp_url, prefix=place.prefix, timeout=90) as client,
-        events(place.amqp_url, prefix=place.prefix, on_reconnect=again.put_nowait) as stream,
+        run_worker(deployment),
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=90) as client,
+        events(
+            deployment.amqp_url, prefix=deployment.prefix, on_reconnect=again.put_nowait
+        ) as stream,
     ):
         first = await create(client)
         assert told(await following(stream)) == [(first, 1)]
@@ -406,13 +409,13 @@ async def test_a_broker_restart_costs_a_temporary_subscription_what_it_says(
         assert told([await waiting]) == [(first, 2)]
 
 
-async def test_a_subscriber_may_come_before_the_service(place: Place) -> None:
-    subscribing = events(place.amqp_url, prefix=place.prefix)
+async def test_a_subscriber_may_come_before_the_service(deployment: Deployment) -> None:
+    subscribing = events(deployment.amqp_url, prefix=deployment.prefix)
     waiting = asyncio.create_task(anext(subscribing))
     async with (
-        running_worker(place),
-        OutplanClient(place.amqp_url, prefix=place.prefix) as client,
-        events(place.amqp_url, prefix=place.prefix) as witness,
+        run_worker(deployment),
+        OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client,
+        events(deployment.amqp_url, prefix=deployment.prefix) as witness,
     ):
         while not waiting.done():
             id_ = await create(client)
@@ -423,12 +426,12 @@ async def test_a_subscriber_may_come_before_the_service(place: Place) -> None:
 
 
 async def test_wrong_credentials_are_said_at_once_to_a_subscriber(
-    place: Place, outside: Outside
+    deployment: Deployment, world: World
 ) -> None:
-    wrong = str(URL(place.amqp_url).with_password("wrong"))
+    wrong = str(URL(deployment.amqp_url).with_password("wrong"))
     async with asyncio.timeout(10):
         with pytest.raises(Refused, match="ACCESS_REFUSED"):
-            async with events(wrong, prefix=place.prefix):
+            async with events(wrong, prefix=deployment.prefix):
                 pass
 
 
@@ -437,13 +440,17 @@ async def test_a_queue_without_a_name_is_refused_before_anybody_is_asked() -> No
         events("amqp://localhost/", queue="")
 
 
-async def test_a_queue_that_is_something_else_is_refused(place: Place, outside: Outside) -> None:
+async def test_a_queue_that_is_something_else_is_refused(
+    deployment: Deployment, world: World
+) -> None:
     with pytest.raises(Refused, match="PRECONDITION_FAILED"):
-        async with events(place.amqp_url, prefix=place.prefix, queue=f"{place.prefix}.witness"):
+        async with events(
+            deployment.amqp_url, prefix=deployment.prefix, queue=f"{deployment.prefix}.witness"
+        ):
             pass
 
 
-async def test_an_outplan_in_newer_form_is_read(place: Place, outside: Outside) -> None:
+async def test_an_outplan_in_newer_form_is_read(deployment: Deployment, world: World) -> None:
     newer = an_event(
         1,
         tm_create="2022-04-28T03:50:23.414+02:00",
@@ -451,8 +458,8 @@ async def test_an_outplan_in_newer_form_is_read(place: Place, outside: Outside) 
         tm_delete=None,
         colour="green",
     )
-    async with events(place.amqp_url, prefix=place.prefix) as stream:
-        await publish(outside, newer)
+    async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
+        await publish(world, newer)
         (event,) = await following(stream)
 
     assert event.data.tm_create == "2022-04-28 01:50:23.414000"
@@ -460,7 +467,9 @@ async def test_an_outplan_in_newer_form_is_read(place: Place, outside: Outside) 
     assert (event.data.deleted_at, event.data.deleted) == (None, False)
 
 
-async def test_a_request_can_be_followed_to_its_event(place: Place, client: OutplanClient) -> None:
-    async with events(place.amqp_url, prefix=place.prefix) as stream:
+async def test_a_request_can_be_followed_to_its_event(
+    deployment: Deployment, client: OutplanClient
+) -> None:
+    async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
         sent = await client.send(Request.create(customer_id=CUSTOMER, name="x", source=TEL))
         assert (await following(stream))[0].id == sent

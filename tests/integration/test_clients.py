@@ -16,7 +16,8 @@ import pytest
 from outplan.testing.containers import container_servers
 from outplan.testing.processes import process_servers, reserved_ports
 from outplan.testing.servers import MODE_VARIABLE, Servers, ServersUnavailable
-from tests.support.worker_process import Place, running_worker
+from tests.support.deployment import Deployment
+from tests.support.worker_process import run_worker
 
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 AMQPLIB = "amqplib@2.3.1"
@@ -50,9 +51,9 @@ def managed(http_port: int) -> Iterator[Servers]:
 @pytest.fixture(scope="module")
 async def broker(managed: Servers) -> AsyncIterator[str]:
     """The address of a broker with a worker, under the names of the page."""
-    place = Place(managed.rabbitmq.url, managed.mongodb.url, prefix="outplan")
-    async with running_worker(place):
-        yield place.amqp_url
+    deployment = Deployment(managed.rabbitmq.url, managed.mongodb.url, prefix="outplan")
+    async with run_worker(deployment):
+        yield deployment.amqp_url
 
 
 async def ran(*program: str, folder: Path) -> str:

@@ -13,7 +13,7 @@ from outplan.client import OutplanClient
 from outplan.testing.processes import reserved_ports
 from outplan.testing.sandbox import is_ready
 from tests.support.brokers import skip_without_docker
-from tests.support.leak_check import eventually
+from tests.support.leak_check import wait_until
 from tests.support.modes import an_outplan
 
 # The image is built first, and its packages are fetched.
@@ -77,7 +77,7 @@ async def test_a_worker_that_ends_is_started_again(project: Project) -> None:
     worker = project.compose("ps", "--quiet", "worker").strip()
     before = started(worker)
     project.compose("exec", "-T", "worker", "python", "-c", DRAIN)
-    eventually(lambda: started(worker) != before and project.is_ready())
+    wait_until(lambda: started(worker) != before and project.is_ready())
     assert await project.create() == 1
 
 

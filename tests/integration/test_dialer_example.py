@@ -14,8 +14,9 @@ import pytest
 
 from outplan.client import OutplanClient
 from tests.support.commands import CommandProcess, running
-from tests.support.worker_process import Place, WorkerProcess
-from tests.support.world import CUSTOMER, TEL, Outside
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess
+from tests.support.world import CUSTOMER, TEL, World
 
 DIALER = Path(__file__).parents[2] / "examples" / "dialer.py"
 SPEED = 20
@@ -25,26 +26,36 @@ LATE = SPEED * 2.0
 
 @pytest.fixture
 async def client(
-    place: Place, outside: Outside, worker: WorkerProcess
+    deployment: Deployment, world: World, worker: WorkerProcess
 ) -> AsyncIterator[OutplanClient]:
-    async with OutplanClient(place.amqp_url, prefix=place.prefix) as found:
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as found:
         yield found
 
 
 @pytest.fixture
-async def queue(place: Place) -> AsyncIterator[str]:
+async def queue(deployment: Deployment) -> AsyncIterator[str]:
     """The name of the dialer's queue, deleted afterwards."""
-    name = f"{place.prefix}.dialer"
+    name = f"{deployment.prefix}.dialer"
     yield name
-    async with await aio_pika.connect(place.amqp_url) as connection:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         await (await connection.channel()).queue_delete(name)
 
 
 @asynccontextmanager
-async def a_dialer(place: Place, queue: str, *options: str) -> AsyncIterator[CommandProcess]:
-    found = [str(DIALER), "--amqp-url", place.amqp_url, "--prefix", place.prefix, "--queue", queue]
+async def a_dialer(
+    deployment: Deployment, queue: str, *options: str
+) -> AsyncIterator[CommandProcess]:
+    found = [
+        str(DIALER),
+        "--amqp-url",
+        deployment.amqp_url,
+        "--prefix",
+        deployment.prefix,
+        "--queue",
+        queue,
+    ]
     program = [sys.executable, *found, "--speed", str(SPEED), *options]
-    async with running(program, place.environment()) as dialer:
+    async with running(program, deployment.environment()) as dialer:
         await dialer.printed("listening")
         yield dialer
 
@@ -68,9 +79,9 @@ def seconds(earlier: list[datetime], later: list[datetime]) -> list[float]:
 
 
 async def test_it_calls_as_often_as_it_may_with_the_interval_between(
-    place: Place, client: OutplanClient, queue: str
+    deployment: Deployment, client: OutplanClient, queue: str
 ) -> None:
-    async with a_dialer(place, queue, "--once") as dialer:
+    async with a_dialer(deployment, queue, "--once") as dialer:
         await create(client, max_try_count_1=1)
         assert await dialer.ended() == 0
 
@@ -89,9 +100,9 @@ async def test_it_calls_as_often_as_it_may_with_the_interval_between(
 
 
 async def test_a_change_counts_from_the_next_attempt_and_a_deletion_ends_it(
-    place: Place, client: OutplanClient, queue: str
+    deployment: Deployment, client: OutplanClient, queue: str
 ) -> None:
-    async with a_dialer(place, queue) as dialer:
+    async with a_dialer(deployment, queue) as dialer:
         id_ = await create(client, try_interval=3_600_000, max_try_count_0=50)
         await dialer.printed("Ada not before")
         # An hour would be three minutes here: that it calls again at all is the change.
@@ -111,16 +122,16 @@ async def test_a_change_counts_from_the_next_attempt_and_a_deletion_ends_it(
 
 
 async def test_after_a_crash_it_goes_on_with_the_events_that_came_meanwhile(
-    place: Place, client: OutplanClient, queue: str
+    deployment: Deployment, client: OutplanClient, queue: str
 ) -> None:
-    async with a_dialer(place, queue) as dialer:
+    async with a_dialer(deployment, queue) as dialer:
         id_ = await create(client, max_try_count_0=1)
         await dialer.printed("no more for Ada: all exhausted")
         dialer.process.kill()
         await dialer.ended()
     await client.update(id_, max_try_count_0=3)
 
-    async with a_dialer(place, queue, "--once") as again:
+    async with a_dialer(deployment, queue, "--once") as again:
         assert await again.ended() == 0
 
     assert said(again, "updated, version 2")
@@ -128,9 +139,9 @@ async def test_after_a_crash_it_goes_on_with_the_events_that_came_meanwhile(
 
 
 async def test_each_outplan_is_a_campaign_of_its_own(
-    place: Place, client: OutplanClient, queue: str
+    deployment: Deployment, client: OutplanClient, queue: str
 ) -> None:
-    async with a_dialer(place, queue) as dialer:
+    async with a_dialer(deployment, queue) as dialer:
         doomed = await create(client, max_try_count_0=9, try_interval=2_147_483_647)
         await dialer.printed("Bob not before")
         await client.delete(doomed)

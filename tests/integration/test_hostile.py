@@ -21,13 +21,13 @@ from outplan.contract.topology import topology
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import open_session
 from outplan.testing.servers import Servers
-from tests.support.places import a_place
-from tests.support.worker_process import running_worker
-from tests.support.world import CUSTOMER, TEL, Document, Outside, a_create, witness
+from tests.support.deployment import open_deployment
+from tests.support.worker_process import run_worker
+from tests.support.world import CUSTOMER, TEL, Document, World, create_body, open_world
 
 
 def create(**fields: Any) -> bytes:
-    return json.dumps(a_create(**fields)).encode()
+    return json.dumps(create_body(**fields)).encode()
 
 
 def padded(size: int) -> bytes:
@@ -143,48 +143,53 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-async def outside(servers: Servers) -> AsyncIterator[Outside]:
+async def world(servers: Servers) -> AsyncIterator[World]:
     """A witness to the whole of it: each case between two good neighbours, then the worker."""
-    async with a_place(servers) as place, witness(place, watch_rejected=False) as found:
-        await found.send("outplan_create", a_create(), message_id="first")
+    async with (
+        open_deployment(servers) as deployment,
+        open_world(deployment, watch_rejected=False) as found,
+    ):
+        await found.send("outplan_create", create_body(), message_id="first")
         for n, each in enumerate(CASES):
-            await found.send("outplan_create", a_create(name=each.name), message_id=f"before {n}")
+            await found.send(
+                "outplan_create", create_body(name=each.name), message_id=f"before {n}"
+            )
             properties = {"message_id": f"case {n}", "delivery_mode": 2, **each.properties}
             properties["correlation_id"] = f"case {n}"
             await found.send_raw(each.routing_key, each.body, **properties)
-        await found.send("outplan_create", a_create(), message_id="last")
-        async with running_worker(place):
-            await found.until(lambda: bool(found.replies["last"]))
+        await found.send("outplan_create", create_body(), message_id="last")
+        async with run_worker(deployment):
+            await found.wait_for(lambda: bool(found.replies["last"]))
             yield found
 
 
 @pytest.mark.parametrize("n", range(len(CASES)), ids=[c.name.replace(" ", "-") for c in CASES])
-async def test_it_has_one_clear_outcome(outside: Outside, n: int) -> None:
-    replies = outside.replies[f"case {n}"]
+async def test_it_has_one_clear_outcome(world: World, n: int) -> None:
+    replies = world.replies[f"case {n}"]
     assert len(replies) == 1
     outcome = replies[0]["problem"]["code"] if "problem" in replies[0] else replies[0]["status"]
     assert outcome == CASES[n].expected
     if CASES[n].expected == "accepted":
-        await outside.until(lambda: bool(outside.events_of(replies[0]["command_id"])))
+        await world.wait_for(lambda: bool(world.find_events(replies[0]["command_id"])))
         assert isinstance(replies[0]["outplan"]["dial_timeout"], int)
 
 
-async def test_the_neighbours_are_done_as_if_it_were_not_there(outside: Outside) -> None:
-    outcomes = [outside.replies[f"before {n}"] for n in range(len(CASES))]
+async def test_the_neighbours_are_done_as_if_it_were_not_there(world: World) -> None:
+    outcomes = [world.replies[f"before {n}"] for n in range(len(CASES))]
 
     assert [[r["status"] for r in replies] for replies in outcomes] == [["accepted"]] * len(CASES)
     assert [r[0]["outplan"]["name"] for r in outcomes] == [c.name for c in CASES]
-    await outside.until(lambda: all(outside.events_of(f"before {n}") for n in range(len(CASES))))
+    await world.wait_for(lambda: all(world.find_events(f"before {n}") for n in range(len(CASES))))
 
 
 @pytest.fixture(scope="module")
-async def rejected(outside: Outside) -> dict[str, Delivery]:
+async def rejected(world: World) -> dict[str, Delivery]:
     """The rejected copies by correlation id, read by what can read any bytes."""
-    layout = topology(outside.place.prefix)
+    layout = topology(world.deployment.prefix)
     reading = replace(layout, command_queues=(layout.rejected,), bindings=())
     count = sum(c.expected != "accepted" for c in CASES)
     copies: list[Delivery] = []
-    async with open_session(outside.place.amqp_url, reading, print) as session:
+    async with open_session(world.deployment.amqp_url, reading, print) as session:
         async with asyncio.timeout(30):
             while len(copies) < count:
                 copies += await session.receive(1_000)
@@ -236,8 +241,8 @@ async def test_headers_that_leave_no_room_are_dropped_and_that_is_said(
     assert "h" not in headers
 
 
-async def test_the_worker_goes_on(outside: Outside) -> None:
-    reply: Document = await outside.ask("outplan_create", a_create())
+async def test_the_worker_goes_on(world: World) -> None:
+    reply: Document = await world.ask("outplan_create", create_body())
 
     assert reply["status"] == "accepted"
     assert reply["outplan"]["customer_id"] == CUSTOMER

@@ -17,10 +17,10 @@ from outplan.contract.topology import topology
 from outplan.testing.live import LiveService, live_service
 from outplan.testing.place import Place, WorkerFailed
 from outplan.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE, Servers
-from tests.support.leak_check import eventually, living_with
-from tests.support.world import a_create
+from tests.support.leak_check import find_processes_with, wait_until
+from tests.support.world import create_body
 
-CREATE = a_create()
+CREATE = create_body()
 
 TESTS = """
 import asyncio, json
@@ -39,7 +39,7 @@ def workers(service: LiveService) -> list[int]:
     """The worker's processes; the warden, which has the same environment, is left out."""
     return [
         process
-        for process in living_with(f"OUTPLAN_PREFIX={service.place.prefix}")
+        for process in find_processes_with(f"OUTPLAN_PREFIX={service.place.prefix}")
         if b"\0-m\0service\0" in Path(f"/proc/{process}/cmdline").read_bytes()
     ]
 
@@ -77,7 +77,7 @@ async def test_nothing_of_it_is_left(servers: Servers) -> None:
         await service.create(**CREATE)
         place = service.place
         assert folders(place.prefix)
-    assert not living_with(f"OUTPLAN_PREFIX={place.prefix}")
+    assert not find_processes_with(f"OUTPLAN_PREFIX={place.prefix}")
     assert not folders(place.prefix)
     await nothing_is_on_servers(place)
 
@@ -96,8 +96,8 @@ async def test_nothing_is_left_on_servers_given_by_url_when_the_tests_are_killed
     place = Place(**json.loads(await tests.stdout.readline()))
     tests.kill()
     await tests.wait()
-    eventually(lambda: not folders(place.prefix))
-    assert not living_with(f"OUTPLAN_PREFIX={place.prefix}")
+    wait_until(lambda: not folders(place.prefix))
+    assert not find_processes_with(f"OUTPLAN_PREFIX={place.prefix}")
     await nothing_is_on_servers(place)
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from outplan.contract import schemas
 from outplan.testing.servers import Servers
-from tests.support.places import a_place
-from tests.support.worker_process import running_worker
-from tests.support.world import CUSTOMER, TEL, Document, Outside, a_create, witness
+from tests.support.deployment import open_deployment
+from tests.support.worker_process import run_worker
+from tests.support.world import CUSTOMER, TEL, Document, World, create_body, open_world
 
 OTHER_CUSTOMER = "0a1b2c3d-0000-4000-8000-000000000001"
 NEVER = "9999-01-01 00:00:00.000000"
@@ -25,47 +25,51 @@ SETTABLE_DEFAULTS: Document = {
 
 
 @pytest.fixture(scope="module")
-async def outside(servers: Servers) -> AsyncIterator[Outside]:
-    async with a_place(servers) as place, witness(place) as found, running_worker(place):
+async def world(servers: Servers) -> AsyncIterator[World]:
+    async with (
+        open_deployment(servers) as deployment,
+        open_world(deployment) as found,
+        run_worker(deployment),
+    ):
         yield found
 
 
-async def created(outside: Outside, **fields: Any) -> Document:
-    reply = await outside.ask("outplan_create", a_create(**fields))
+async def created(world: World, **fields: Any) -> Document:
+    reply = await world.ask("outplan_create", create_body(**fields))
     assert reply["status"] == "accepted"
     outplan: Document = reply["outplan"]
     return outplan
 
 
 async def assert_rejected(
-    outside: Outside, name: str, body: Document, code: str, **how: Any
+    world: World, name: str, body: Document, code: str, **how: Any
 ) -> Document:
     """The problem, after all that a rejection promises has been looked at."""
     id_ = how.setdefault("message_id", str(uuid4()))
-    stored = await outside.stored()
-    reply = await outside.ask(name, body, **how)
+    stored = await world.read_documents()
+    reply = await world.ask(name, body, **how)
     problem: Document = reply["problem"]
     assert schemas.violations("reply", reply) == ()
     assert (reply["status"], problem["code"], reply["duplicate"]) == ("rejected", code, False)
     assert problem["type"] == f"urn:outplan:problem:{code.replace('_', '-')}"
     assert problem["command_id"] == reply["command_id"] == id_
-    copy = await outside.rejected_of(id_)
+    copy = await world.wait_for_rejected(id_)
     assert copy.headers["x-problem-code"] == code
     assert json.loads(str(copy.headers["x-problem"])) == problem
-    assert await outside.stored() == stored
+    assert await world.read_documents() == stored
     return problem
 
 
-async def test_a_create_is_stored_announced_and_answered(outside: Outside) -> None:
-    reply = await outside.ask("outplan_create", a_create(max_try_count_0=5), message_id="create-1")
+async def test_a_create_is_stored_announced_and_answered(world: World) -> None:
+    reply = await world.ask("outplan_create", create_body(max_try_count_0=5), message_id="create-1")
     outplan = reply["outplan"]
-    event = await outside.event_of("create-1")
+    event = await world.wait_for_published("create-1")
 
     assert (reply["status"], reply["duplicate"], reply["version"]) == ("accepted", False, 1)
     assert reply["command_id"] == "create-1"
     assert outplan == {
         "id": outplan["id"],
-        **a_create(),
+        **create_body(),
         "source": {**TEL, "target_name": "", "name": "", "detail": ""},
         **SETTABLE_DEFAULTS,
         "max_try_count_0": 5,
@@ -85,8 +89,8 @@ async def test_a_create_is_stored_announced_and_answered(outside: Outside) -> No
     }
     stored = {**outplan, "_id": outplan["id"], "version": 1}
     del stored["id"]
-    assert await outside.document(outplan["id"]) == stored
-    (record,) = await outside.history(outplan["id"])
+    assert await world.find_document(outplan["id"]) == stored
+    (record,) = await world.read_history(outplan["id"])
     assert record.pop("digest")
     assert record == {
         "_id": "create-1",
@@ -99,21 +103,21 @@ async def test_a_create_is_stored_announced_and_answered(outside: Outside) -> No
     }
 
 
-async def test_an_event_says_in_its_properties_what_it_is_about(outside: Outside) -> None:
+async def test_an_event_says_in_its_properties_what_it_is_about(world: World) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    reply = await outside.ask(
+    reply = await world.ask(
         "outplan_create",
-        a_create(),
+        create_body(),
         message_id="traced",
         correlation_id="the-call",
         headers={"traceparent": trace, "tracestate": "a=1", "other": "stays here"},
     )
-    await outside.event_of("traced")
-    event = next(e for e in outside.events if e.message_id == "traced")
+    await world.wait_for_published("traced")
+    event = next(e for e in world.events if e.message_id == "traced")
 
     id_ = reply["outplan"]["id"]
     assert event.routing_key == f"outplan_created.{CUSTOMER}.{id_}"
-    assert event.exchange == f"{outside.place.prefix}.events"
+    assert event.exchange == f"{world.deployment.prefix}.events"
     assert event.headers == {
         "outplan_id": id_,
         "customer_id": CUSTOMER,
@@ -128,37 +132,37 @@ async def test_an_event_says_in_its_properties_what_it_is_about(outside: Outside
     assert event.timestamp.strftime("%Y-%m-%d %H:%M:%S") == json.loads(event.body)["time"][:19]
 
 
-async def test_a_create_without_an_id_gets_the_same_one_each_time(outside: Outside) -> None:
-    first = await outside.ask("outplan_create", a_create(), message_id="derive")
-    again = await outside.ask("outplan_create", a_create(), message_id="derive")
-    other = await outside.ask("outplan_create", a_create(), message_id="derive-other")
+async def test_a_create_without_an_id_gets_the_same_one_each_time(world: World) -> None:
+    first = await world.ask("outplan_create", create_body(), message_id="derive")
+    again = await world.ask("outplan_create", create_body(), message_id="derive")
+    other = await world.ask("outplan_create", create_body(), message_id="derive-other")
 
     assert first["outplan"]["id"] == again["outplan"]["id"] != other["outplan"]["id"]
 
 
-async def test_a_create_with_an_id_in_use_already_exists(outside: Outside) -> None:
-    outplan = await created(outside)
-    body = a_create(id=outplan["id"], customer_id=OTHER_CUSTOMER)
+async def test_a_create_with_an_id_in_use_already_exists(world: World) -> None:
+    outplan = await created(world)
+    body = create_body(id=outplan["id"], customer_id=OTHER_CUSTOMER)
 
-    problem = await assert_rejected(outside, "outplan_create", body, "already_exists")
+    problem = await assert_rejected(world, "outplan_create", body, "already_exists")
 
     assert problem["status"] == 409
     assert CUSTOMER not in json.dumps(problem)
 
 
-async def test_a_create_with_the_id_of_a_deleted_outplan_already_exists(outside: Outside) -> None:
-    outplan = await created(outside)
-    await outside.ask("outplan_delete", {"id": outplan["id"]})
+async def test_a_create_with_the_id_of_a_deleted_outplan_already_exists(world: World) -> None:
+    outplan = await created(world)
+    await world.ask("outplan_delete", {"id": outplan["id"]})
 
-    await assert_rejected(outside, "outplan_create", a_create(id=outplan["id"]), "already_exists")
+    await assert_rejected(world, "outplan_create", create_body(id=outplan["id"]), "already_exists")
 
 
-async def test_an_update_changes_what_it_names_and_says_what_changed(outside: Outside) -> None:
-    outplan = await created(outside)
+async def test_an_update_changes_what_it_names_and_says_what_changed(world: World) -> None:
+    outplan = await created(world)
     body = {"id": outplan["id"], "try_interval": 0, "name": "renamed", "detail": ""}
 
-    reply = await outside.ask("outplan_update", body, message_id="update-1")
-    event = await outside.event_of("update-1")
+    reply = await world.ask("outplan_update", body, message_id="update-1")
+    event = await world.wait_for_published("update-1")
 
     expected = {**outplan, "try_interval": 0, "name": "renamed", "tm_update": event["time"]}
     assert (reply["status"], reply["version"], reply["outplan"]) == ("accepted", 2, expected)
@@ -166,179 +170,177 @@ async def test_an_update_changes_what_it_names_and_says_what_changed(outside: Ou
     assert sorted(event["changed"]) == ["name", "try_interval"]
     assert event["data"] == expected
     assert expected["tm_update"] > outplan["tm_update"]
-    document = await outside.document(outplan["id"])
+    document = await world.find_document(outplan["id"])
     assert document is not None
     assert (document["version"], document["try_interval"]) == (2, 0)
 
 
-async def test_an_update_replaces_the_source_whole(outside: Outside) -> None:
-    outplan = await created(outside, source={**TEL, "name": "desk", "detail": "third floor"})
+async def test_an_update_replaces_the_source_whole(world: World) -> None:
+    outplan = await created(world, source={**TEL, "name": "desk", "detail": "third floor"})
     source = {"type": "sip", "target": "alice@example.com"}
 
-    reply = await outside.ask("outplan_update", {"id": outplan["id"], "source": source})
+    reply = await world.ask("outplan_update", {"id": outplan["id"], "source": source})
 
     assert reply["outplan"]["source"] == {**source, "target_name": "", "name": "", "detail": ""}
 
 
-async def test_an_update_that_changes_no_value_leaves_no_trace(outside: Outside) -> None:
-    outplan = await created(outside)
+async def test_an_update_that_changes_no_value_leaves_no_trace(world: World) -> None:
+    outplan = await created(world)
     body = {"id": outplan["id"], "dial_timeout": 30_000.0, "source": TEL}
-    stored = await outside.stored()
+    stored = await world.read_documents()
 
-    reply = await outside.ask("outplan_update", body, message_id="same")
+    reply = await world.ask("outplan_update", body, message_id="same")
 
     assert schemas.violations("reply", reply) == ()
     assert (reply["status"], reply["version"]) == ("unchanged", 1)
     assert reply["outplan"] == outplan
-    assert await outside.stored() == stored
-    assert outside.events_of("same") == []
+    assert await world.read_documents() == stored
+    assert world.find_events("same") == []
 
 
-async def test_an_unchanged_command_sent_again_is_judged_afresh(outside: Outside) -> None:
-    outplan = await created(outside)
+async def test_an_unchanged_command_sent_again_is_judged_afresh(world: World) -> None:
+    outplan = await created(world)
     body = {"id": outplan["id"], "dial_timeout": 30_000}
-    first = await outside.ask("outplan_update", body, message_id="afresh")
-    await outside.ask("outplan_update", {"id": outplan["id"], "dial_timeout": 40_000})
+    first = await world.ask("outplan_update", body, message_id="afresh")
+    await world.ask("outplan_update", {"id": outplan["id"], "dial_timeout": 40_000})
 
-    again = await outside.ask("outplan_update", body, message_id="afresh")
+    again = await world.ask("outplan_update", body, message_id="afresh")
 
     assert [first["status"], again["status"], again["version"]] == ["unchanged", "accepted", 3]
 
 
-async def test_a_rejected_command_sent_again_is_judged_afresh(outside: Outside) -> None:
+async def test_a_rejected_command_sent_again_is_judged_afresh(world: World) -> None:
     id_ = str(uuid4())
     body = {"id": id_, "name": "early"}
-    await assert_rejected(outside, "outplan_update", body, "not_found", message_id="early")
-    await created(outside, id=id_)
+    await assert_rejected(world, "outplan_update", body, "not_found", message_id="early")
+    await created(world, id=id_)
 
-    reply = await outside.ask("outplan_update", body, message_id="early")
+    reply = await world.ask("outplan_update", body, message_id="early")
 
     assert (reply["status"], reply["duplicate"], reply["version"]) == ("accepted", False, 2)
 
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
-async def test_no_such_outplan_is_not_found(outside: Outside, name: str) -> None:
+async def test_no_such_outplan_is_not_found(world: World, name: str) -> None:
     body = {"id": str(uuid4())} | ({"name": "x"} if name == "outplan_update" else {})
 
-    problem = await assert_rejected(outside, name, body, "not_found")
+    problem = await assert_rejected(world, name, body, "not_found")
 
     assert problem["status"] == 404
 
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
-async def test_another_customers_outplan_is_not_found(outside: Outside, name: str) -> None:
-    outplan = await created(outside)
+async def test_another_customers_outplan_is_not_found(world: World, name: str) -> None:
+    outplan = await created(world)
     body = {"id": outplan["id"], "customer_id": OTHER_CUSTOMER}
     body |= {"name": "x"} if name == "outplan_update" else {}
 
-    problem = await assert_rejected(outside, name, body, "not_found")
+    problem = await assert_rejected(world, name, body, "not_found")
 
     assert CUSTOMER not in json.dumps(problem)
 
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
-async def test_an_expected_version_that_has_passed_conflicts(outside: Outside, name: str) -> None:
-    outplan = await created(outside)
-    await outside.ask("outplan_update", {"id": outplan["id"], "name": "second"})
+async def test_an_expected_version_that_has_passed_conflicts(world: World, name: str) -> None:
+    outplan = await created(world)
+    await world.ask("outplan_update", {"id": outplan["id"], "name": "second"})
     body = {"id": outplan["id"], "expected_version": 1}
     body |= {"name": "third"} if name == "outplan_update" else {}
 
-    problem = await assert_rejected(outside, name, body, "version_conflict")
+    problem = await assert_rejected(world, name, body, "version_conflict")
 
     assert (problem["status"], problem["current_version"]) == (412, 2)
 
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
 async def test_an_expected_version_that_holds_lets_the_command_through(
-    outside: Outside, name: str
+    world: World, name: str
 ) -> None:
-    outplan = await created(outside)
+    outplan = await created(world)
     body = {"id": outplan["id"], "customer_id": CUSTOMER, "expected_version": 1}
     body |= {"name": "second"} if name == "outplan_update" else {}
 
-    assert (await outside.ask(name, body))["version"] == 2
+    assert (await world.ask(name, body))["version"] == 2
 
 
-async def test_a_delete_marks_the_outplan_and_is_announced(outside: Outside) -> None:
-    outplan = await created(outside)
+async def test_a_delete_marks_the_outplan_and_is_announced(world: World) -> None:
+    outplan = await created(world)
 
-    reply = await outside.ask("outplan_delete", {"id": outplan["id"]}, message_id="delete-1")
-    event = await outside.event_of("delete-1")
+    reply = await world.ask("outplan_delete", {"id": outplan["id"]}, message_id="delete-1")
+    event = await world.wait_for_published("delete-1")
 
     gone = {**outplan, "tm_update": event["time"], "tm_delete": event["time"]}
     assert (reply["status"], reply["version"], reply["outplan"]) == ("accepted", 2, gone)
     assert (event["type"], event["data"], "changed" in event) == ("outplan_deleted", gone, False)
 
 
-async def test_a_delete_of_what_is_deleted_changes_nothing(outside: Outside) -> None:
-    outplan = await created(outside)
-    await outside.ask("outplan_delete", {"id": outplan["id"]})
+async def test_a_delete_of_what_is_deleted_changes_nothing(world: World) -> None:
+    outplan = await created(world)
+    await world.ask("outplan_delete", {"id": outplan["id"]})
 
-    reply = await outside.ask("outplan_delete", {"id": outplan["id"]})
+    reply = await world.ask("outplan_delete", {"id": outplan["id"]})
 
     assert (reply["status"], reply["version"]) == ("unchanged", 2)
 
 
-async def test_a_deleted_outplan_cannot_be_updated(outside: Outside) -> None:
-    outplan = await created(outside)
-    await outside.ask("outplan_delete", {"id": outplan["id"]})
+async def test_a_deleted_outplan_cannot_be_updated(world: World) -> None:
+    outplan = await created(world)
+    await world.ask("outplan_delete", {"id": outplan["id"]})
 
     body = {"id": outplan["id"], "name": "too late"}
-    await assert_rejected(outside, "outplan_update", body, "not_found")
+    await assert_rejected(world, "outplan_update", body, "not_found")
 
 
 @pytest.mark.parametrize("name", ["outplan_create", "outplan_update", "outplan_delete"])
-async def test_the_same_command_again_is_a_duplicate(outside: Outside, name: str) -> None:
-    outplan = await created(outside)
+async def test_the_same_command_again_is_a_duplicate(world: World, name: str) -> None:
+    outplan = await created(world)
     body: Document = {
-        "outplan_create": a_create(name="twice"),
+        "outplan_create": create_body(name="twice"),
         "outplan_update": {"id": outplan["id"], "name": "twice", "dial_timeout": 31_000},
         "outplan_delete": {"id": outplan["id"]},
     }[name]
     id_ = f"twice-{name}"
-    first = await outside.ask(name, body, message_id=id_)
+    first = await world.ask(name, body, message_id=id_)
     if name == "outplan_update":
-        await outside.ask(name, {"id": outplan["id"], "name": "and on"})
+        await world.ask(name, {"id": outplan["id"], "name": "and on"})
 
     respelt = json.dumps(dict(reversed(body.items())), indent=3).replace("31000", "31000.0")
-    again = await outside.ask(name, respelt.encode(), message_id=id_)
+    again = await world.ask(name, respelt.encode(), message_id=id_)
 
     assert again == {**first, "duplicate": True}
-    await outside.until(lambda: len(outside.events_of(id_)) == 2)
-    one, two = [e for e in outside.events if e.message_id == id_]
+    await world.wait_for(lambda: len(world.find_events(id_)) == 2)
+    one, two = [e for e in world.events if e.message_id == id_]
     assert one.body == two.body
     assert one.headers == two.headers
-    assert await outside.database["outplan_events"].count_documents({"_id": id_}) == 1
+    assert await world.database["outplan_events"].count_documents({"_id": id_}) == 1
 
 
 @pytest.mark.parametrize("name", ["outplan_create", "outplan_update", "outplan_delete"])
-async def test_a_message_id_with_other_content_is_refused(outside: Outside, name: str) -> None:
-    outplan = await created(outside)
-    await outside.ask("outplan_create", a_create(name="one"), message_id=f"reused-{name}")
+async def test_a_message_id_with_other_content_is_refused(world: World, name: str) -> None:
+    outplan = await created(world)
+    await world.ask("outplan_create", create_body(name="one"), message_id=f"reused-{name}")
     body: Document = {
-        "outplan_create": a_create(name="two"),
+        "outplan_create": create_body(name="two"),
         "outplan_update": {"id": outplan["id"], "name": "two"},
         "outplan_delete": {"id": outplan["id"]},
     }[name]
 
     problem = await assert_rejected(
-        outside, name, body, "message_id_reused", message_id=f"reused-{name}"
+        world, name, body, "message_id_reused", message_id=f"reused-{name}"
     )
 
     assert problem["status"] == 409
 
 
 @pytest.mark.parametrize("name", ["outplan_create", "outplan_update", "outplan_delete"])
-async def test_a_command_that_breaks_its_schema_hears_every_rule(
-    outside: Outside, name: str
-) -> None:
+async def test_a_command_that_breaks_its_schema_hears_every_rule(world: World, name: str) -> None:
     body: Document = {
         "outplan_create": {"name": "", "source": {"type": "tel", "target": "12"}, "dial": 1},
         "outplan_update": {"id": str(uuid4()), "dial_timeout": 30, "try_interval": 60, "nam": ""},
         "outplan_delete": {"id": "7", "force": True},
     }[name]
 
-    problem = await assert_rejected(outside, name, body, "invalid_command")
+    problem = await assert_rejected(world, name, body, "invalid_command")
 
     pointers = {error["pointer"] for error in problem["errors"]}
     assert (
@@ -352,24 +354,24 @@ async def test_a_command_that_breaks_its_schema_hears_every_rule(
     assert problem["status"] == 422
 
 
-async def test_a_command_without_a_message_id_is_refused(outside: Outside) -> None:
-    body = json.dumps(a_create()).encode()
-    reply = await outside.ask_raw("outplan_create", body, headers={"mark": "nameless"})
+async def test_a_command_without_a_message_id_is_refused(world: World) -> None:
+    body = json.dumps(create_body()).encode()
+    reply = await world.ask_raw("outplan_create", body, headers={"mark": "nameless"})
 
     assert reply["problem"]["code"] == "missing_message_id"
     assert reply["command_id"] is None
-    copy = await outside.rejected_of(None)
+    copy = await world.wait_for_rejected(None)
     assert (copy.headers["mark"], copy.message_id) == ("nameless", None)
 
 
 @pytest.mark.parametrize("name", ["outplan_explode", "outplan.create", "", "#"])
-async def test_an_unknown_command_is_refused(outside: Outside, name: str) -> None:
-    problem = await assert_rejected(outside, name, a_create(), "unknown_command")
+async def test_an_unknown_command_is_refused(world: World, name: str) -> None:
+    problem = await assert_rejected(world, name, create_body(), "unknown_command")
 
     assert problem["status"] == 400
 
 
-async def test_a_rejected_copy_is_what_was_sent_with_headers_added(outside: Outside) -> None:
+async def test_a_rejected_copy_is_what_was_sent_with_headers_added(world: World) -> None:
     body = b'{"id": "7",\n   "name": "as it was"}'
     sent: dict[str, Any] = {
         "content_type": "application/vnd.example+json",
@@ -382,17 +384,17 @@ async def test_a_rejected_copy_is_what_was_sent_with_headers_added(outside: Outs
         "timestamp": 1_700_000_000,
         "headers": {"outplan_id": "7", "number": 5, "pi": 3.5, "list": [1, "b"], "none": None},
     }
-    await outside.ask("elsewhere", body, message_id="as-sent", **sent)
-    copy = await outside.rejected_of("as-sent")
+    await world.ask("elsewhere", body, message_id="as-sent", **sent)
+    copy = await world.wait_for_rejected("as-sent")
 
     assert copy.body == body
-    assert (copy.routing_key, copy.exchange) == (f"{outside.place.prefix}.rejected", "")
+    assert (copy.routing_key, copy.exchange) == (f"{world.deployment.prefix}.rejected", "")
     for name in ("content_type", "content_encoding", "correlation_id", "priority", "type"):
         assert getattr(copy, name) == sent[name]
     assert (copy.app_id, copy.expiration) == ("a publisher", 3_600)
     assert copy.timestamp is not None
     assert copy.timestamp.timestamp() == 1_700_000_000
-    assert copy.reply_to == outside.reply_queue.name
+    assert copy.reply_to == world.reply_queue.name
     added = {k: v for k, v in copy.headers.items() if k not in sent["headers"]}
     assert {k: copy.headers[k] for k in sent["headers"]} == sent["headers"]
     assert sorted(added) == [
@@ -402,64 +404,64 @@ async def test_a_rejected_copy_is_what_was_sent_with_headers_added(outside: Outs
         "x-problem-code",
         "x-rejected-at",
     ]
-    assert added["x-original-exchange"] == f"{outside.place.prefix}.commands"
+    assert added["x-original-exchange"] == f"{world.deployment.prefix}.commands"
     assert added["x-original-routing-key"] == "elsewhere"
 
 
-async def test_another_users_user_id_is_kept_in_a_header(outside: Outside) -> None:
-    reply = await outside.ask("outplan_create", b"{}", message_id="whose", user_id="guest")
-    copy = await outside.rejected_of("whose")
+async def test_another_users_user_id_is_kept_in_a_header(world: World) -> None:
+    reply = await world.ask("outplan_create", b"{}", message_id="whose", user_id="guest")
+    copy = await world.wait_for_rejected("whose")
 
     assert reply["problem"]["code"] == "invalid_command"
     assert copy.user_id == "guest"
 
 
-async def test_a_reply_queue_that_has_gone_is_no_error(outside: Outside) -> None:
-    id_ = await outside.send("outplan_create", a_create(), reply_to="nobody.is.here")
+async def test_a_reply_queue_that_has_gone_is_no_error(world: World) -> None:
+    id_ = await world.send("outplan_create", create_body(), reply_to="nobody.is.here")
 
-    assert (await outside.event_of(id_))["version"] == 1
-    assert (await outside.ask("outplan_create", a_create()))["status"] == "accepted"
-
-
-async def test_a_command_without_reply_to_is_done_all_the_same(outside: Outside) -> None:
-    id_ = await outside.send("outplan_create", a_create(), reply_to=None)
-    wrong = await outside.send("outplan_create", {}, reply_to=None)
-
-    assert (await outside.event_of(id_))["version"] == 1
-    assert (await outside.rejected_of(wrong)).headers["x-problem-code"] == "invalid_command"
-    assert not outside.replies[id_]
+    assert (await world.wait_for_published(id_))["version"] == 1
+    assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
 
 
-async def test_without_a_correlation_id_the_reply_carries_the_message_id(outside: Outside) -> None:
-    id_ = await outside.send("outplan_create", a_create(), correlation_id=None)
+async def test_a_command_without_reply_to_is_done_all_the_same(world: World) -> None:
+    id_ = await world.send("outplan_create", create_body(), reply_to=None)
+    wrong = await world.send("outplan_create", {}, reply_to=None)
 
-    await outside.until(lambda: bool(outside.replies[id_]))
-    assert outside.replies[id_][0]["command_id"] == id_
+    assert (await world.wait_for_published(id_))["version"] == 1
+    assert (await world.wait_for_rejected(wrong)).headers["x-problem-code"] == "invalid_command"
+    assert not world.replies[id_]
 
 
-async def test_the_type_decides_over_the_routing_key(outside: Outside) -> None:
-    outplan = await created(outside)
+async def test_without_a_correlation_id_the_reply_carries_the_message_id(world: World) -> None:
+    id_ = await world.send("outplan_create", create_body(), correlation_id=None)
 
-    reply = await outside.ask("outplan_create", {"id": outplan["id"]}, type="outplan_delete")
+    await world.wait_for(lambda: bool(world.replies[id_]))
+    assert world.replies[id_][0]["command_id"] == id_
+
+
+async def test_the_type_decides_over_the_routing_key(world: World) -> None:
+    outplan = await created(world)
+
+    reply = await world.ask("outplan_create", {"id": outplan["id"]}, type="outplan_delete")
 
     assert reply["outplan"]["tm_delete"] != NEVER
 
 
-async def test_straight_to_the_queue_the_type_names_the_command(outside: Outside) -> None:
-    reply = await outside.ask(None, a_create(), to_queue=True, type="outplan_create")
-    nameless = await outside.ask(None, a_create(), to_queue=True)
+async def test_straight_to_the_queue_the_type_names_the_command(world: World) -> None:
+    reply = await world.ask(None, create_body(), to_queue=True, type="outplan_create")
+    nameless = await world.ask(None, create_body(), to_queue=True)
 
     assert reply["status"] == "accepted"
     assert nameless["problem"]["code"] == "unknown_command"
 
 
-async def test_a_reply_reaches_a_direct_reply_to(outside: Outside) -> None:
-    async with await aio_pika.connect(outside.place.amqp_url) as connection:
+async def test_a_reply_reaches_a_direct_reply_to(world: World) -> None:
+    async with await aio_pika.connect(world.deployment.amqp_url) as connection:
         channel = await connection.channel()
         direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
         async with direct.iterator(no_ack=True) as replies:
-            exchange = await channel.get_exchange(f"{outside.place.prefix}.commands")
-            body = json.dumps(a_create()).encode()
+            exchange = await channel.get_exchange(f"{world.deployment.prefix}.commands")
+            body = json.dumps(create_body()).encode()
             message = aio_pika.Message(body, message_id="direct", reply_to="amq.rabbitmq.reply-to")
             await exchange.publish(message, "outplan_create")
             reply = await anext(replies)
@@ -467,13 +469,13 @@ async def test_a_reply_reaches_a_direct_reply_to(outside: Outside) -> None:
     assert json.loads(reply.body)["status"] == "accepted"
 
 
-async def test_upper_case_uuids_are_stored_in_lower_case(outside: Outside) -> None:
+async def test_upper_case_uuids_are_stored_in_lower_case(world: World) -> None:
     id_ = str(uuid4())
     agent = {"type": "agent", "target": str(uuid4()).upper()}
-    body = a_create(id=id_.upper(), customer_id=CUSTOMER.upper(), source=agent)
+    body = create_body(id=id_.upper(), customer_id=CUSTOMER.upper(), source=agent)
 
-    reply = await outside.ask("outplan_create", body)
-    renamed = await outside.ask("outplan_update", {"id": id_.upper(), "name": "found"})
+    reply = await world.ask("outplan_create", body)
+    renamed = await world.ask("outplan_update", {"id": id_.upper(), "name": "found"})
 
     assert (reply["outplan"]["id"], reply["outplan"]["customer_id"]) == (id_, CUSTOMER)
     assert reply["outplan"]["source"]["target"] == agent["target"].lower()

@@ -9,8 +9,9 @@ import aio_pika
 import pytest
 
 from outplan.contract.topology import topology
-from tests.support.worker_process import Place, running_worker
-from tests.support.world import a_create
+from tests.support.deployment import Deployment
+from tests.support.worker_process import run_worker
+from tests.support.world import create_body
 
 PARTITIONS = 4
 UPDATES = 30
@@ -18,16 +19,18 @@ IDS = [f"0000000{n}-0000-4000-8000-00000000000{n}" for n in range(1, 9)]
 
 
 @pytest.fixture
-async def channel(place: Place) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
-    async with await aio_pika.connect(place.amqp_url) as connection:
+async def channel(deployment: Deployment) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         yield await connection.channel()
 
 
 @pytest.fixture
-async def partitioned(place: Place, channel: aio_pika.abc.AbstractChannel) -> AsyncIterator[Place]:
+async def partitioned(
+    deployment: Deployment, channel: aio_pika.abc.AbstractChannel
+) -> AsyncIterator[Deployment]:
     """A place beside ``place`` whose commands are spread over queues."""
-    found = replace(place, prefix=f"{place.prefix}.spread")
-    async with running_worker(found, OUTPLAN_PARTITIONS=str(PARTITIONS)):
+    found = replace(deployment, prefix=f"{deployment.prefix}.spread")
+    async with run_worker(found, OUTPLAN_PARTITIONS=str(PARTITIONS)):
         yield found
     layout = topology(found.prefix, PARTITIONS)
     for queue in layout.queues:
@@ -37,7 +40,7 @@ async def partitioned(place: Place, channel: aio_pika.abc.AbstractChannel) -> As
 
 
 async def send(exchange: aio_pika.abc.AbstractExchange, id_: str, n: int) -> None:
-    body = {"id": id_, "try_interval": 1_000 + n} if n else a_create(id=id_)
+    body = {"id": id_, "try_interval": 1_000 + n} if n else create_body(id=id_)
     message = aio_pika.Message(
         json.dumps(body).encode(),
         message_id=f"{id_} {n}",
@@ -48,7 +51,7 @@ async def send(exchange: aio_pika.abc.AbstractExchange, id_: str, n: int) -> Non
 
 
 async def test_each_outplans_commands_are_applied_in_order(
-    partitioned: Place, channel: aio_pika.abc.AbstractChannel
+    partitioned: Deployment, channel: aio_pika.abc.AbstractChannel
 ) -> None:
     exchange = await channel.get_exchange(f"{partitioned.prefix}.commands")
     events = await channel.declare_queue(exclusive=True)
@@ -70,7 +73,7 @@ async def test_each_outplans_commands_are_applied_in_order(
 
 
 async def test_the_outplans_are_spread(
-    partitioned: Place, channel: aio_pika.abc.AbstractChannel
+    partitioned: Deployment, channel: aio_pika.abc.AbstractChannel
 ) -> None:
     for n in range(PARTITIONS):
         queue = await channel.declare_queue(f"{partitioned.prefix}.commands.{n}", passive=True)

@@ -8,7 +8,7 @@ import pytest
 
 from outplan import testing
 from outplan.testing.servers import AMQP_VARIABLE, MODE_VARIABLE, MONGO_VARIABLE, Servers
-from tests.support.leak_check import eventually, living_with
+from tests.support.leak_check import find_processes_with, wait_until
 
 pytest_plugins = ["pytester"]
 
@@ -90,8 +90,8 @@ def ran(suite: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
 
 def nothing_is_left(tmp_path: Path) -> None:
     """A server's files go after its processes have gone."""
-    eventually(lambda: not any((tmp_path / "tmp").iterdir()))
-    eventually(lambda: not living_with(f"TMPDIR={tmp_path / 'tmp'}"))
+    wait_until(lambda: not any((tmp_path / "tmp").iterdir()))
+    wait_until(lambda: not find_processes_with(f"TMPDIR={tmp_path / 'tmp'}"))
 
 
 def test_one_worker_serves_tests_of_every_kind_and_is_gone_afterwards(
@@ -227,7 +227,7 @@ def test_that_hangs(outplan_service_sync, outplan_place, number):
     command = [sys.executable, "-m", "pytest", "-n2", "-p", "no:cacheprovider"]
     run = suite.popen(command, stdout=DEVNULL, stderr=DEVNULL)
     urls = [suite.path / f"{number}.url" for number in (0, 1)]
-    eventually(lambda: all(url.exists() for url in urls))
+    wait_until(lambda: all(url.exists() for url in urls))
     run.kill()
     run.wait()
 

@@ -8,8 +8,9 @@ from json import loads
 from pathlib import Path
 
 from outplan.testing.servers import Server, Servers
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import a_create, witness
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import create_body, open_world
 
 
 async def told(worker: WorkerProcess) -> tuple[int, set[str], bool]:
@@ -35,11 +36,11 @@ async def ready_again(worker: WorkerProcess) -> None:
 
 
 async def test_a_frozen_store_makes_an_idle_worker_and_its_standby_unready_at_once(
-    servers: Servers, place: Place
+    servers: Servers, deployment: Deployment
 ) -> None:
     async with (
-        running_worker(place, http=True) as active,
-        running_worker(place, http=True) as standby,
+        run_worker(deployment, http=True) as active,
+        run_worker(deployment, http=True) as standby,
     ):
         both = (active, standby)
         assert [await told(each) for each in both] == [(200, set(), True)] * 2
@@ -56,10 +57,10 @@ def threads(worker: WorkerProcess) -> int:
 
 
 async def test_many_questions_during_a_freeze_hold_one_of_the_drivers_threads(
-    servers: Servers, place: Place
+    servers: Servers, deployment: Deployment
 ) -> None:
     """It has a few only, and each ping that is not answered would hold one of them."""
-    async with witness(place) as outside, running_worker(place, http=True) as worker:
+    async with open_world(deployment) as world, run_worker(deployment, http=True) as worker:
         await told(worker)
         before = threads(worker)
         async with frozen(servers.mongodb), asyncio.timeout(10):
@@ -68,12 +69,14 @@ async def test_many_questions_during_a_freeze_hold_one_of_the_drivers_threads(
 
         assert {status for status, _ in answers} == {503}
         assert held <= 1
-        assert (await outside.ask("outplan_create", a_create()))["status"] == "accepted"
+        assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
 
 
-async def test_who_has_asked_a_frozen_store_can_still_leave(servers: Servers, place: Place) -> None:
+async def test_who_has_asked_a_frozen_store_can_still_leave(
+    servers: Servers, deployment: Deployment
+) -> None:
     """The interpreter waits for the driver's thread that waits for the answer."""
-    async with running_worker(place, http=True) as worker, frozen(servers.mongodb):
+    async with run_worker(deployment, http=True) as worker, frozen(servers.mongodb):
         assert (await told(worker))[0] == 503
         worker.signal(signal.SIGTERM)
-        assert await worker.ended(seconds=15) == 0
+        assert await worker.wait(seconds=15) == 0

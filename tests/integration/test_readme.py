@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.places import clear
-from tests.support.worker_process import Place, running_worker
+from tests.support.deployment import Deployment, delete_deployment
+from tests.support.worker_process import run_worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,18 +18,18 @@ def snippets(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-async def ran(program: str, place: Place) -> str:
-    program = program.replace("amqp://guest:guest@localhost:5672/", place.amqp_url)
-    return await ran_python(place, ROOT, "-W", "error", "-c", program)
+async def ran(program: str, deployment: Deployment) -> str:
+    program = program.replace("amqp://guest:guest@localhost:5672/", deployment.amqp_url)
+    return await ran_python(deployment, ROOT, "-W", "error", "-c", program)
 
 
-async def ran_python(place: Place, folder: Path, *arguments: str) -> str:
+async def ran_python(deployment: Deployment, folder: Path, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
         cwd=folder,
-        env=place.environment(
-            OUTPLAN_TEST_AMQP_URL=place.amqp_url, OUTPLAN_TEST_MONGO_URL=place.mongo_url
+        env=deployment.environment(
+            OUTPLAN_TEST_AMQP_URL=deployment.amqp_url, OUTPLAN_TEST_MONGO_URL=deployment.mongo_url
         ),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -41,28 +41,28 @@ async def ran_python(place: Place, folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-async def default_place(place: Place) -> Place:
+async def default_place(deployment: Deployment) -> Deployment:
     """The names that the pages use."""
-    return replace(place, prefix="outplan")
+    return replace(deployment, prefix="outplan")
 
 
-async def test_the_first_commands_do_what_the_readme_says(default_place: Place) -> None:
+async def test_the_first_commands_do_what_the_readme_says(default_place: Deployment) -> None:
     create, delete, *_ = snippets("README.md")
-    async with running_worker(default_place) as worker:
+    async with run_worker(default_place) as worker:
         printed = await ran(create, default_place)
         await ran(delete, default_place)
-        assert (await worker.logged("rejected"))["code"] == "not_found"
-    await clear(default_place)
+        assert (await worker.wait_for_event("rejected"))["code"] == "not_found"
+    await delete_deployment(default_place)
 
     assert printed == "accepted in version 1\noutplan_created evenings, twice\n"
 
 
-async def test_the_servers_are_had_without_pytest_as_the_page_says(place: Place) -> None:
+async def test_the_servers_are_had_without_pytest_as_the_page_says(deployment: Deployment) -> None:
     (program,) = [it for it in snippets("docs/testing.md") if "def test_" not in it]
-    await ran(program, place)
+    await ran(program, deployment)
 
 
-async def test_the_tests_on_the_pages_pass(place: Place, tmp_path: Path) -> None:
+async def test_the_tests_on_the_pages_pass(deployment: Deployment, tmp_path: Path) -> None:
     tests = [
         it
         for page in ("README.md", "docs/testing.md")
@@ -74,8 +74,8 @@ async def test_the_tests_on_the_pages_pass(place: Place, tmp_path: Path) -> None
     pytest_ = ["-m", "pytest", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider"]
     # The servers given here are not to be stopped; in memory there is nothing to be given.
     own = "outplan_own_servers"
-    on_servers = await ran_python(place, tmp_path, *pytest_, "-m", f"not {own}")
-    in_memory = await ran_python(place, tmp_path, *pytest_, "-m", own, "--outplan-mode=memory")
+    on_servers = await ran_python(deployment, tmp_path, *pytest_, "-m", f"not {own}")
+    in_memory = await ran_python(deployment, tmp_path, *pytest_, "-m", own, "--outplan-mode=memory")
 
     assert f"{len(tests) - 1} passed, 1 deselected" in on_servers
     assert f"1 passed, {len(tests) - 1} deselected" in in_memory

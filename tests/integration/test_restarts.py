@@ -13,27 +13,31 @@ from outplan.contract.topology import topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq import session as session_module
 from outplan.testing.servers import Server, Servers
-from tests.support.story import (
-    Story,
-    a_story,
+from tests.support.deployment import Deployment
+from tests.support.scenario import (
+    Scenario,
     assert_first_published_in_order,
     assert_repeats_are_the_same,
     assert_stored,
+    build_scenario,
 )
-from tests.support.worker_process import Place, WorkerProcess, running_worker, start_worker
-from tests.support.world import witness
+from tests.support.worker_process import WorkerProcess, run_worker, start_worker
+from tests.support.world import open_world
 
 LOST = (aio_pika.exceptions.AMQPError, ConnectionError, TimeoutError, RuntimeError)
 
 
-async def publish_all(place: Place, story: Story, pace: float) -> None:
+async def publish_all(deployment: Deployment, scenario: Scenario, pace: float) -> None:
     """Send each command until the broker has confirmed it, whatever happens meanwhile."""
-    waiting = list(story.commands)
+    waiting = list(scenario.commands)
     while waiting:
         try:
-            async with asyncio.timeout(10), await aio_pika.connect(place.amqp_url) as connection:
+            async with (
+                asyncio.timeout(10),
+                await aio_pika.connect(deployment.amqp_url) as connection,
+            ):
                 channel = await connection.channel()
-                exchange = await channel.get_exchange(f"{place.prefix}.commands", ensure=False)
+                exchange = await channel.get_exchange(f"{deployment.prefix}.commands", ensure=False)
                 while waiting:
                     id_, name, body = waiting[0]
                     message = aio_pika.Message(
@@ -47,19 +51,19 @@ async def publish_all(place: Place, story: Story, pace: float) -> None:
 
 
 async def test_a_broker_that_does_not_answer_a_declaration_is_asked_again(
-    servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heartbeats go on: nothing else would end the wait."""
     monkeypatch.setattr(session_module, "_START_SECONDS", 1)
-    layout = topology(place.prefix)
+    layout = topology(deployment.prefix)
     await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:suspend(ra_log_wal).")
     try:
         with pytest.raises(BrokerUnavailable, match="no answer in time"):
-            async with session_module.open_session(place.amqp_url, layout, print):
+            async with session_module.open_session(deployment.amqp_url, layout, print):
                 pass
     finally:
         await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:resume(ra_log_wal).")
-    async with session_module.open_session(place.amqp_url, layout, print):
+    async with session_module.open_session(deployment.amqp_url, layout, print):
         pass
 
 
@@ -98,27 +102,27 @@ async def watched(worker: WorkerProcess) -> AsyncIterator[Watch]:
         watching.cancel()
 
 
-async def assert_done_once(place: Place, story: Story) -> None:
-    accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
-    async with witness(place) as outside:
-        await outside.until(lambda: {e.message_id for e in outside.events} >= accepted, seconds=60)
-        assert {e.message_id for e in outside.events} == accepted
-        assert_repeats_are_the_same(outside)
-        assert_first_published_in_order(outside)
-        await assert_stored(outside, story, accepted)
+async def assert_done_once(deployment: Deployment, scenario: Scenario) -> None:
+    accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
+    async with open_world(deployment) as world:
+        await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted, seconds=60)
+        assert {e.message_id for e in world.events} == accepted
+        assert_repeats_are_the_same(world)
+        assert_first_published_in_order(world)
+        await assert_stored(world, scenario, accepted)
 
 
 @pytest.mark.parametrize("which", ["rabbitmq", "mongodb"])
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_a_server_restarted_under_load_costs_nothing(
-    servers: Servers, place: Place, which: str, how: str
+    servers: Servers, deployment: Deployment, which: str, how: str
 ) -> None:
     server: Server = getattr(servers, which)
-    story = a_story(outplans=10, rounds=10)
-    async with witness(place):
+    scenario = build_scenario(outplans=10, rounds=10)
+    async with open_world(deployment):
         pass  # Its queue stays, and takes the events while nobody listens.
-    async with running_worker(place, http=True) as worker, watched(worker) as watch:
-        load = asyncio.create_task(publish_all(place, story, pace=0.004))
+    async with run_worker(deployment, http=True) as worker, watched(worker) as watch:
+        load = asyncio.create_task(publish_all(deployment, scenario, pace=0.004))
         await asyncio.sleep(0.5)  # Some of the load is through, most of it is not.
         # RabbitMQ writes a new quorum queue down only after a while, and a kill before loses it.
         await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "[dets:sync(T) || T <- dets:all()].")
@@ -127,7 +131,7 @@ async def test_a_server_restarted_under_load_costs_nothing(
         await asyncio.to_thread(server.start)
         await watch.until_last(200)
         await load
-        await assert_done_once(place, story)
+        await assert_done_once(deployment, scenario)
 
     assert set(watch.alive) == {200}
     assert watch.troubles >= {"broker" if which == "rabbitmq" else "store"}
@@ -135,16 +139,16 @@ async def test_a_server_restarted_under_load_costs_nothing(
 
 @pytest.mark.parametrize("which", ["rabbitmq", "mongodb"])
 async def test_a_server_that_is_not_there_yet_is_waited_for(
-    servers: Servers, place: Place, which: str
+    servers: Servers, deployment: Deployment, which: str
 ) -> None:
     server: Server = getattr(servers, which)
     await asyncio.to_thread(server.stop)
-    worker = await start_worker(place, http=True)
+    worker = await start_worker(deployment, http=True)
     try:
-        waiting = await worker.logged("waiting")
+        waiting = await worker.wait_for_event("waiting")
         assert waiting["place"] == ("broker" if which == "rabbitmq" else "store")
         await asyncio.to_thread(server.start)
-        await worker.logged("ready", seconds=60)
+        await worker.wait_for_event("ready", seconds=60)
         assert await worker.stop() == 0
     finally:
         await asyncio.to_thread(server.start)
@@ -152,17 +156,17 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(
 
 
 async def test_a_memory_alarm_makes_it_unready_and_loses_nothing(
-    servers: Servers, place: Place
+    servers: Servers, deployment: Deployment
 ) -> None:
     ctl = servers.rabbitmq.ctl
-    async with witness(place) as outside, running_worker(place, http=True) as worker:
-        await outside.send("outplan_create", {"name": "wrong"})
-        await outside.until(lambda: len(outside.rejected) == 1)
-        story = a_story(outplans=3, rounds=3)
+    async with open_world(deployment) as world, run_worker(deployment, http=True) as worker:
+        await world.send("outplan_create", {"name": "wrong"})
+        await world.wait_for(lambda: len(world.rejected) == 1)
+        scenario = build_scenario(outplans=3, rounds=3)
         # In an alarm nobody can publish, so the commands come first, and the worker after it.
         worker.signal(signal.SIGSTOP)
-        for id_, name, body in story.commands:
-            await outside.send(name, body, message_id=id_)
+        for id_, name, body in scenario.commands:
+            await world.send(name, body, message_id=id_)
         await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "0.000001")
         worker.signal(signal.SIGCONT)
         try:
@@ -170,10 +174,10 @@ async def test_a_memory_alarm_makes_it_unready_and_loses_nothing(
                 assert "alarm" in said
         finally:
             await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "0.4")
-        accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
-        await outside.until(lambda: {e.message_id for e in outside.events} >= accepted)
-        assert_repeats_are_the_same(outside)
-        await assert_stored(outside, story, accepted)
+        accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
+        await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted)
+        assert_repeats_are_the_same(world)
+        await assert_stored(world, scenario, accepted)
 
 
 @asynccontextmanager
@@ -187,34 +191,36 @@ async def watched_alarm(worker: WorkerProcess) -> AsyncIterator[str]:
     yield answer[1]
 
 
-async def test_a_subscribers_full_queue_holds_events_back_and_loses_none(place: Place) -> None:
-    async with witness(place) as outside, running_worker(place, http=True) as worker:
-        full = await outside.channel.declare_queue(
-            f"{place.prefix}.full",
+async def test_a_subscribers_full_queue_holds_events_back_and_loses_none(
+    deployment: Deployment,
+) -> None:
+    async with open_world(deployment) as world, run_worker(deployment, http=True) as worker:
+        full = await world.channel.declare_queue(
+            f"{deployment.prefix}.full",
             arguments={"x-max-length": 1, "x-overflow": "reject-publish"},
         )
-        await full.bind(f"{place.prefix}.events", "#")
-        story = a_story(outplans=2, rounds=1)
-        for id_, name, body in story.commands:
-            await outside.send(name, body, message_id=id_)
-        await worker.logged("waiting")
+        await full.bind(f"{deployment.prefix}.events", "#")
+        scenario = build_scenario(outplans=2, rounds=1)
+        for id_, name, body in scenario.commands:
+            await world.send(name, body, message_id=id_)
+        await worker.wait_for_event("waiting")
         assert (await worker.http("/readyz"))[0] == 503
         seen: set[str | None] = set()
-        accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
+        accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
         async with asyncio.timeout(60):
             while seen < accepted:
                 if message := await full.get(fail=False, no_ack=True):
                     seen.add(message.message_id)
         await full.delete(if_unused=False, if_empty=False)
-        await outside.until(lambda: {e.message_id for e in outside.events} >= accepted)
-        assert_repeats_are_the_same(outside)
-        await assert_stored(outside, story, accepted)
+        await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted)
+        assert_repeats_are_the_same(world)
+        await assert_stored(world, scenario, accepted)
 
 
-async def test_metrics_tell_what_was_done(place: Place) -> None:
+async def test_metrics_tell_what_was_done(deployment: Deployment) -> None:
     counted = 'outplan_commands_total{code="invalid_command",outcome="rejected"} 1.0'
-    async with witness(place) as outside, running_worker(place, http=True) as worker:
-        await outside.ask("outplan_delete", {"id": "7"}, timestamp=1_700_000_000)
+    async with open_world(deployment) as world, run_worker(deployment, http=True) as worker:
+        await world.ask("outplan_delete", {"id": "7"}, timestamp=1_700_000_000)
         async with asyncio.timeout(5):  # A command is counted when it is acknowledged.
             while counted not in (text := (await worker.http("/metrics"))[1]):
                 await asyncio.sleep(0.02)

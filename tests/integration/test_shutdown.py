@@ -6,102 +6,106 @@ import signal
 import pytest
 
 from outplan.testing.servers import Servers
-from tests.support.worker_process import Place, running_worker, start_worker
-from tests.support.world import Outside, a_create
+from tests.support.deployment import Deployment
+from tests.support.worker_process import run_worker, start_worker
+from tests.support.world import World, create_body
 
 COMMANDS = 2_000
 
 
-async def preloaded(outside: Outside, count: int) -> None:
+async def preloaded(world: World, count: int) -> None:
     for n in range(0, count, 200):
         sends = (
-            outside.send("outplan_create", a_create(), reply_to=None) for _ in range(n, n + 200)
+            world.send("outplan_create", create_body(), reply_to=None) for _ in range(n, n + 200)
         )
         await asyncio.gather(*sends)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_under_load_it_finishes_what_is_in_hand_and_leaves_the_rest(
-    place: Place, outside: Outside, number: signal.Signals
+    deployment: Deployment, world: World, number: signal.Signals
 ) -> None:
-    await preloaded(outside, COMMANDS)
-    async with running_worker(place, OUTPLAN_BATCH_SIZE="10") as worker:
-        await outside.until(lambda: len(outside.events) >= COMMANDS // 10)
+    await preloaded(world, COMMANDS)
+    async with run_worker(deployment, OUTPLAN_BATCH_SIZE="10") as worker:
+        await world.wait_for(lambda: len(world.events) >= COMMANDS // 10)
         worker.signal(number)
 
-        assert await worker.ended() == 0
+        assert await worker.wait() == 0
 
     assert [line["event"] for line in worker.log[-2:]] == ["draining", "stopped"]
-    waiting = await settled_waiting(outside)
-    _, history = await outside.stored()
+    waiting = await settled_waiting(world)
+    _, history = await world.read_documents()
     assert 0 < waiting < COMMANDS
     assert waiting + len(history) == COMMANDS
-    await outside.until(lambda: len(outside.events) == len(history))
-    assert sorted(e.message_id or "" for e in outside.events) == sorted(e["_id"] for e in history)
+    await world.wait_for(lambda: len(world.events) == len(history))
+    assert sorted(e.message_id or "" for e in world.events) == sorted(e["_id"] for e in history)
 
 
-async def settled_waiting(outside: Outside) -> int:
+async def settled_waiting(world: World) -> int:
     """The queue's length once the broker has taken back what was only prefetched."""
     async with asyncio.timeout(20):
         while True:
-            before = await outside.waiting()
+            before = await world.count_waiting()
             await asyncio.sleep(0.3)
-            if before and before == await outside.waiting():
+            if before and before == await world.count_waiting():
                 return before
 
 
-async def test_idle_it_leaves_at_once(place: Place, outside: Outside) -> None:
-    async with running_worker(place) as worker:
+async def test_idle_it_leaves_at_once(deployment: Deployment, world: World) -> None:
+    async with run_worker(deployment) as worker:
         async with asyncio.timeout(3):
             assert await worker.stop() == 0
 
 
 async def test_a_second_signal_leaves_at_once(
-    servers: Servers, place: Place, outside: Outside
+    servers: Servers, deployment: Deployment, world: World
 ) -> None:
-    async with running_worker(place) as worker:
-        await outside.ask("outplan_create", a_create())
+    async with run_worker(deployment) as worker:
+        await world.ask("outplan_create", create_body())
         await asyncio.to_thread(servers.mongodb.pause)
         try:
-            await outside.send("outplan_create", a_create())
+            await world.send("outplan_create", create_body())
             await asyncio.sleep(0.3)  # The command is in hand, and MongoDB answers nothing.
             worker.signal(signal.SIGTERM)
-            await worker.logged("draining")
+            await worker.wait_for_event("draining")
             worker.signal(signal.SIGTERM)
             async with asyncio.timeout(2):
-                assert await worker.ended() == 128 + signal.SIGTERM
+                assert await worker.wait() == 128 + signal.SIGTERM
         finally:
             await asyncio.to_thread(servers.mongodb.resume)
 
-    async with running_worker(place):
-        await outside.until(lambda: len(outside.events) == 2)
+    async with run_worker(deployment):
+        await world.wait_for(lambda: len(world.events) == 2)
 
 
 async def test_what_cannot_be_finished_by_the_deadline_stays_in_the_queue(
-    servers: Servers, place: Place, outside: Outside
+    servers: Servers, deployment: Deployment, world: World
 ) -> None:
-    async with running_worker(place, OUTPLAN_DRAIN_SECONDS="1") as worker:
-        await outside.ask("outplan_create", a_create())
+    async with run_worker(deployment, OUTPLAN_DRAIN_SECONDS="1") as worker:
+        await world.ask("outplan_create", create_body())
         await asyncio.to_thread(servers.mongodb.stop)
         try:
-            await outside.send("outplan_create", a_create())
-            await worker.logged("waiting")
+            await world.send("outplan_create", create_body())
+            await worker.wait_for_event("waiting")
             assert await worker.stop() == 0
             assert any("deadline" in line["event"] for line in worker.log)
         finally:
             await asyncio.to_thread(servers.mongodb.start)
 
-    async with running_worker(place):
-        await outside.until(lambda: len(outside.events) == 2)
+    async with run_worker(deployment):
+        await world.wait_for(lambda: len(world.events) == 2)
 
 
 async def test_while_it_waits_for_a_server_it_leaves_at_once(
-    servers: Servers, place: Place
+    servers: Servers, deployment: Deployment
 ) -> None:
-    nowhere = Place(
-        "amqp://guest:guest@127.0.0.1:9/", place.mongo_url, place.prefix, place.database
+    nowhere = Deployment(
+        "amqp://guest:guest@127.0.0.1:9/",
+        deployment.mongo_url,
+        deployment.prefix,
+        deployment.database,
     )
     worker = await start_worker(nowhere)
-    await worker.logged("waiting")
+    await worker.wait_for_event("waiting")
     async with asyncio.timeout(5):
         assert await worker.stop() == 0

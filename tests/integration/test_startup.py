@@ -10,13 +10,14 @@ from pymongo import MongoClient
 from yarl import URL
 
 from outplan.testing.processes import find_programs
-from tests.support.worker_process import Place, free_port, running_worker, start_worker
-from tests.support.world import Outside, a_create
+from tests.support.deployment import Deployment
+from tests.support.worker_process import free_port, run_worker, start_worker
+from tests.support.world import World, create_body
 
 
-async def fails(place: Place, code: int, *words: str, **environment: str) -> None:
-    worker = await start_worker(place, module="outplan", http=False, **environment)
-    assert await worker.ended() == code, worker.log
+async def fails(deployment: Deployment, code: int, *words: str, **environment: str) -> None:
+    worker = await start_worker(deployment, module="outplan", http=False, **environment)
+    assert await worker.wait() == code, worker.log
     assert worker.errors.count("\n") == 1, worker.errors
     assert worker.errors.startswith("outplan: ")
     for word in words:
@@ -36,53 +37,53 @@ async def fails(place: Place, code: int, *words: str, **environment: str) -> Non
         ("OUTPLAN_PREFIX", "a b"),
     ],
 )
-async def test_a_wrong_setting_is_named(place: Place, name: str, value: str) -> None:
-    await fails(place, 2, name, **{name: value})
+async def test_a_wrong_setting_is_named(deployment: Deployment, name: str, value: str) -> None:
+    await fails(deployment, 2, name, **{name: value})
 
 
-async def test_a_wrong_setting_does_not_give_a_password_away(place: Place) -> None:
-    worker = await start_worker(place, OUTPLAN_AMQP_URL="http://user:secret@localhost/")
-    await worker.ended()
+async def test_a_wrong_setting_does_not_give_a_password_away(deployment: Deployment) -> None:
+    worker = await start_worker(deployment, OUTPLAN_AMQP_URL="http://user:secret@localhost/")
+    await worker.wait()
     assert "secret" not in worker.errors
 
 
-async def test_a_misspelt_setting_is_warned_of(place: Place) -> None:
-    async with running_worker(place, OUTPLAN_BATCHSIZE="10") as worker:
-        assert (await worker.logged("unknown variable"))["name"] == "OUTPLAN_BATCHSIZE"
+async def test_a_misspelt_setting_is_warned_of(deployment: Deployment) -> None:
+    async with run_worker(deployment, OUTPLAN_BATCHSIZE="10") as worker:
+        assert (await worker.wait_for_event("unknown variable"))["name"] == "OUTPLAN_BATCHSIZE"
 
 
-async def test_wrong_credentials_for_rabbitmq(place: Place) -> None:
-    url = str(URL(place.amqp_url).with_user("guest").with_password("wrong"))
-    await fails(place, 1, "credentials", "OUTPLAN_AMQP_URL", OUTPLAN_AMQP_URL=url)
+async def test_wrong_credentials_for_rabbitmq(deployment: Deployment) -> None:
+    url = str(URL(deployment.amqp_url).with_user("guest").with_password("wrong"))
+    await fails(deployment, 1, "credentials", "OUTPLAN_AMQP_URL", OUTPLAN_AMQP_URL=url)
 
 
-async def test_a_virtual_host_that_is_not_there(place: Place) -> None:
-    url = str(URL(place.amqp_url).with_path("/nowhere"))
-    await fails(place, 1, "virtual host", OUTPLAN_AMQP_URL=url)
+async def test_a_virtual_host_that_is_not_there(deployment: Deployment) -> None:
+    url = str(URL(deployment.amqp_url).with_path("/nowhere"))
+    await fails(deployment, 1, "virtual host", OUTPLAN_AMQP_URL=url)
 
 
-async def test_wrong_credentials_for_mongodb(place: Place) -> None:
-    url = place.mongo_url.replace("mongodb://", "mongodb://user:wrong@")
-    await fails(place, 1, "OUTPLAN_MONGO_URL", OUTPLAN_MONGO_URL=url)
+async def test_wrong_credentials_for_mongodb(deployment: Deployment) -> None:
+    url = deployment.mongo_url.replace("mongodb://", "mongodb://user:wrong@")
+    await fails(deployment, 1, "OUTPLAN_MONGO_URL", OUTPLAN_MONGO_URL=url)
 
 
-async def test_a_queue_that_exists_with_other_arguments(place: Place) -> None:
-    async with await aio_pika.connect(place.amqp_url) as connection:
+async def test_a_queue_that_exists_with_other_arguments(deployment: Deployment) -> None:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         channel = await connection.channel()
-        await channel.declare_queue(f"{place.prefix}.commands", durable=True)
-        await fails(place, 1, f"queue {place.prefix}.commands", "other arguments")
+        await channel.declare_queue(f"{deployment.prefix}.commands", durable=True)
+        await fails(deployment, 1, f"queue {deployment.prefix}.commands", "other arguments")
 
 
-async def test_an_exchange_that_exists_with_another_type(place: Place) -> None:
-    async with await aio_pika.connect(place.amqp_url) as connection:
+async def test_an_exchange_that_exists_with_another_type(deployment: Deployment) -> None:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
         channel = await connection.channel()
-        await channel.declare_exchange(f"{place.prefix}.events", "fanout", durable=True)
-        await fails(place, 1, f"exchange {place.prefix}.events", "other arguments")
+        await channel.declare_exchange(f"{deployment.prefix}.events", "fanout", durable=True)
+        await fails(deployment, 1, f"exchange {deployment.prefix}.events", "other arguments")
 
 
-async def test_a_port_that_is_taken(place: Place) -> None:
-    async with running_worker(place, http=True) as worker:
-        await fails(place, 1, "OUTPLAN_HTTP_PORT", OUTPLAN_HTTP_PORT=str(worker.http_port))
+async def test_a_port_that_is_taken(deployment: Deployment) -> None:
+    async with run_worker(deployment, http=True) as worker:
+        await fails(deployment, 1, "OUTPLAN_HTTP_PORT", OUTPLAN_HTTP_PORT=str(worker.http_port))
 
 
 @pytest.fixture
@@ -101,26 +102,28 @@ def standalone(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("query", ["", "?replicaSet=rs0"])
-async def test_a_mongodb_that_is_no_replica_set(place: Place, standalone: int, query: str) -> None:
+async def test_a_mongodb_that_is_no_replica_set(
+    deployment: Deployment, standalone: int, query: str
+) -> None:
     url = f"mongodb://127.0.0.1:{standalone}/{query}"
-    await fails(place, 1, "replica set", "--replSet", OUTPLAN_MONGO_URL=url)
+    await fails(deployment, 1, "replica set", "--replSet", OUTPLAN_MONGO_URL=url)
 
 
-async def test_a_replica_set_of_another_name(place: Place) -> None:
-    url = place.mongo_url.replace("replicaSet=rs0", "replicaSet=other")
-    await fails(place, 1, "replica set", "rs0", OUTPLAN_MONGO_URL=url)
+async def test_a_replica_set_of_another_name(deployment: Deployment) -> None:
+    url = deployment.mongo_url.replace("replicaSet=rs0", "replicaSet=other")
+    await fails(deployment, 1, "replica set", "rs0", OUTPLAN_MONGO_URL=url)
 
 
-async def test_an_index_of_the_same_name_that_is_another(place: Place) -> None:
-    with MongoClient[dict[str, object]](place.mongo_url) as client:
-        events = client[place.database]["outplan_events"]
+async def test_an_index_of_the_same_name_that_is_another(deployment: Deployment) -> None:
+    with MongoClient[dict[str, object]](deployment.mongo_url) as client:
+        events = client[deployment.database]["outplan_events"]
         events.create_index([("outplan_id", 1)], name="outplan_version")
-    await fails(place, 1, "outplan_version", "drop that index")
+    await fails(deployment, 1, "outplan_version", "drop that index")
 
 
-async def test_it_prints_ready_once_and_in_one_line(place: Place, outside: Outside) -> None:
-    async with running_worker(place) as worker:
-        await outside.ask("outplan_create", a_create())
+async def test_it_prints_ready_once_and_in_one_line(deployment: Deployment, world: World) -> None:
+    async with run_worker(deployment) as worker:
+        await world.ask("outplan_create", create_body())
         assert await worker.stop() == 0
 
     assert [line["event"] for line in worker.log].count("ready") == 1

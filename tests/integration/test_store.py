@@ -20,7 +20,7 @@ from outplan.mongodb.store import Store as MongoStore
 from outplan.testing.memory_store import MemoryStore
 from outplan.testing.servers import Servers
 from outplan.worker.handler import Store, Transaction
-from tests.support.world import a_create
+from tests.support.world import create_body
 
 EXAMPLES = Path(__file__).parents[2] / "schemas" / "examples"
 NOW = "2026-11-23 06:10:00.123456"
@@ -79,7 +79,7 @@ async def mongo(servers: Servers, database: str) -> AsyncIterator[Any]:
 
 
 def created(name: str = "one") -> tuple[Record, State]:
-    event = decide(None, Create(**a_create(name=name)), str(uuid4()), NOW)
+    event = decide(None, Create(**create_body(name=name)), str(uuid4()), NOW)
     assert isinstance(event, Event)
     return Record(event, DIGEST), evolve(None, event)
 

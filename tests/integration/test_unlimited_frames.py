@@ -3,8 +3,9 @@
 import asyncio
 
 from outplan.testing.servers import RabbitServer, Servers
-from tests.support.worker_process import Place, running_worker
-from tests.support.world import a_create, witness
+from tests.support.deployment import Deployment
+from tests.support.worker_process import run_worker
+from tests.support.world import create_body, open_world
 
 
 async def set_frame_max(broker: RabbitServer, size: int) -> None:
@@ -13,18 +14,18 @@ async def set_frame_max(broker: RabbitServer, size: int) -> None:
 
 
 async def test_events_replies_and_rejected_copies_have_their_bodies_without_a_limit(
-    servers: Servers, place: Place
+    servers: Servers, deployment: Deployment
 ) -> None:
-    async with witness(place) as outside:
+    async with open_world(deployment) as world:
         await set_frame_max(servers.rabbitmq, 0)
         try:
-            async with running_worker(place):
-                body = a_create(detail="x" * 60_000)
-                reply = await outside.ask("outplan_create", body)
-                await outside.ask("outplan_create", {"name": "wrong"})
+            async with run_worker(deployment):
+                body = create_body(detail="x" * 60_000)
+                reply = await world.ask("outplan_create", body)
+                await world.ask("outplan_create", {"name": "wrong"})
         finally:
             await set_frame_max(servers.rabbitmq, 131_072)
-        await outside.until(lambda: bool(outside.events and outside.rejected))
+        await world.wait_for(lambda: bool(world.events and world.rejected))
 
     assert reply["outplan"]["detail"] == body["detail"]
-    assert outside.rejected[0].body == b'{"name": "wrong"}'
+    assert world.rejected[0].body == b'{"name": "wrong"}'

@@ -10,7 +10,7 @@ import termios
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
-from tests.support.worker_process import Place
+from tests.support.deployment import Deployment
 
 COLUMNS = 120
 
@@ -76,7 +76,7 @@ class CommandProcess:
 
 
 def command(
-    place: Place,
+    deployment: Deployment,
     *arguments: str,
     terminal: bool = False,
     stdout: int | None = None,
@@ -84,7 +84,7 @@ def command(
 ) -> AbstractAsyncContextManager[CommandProcess]:
     """Run ``outplan``, its output in a pipe, in a terminal, or in the file ``stdout``."""
     program = [sys.executable, "-m", "outplan", *arguments]
-    variables = place.environment(**{"TERM": "xterm", **environment})
+    variables = deployment.environment(**{"TERM": "xterm", **environment})
     # Whoever has imported readline has the size of another terminal there.
     variables = {k: v for k, v in variables.items() if k not in ("COLUMNS", "LINES")}
     return running(program, variables, terminal=terminal, stdout=stdout)

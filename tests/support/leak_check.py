@@ -7,7 +7,7 @@ from time import monotonic, sleep
 GONE_WITHIN = 30.0
 
 
-def living_with(setting: str) -> list[int]:
+def find_processes_with(setting: str) -> list[int]:
     """The processes that have been given this ``NAME=value`` in their environment."""
     return [
         int(environ.parent.name)
@@ -16,7 +16,7 @@ def living_with(setting: str) -> list[int]:
     ]
 
 
-def eventually(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     deadline = monotonic() + GONE_WITHIN
     while not condition():
         assert monotonic() < deadline

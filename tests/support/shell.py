@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.worker_process import Place
+from tests.support.deployment import Deployment
 
 _PROGRAM = (sys.executable, "-m", "outplan")
 
@@ -35,21 +35,23 @@ class Ended:
         return found
 
 
-async def outplan(place: Place, *arguments: str, stdin: bytes = b"", **environment: str) -> Ended:
+async def outplan(
+    deployment: Deployment, *arguments: str, stdin: bytes = b"", **environment: str
+) -> Ended:
     """Run it with its streams in pipes, to its end."""
-    async with begun(place, *arguments, **environment) as process:
+    async with begun(deployment, *arguments, **environment) as process:
         return await ended(process, stdin)
 
 
 @asynccontextmanager
 async def begun(
-    place: Place, *arguments: str, **environment: str
+    deployment: Deployment, *arguments: str, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Begin it, its streams in pipes; killed at the block's end if it still runs."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *_PROGRAM, *arguments,
-        stdin=pipe, stdout=pipe, stderr=pipe, env=place.environment(**environment),
+        stdin=pipe, stdout=pipe, stderr=pipe, env=deployment.environment(**environment),
     )  # fmt: skip
     try:
         yield process
@@ -110,7 +112,9 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(place: Place, *arguments: str, **environment: str) -> AsyncIterator[Terminal]:
+async def terminal(
+    deployment: Deployment, *arguments: str, **environment: str
+) -> AsyncIterator[Terminal]:
     """Run it in a terminal of its own, 100 columns wide; killed at the block's end."""
     keys, screen = os.openpty()
     os.set_blocking(keys, False)
@@ -118,7 +122,7 @@ async def terminal(place: Place, *arguments: str, **environment: str) -> AsyncIt
     process = await asyncio.create_subprocess_exec(
         *_PROGRAM, *arguments,
         stdin=screen, stdout=screen, stderr=screen,
-        env=place.environment(**{"TERM": "xterm-256color", **environment}),
+        env=deployment.environment(**{"TERM": "xterm-256color", **environment}),
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip

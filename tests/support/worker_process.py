@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 import aiohttp
+
+from tests.support.deployment import Deployment
 
 
 def free_port() -> int:
@@ -20,28 +19,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one test is alone: the servers, a prefix and a database of its own."""
-
-    amqp_url: str
-    mongo_url: str
-    prefix: str = field(default_factory=lambda: f"test-{uuid4().hex[:12]}")
-    database: str = field(default_factory=lambda: f"test-{uuid4().hex[:12]}")
-
-    def environment(self, **more: str) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("OUTPLAN_")}
-        return {
-            **clean,
-            "OUTPLAN_AMQP_URL": self.amqp_url,
-            "OUTPLAN_MONGO_URL": self.mongo_url,
-            "OUTPLAN_PREFIX": self.prefix,
-            "OUTPLAN_MONGO_DATABASE": self.database,
-            "OUTPLAN_HTTP_PORT": "0",
-            **more,
-        }
 
 
 class WorkerProcess:
@@ -58,12 +35,14 @@ class WorkerProcess:
             asyncio.create_task(self._read_errors()),
         ]
 
-    async def logged(self, event: str, times: int = 1, seconds: float = 30) -> dict[str, Any]:
+    async def wait_for_event(
+        self, event: str, times: int = 1, seconds: float = 30
+    ) -> dict[str, Any]:
         """Await a log line; fails at once where the process ends without it."""
 
-        return await self.said(lambda line: line["event"] == event, seconds, times)
+        return await self.wait_for_line(lambda line: line["event"] == event, seconds, times)
 
-    async def said(
+    async def wait_for_line(
         self, wanted: Callable[[dict[str, Any]], bool], seconds: float, times: int = 1
     ) -> dict[str, Any]:
         """Await a log line that is wanted; fails at once where the process ends without it."""
@@ -76,7 +55,7 @@ class WorkerProcess:
         assert len(found()) >= times, f"ended without it: {self.log[-5:]} {self.errors}"
         return found()[times - 1]
 
-    async def ended(self, seconds: float = 40) -> int:
+    async def wait(self, seconds: float = 40) -> int:
         """Await the process' end: its exit code."""
         async with asyncio.timeout(seconds):
             code = await self.process.wait()
@@ -89,11 +68,11 @@ class WorkerProcess:
 
     async def stop(self) -> int:
         self.signal(signal.SIGTERM)
-        return await self.ended()
+        return await self.wait()
 
     async def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        await self.ended()
+        await self.wait()
 
     async def http(self, path: str) -> tuple[int, str]:
         url = f"http://127.0.0.1:{self.http_port}{path}"
@@ -117,7 +96,7 @@ class WorkerProcess:
 
 
 async def start_worker(
-    place: Place, *, module: str = "outplan", http: bool = False, **environment: str
+    deployment: Deployment, *, module: str = "outplan", http: bool = False, **environment: str
 ) -> WorkerProcess:
     """Start a worker process without waiting for it; whoever starts it ends it."""
     port = free_port() if http else 0
@@ -126,7 +105,7 @@ async def start_worker(
         "-m",
         module,
         "run",
-        env=place.environment(**{"OUTPLAN_HTTP_PORT": str(port), **environment}),
+        env=deployment.environment(**{"OUTPLAN_HTTP_PORT": str(port), **environment}),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=1 << 20,
@@ -135,11 +114,11 @@ async def start_worker(
 
 
 @asynccontextmanager
-async def running_worker(place: Place, **how: Any) -> AsyncIterator[WorkerProcess]:
+async def run_worker(deployment: Deployment, **how: Any) -> AsyncIterator[WorkerProcess]:
     """A worker that consumes; killed at the block's end if it still runs."""
-    worker = await start_worker(place, **how)
+    worker = await start_worker(deployment, **how)
     try:
-        await worker.logged("ready")
+        await worker.wait_for_event("ready")
         yield worker
     finally:
         await worker.kill()

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from pymongo import AsyncMongoClient
 
 from outplan.contract.topology import topology
-from tests.support.worker_process import Place
+from tests.support.deployment import Deployment
 
 CUSTOMER = "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11"
 TEL = {"type": "tel", "target": "+15559876543"}
@@ -22,17 +22,20 @@ TEL = {"type": "tel", "target": "+15559876543"}
 Document = dict[str, Any]
 
 
-def a_create(**fields: Any) -> Document:
+def create_body(**fields: Any) -> Document:
     return {"customer_id": CUSTOMER, "name": "test outplan", "source": TEL, **fields}
 
 
-class Outside:
+class World:
     """A witness: everything that leaves the service, in the order in which it came."""
 
     def __init__(
-        self, place: Place, connection: aio_pika.abc.AbstractConnection, watch_rejected: bool
+        self,
+        deployment: Deployment,
+        connection: aio_pika.abc.AbstractConnection,
+        watch_rejected: bool,
     ) -> None:
-        self.place = place
+        self.deployment = deployment
         self._watch_rejected = watch_rejected
         self.connection = connection
         self.events: list[AbstractIncomingMessage] = []
@@ -42,20 +45,22 @@ class Outside:
         self.reply_queue: AbstractQueue
         self._raw: Any = None
         self._news = asyncio.Condition()
-        mongo: AsyncMongoClient[Document] = AsyncMongoClient(place.mongo_url)
+        mongo: AsyncMongoClient[Document] = AsyncMongoClient(deployment.mongo_url)
         self._mongo = mongo
-        self.database = mongo[place.database]
+        self.database = mongo[deployment.database]
 
     async def start(self) -> None:
         self.channel = await self.connection.channel()
         await self._declare()
         self.reply_queue = await self.channel.declare_queue(exclusive=True)
         await self.reply_queue.consume(self._on_reply, no_ack=True)
-        events = await self.channel.declare_queue(f"{self.place.prefix}.witness", durable=True)
-        await events.bind(f"{self.place.prefix}.events", "#")
+        events = await self.channel.declare_queue(f"{self.deployment.prefix}.witness", durable=True)
+        await events.bind(f"{self.deployment.prefix}.events", "#")
         await events.consume(self._on_event, no_ack=True)
         if self._watch_rejected:
-            rejected = await self.channel.get_queue(f"{self.place.prefix}.rejected", ensure=False)
+            rejected = await self.channel.get_queue(
+                f"{self.deployment.prefix}.rejected", ensure=False
+            )
             await rejected.consume(self._on_rejected, no_ack=True)
 
     async def close(self) -> None:
@@ -84,10 +89,12 @@ class Outside:
             **properties,
         )
         if to_queue:
-            await self.channel.default_exchange.publish(message, f"{self.place.prefix}.commands")
+            await self.channel.default_exchange.publish(
+                message, f"{self.deployment.prefix}.commands"
+            )
         else:
             exchange = await self.channel.get_exchange(
-                f"{self.place.prefix}.commands", ensure=False
+                f"{self.deployment.prefix}.commands", ensure=False
             )
             await exchange.publish(message, name or "", mandatory=False)
         return id_ or ""
@@ -99,18 +106,21 @@ class Outside:
 
     def _send_raw(self, routing_key: str, body: bytes, properties: dict[str, Any]) -> None:
         if self._raw is None:
-            parameters = pika.URLParameters(f"{self.place.amqp_url}?heartbeat=0")
+            parameters = pika.URLParameters(f"{self.deployment.amqp_url}?heartbeat=0")
             self._raw = pika.BlockingConnection(parameters).channel()
             self._raw.confirm_delivery()
         self._raw.basic_publish(
-            f"{self.place.prefix}.commands", routing_key, body, pika.BasicProperties(**properties)
+            f"{self.deployment.prefix}.commands",
+            routing_key,
+            body,
+            pika.BasicProperties(**properties),
         )
 
     async def ask_raw(self, routing_key: str, body: bytes, **properties: Any) -> Document:
         """Publish raw and await the outcome."""
         correlation_id = properties.setdefault("correlation_id", str(uuid4()))
         await self.send_raw(routing_key, body, **properties)
-        await self.until(lambda: bool(self.replies[correlation_id]))
+        await self.wait_for(lambda: bool(self.replies[correlation_id]))
         return self.replies[correlation_id][-1]
 
     async def ask(self, name: str | None, body: Document | bytes, **how: Any) -> Document:
@@ -118,51 +128,51 @@ class Outside:
         correlation_id = how.setdefault("correlation_id", str(uuid4()))
         before = len(self.replies[correlation_id])
         await self.send(name, body, **how)
-        await self.until(lambda: len(self.replies[correlation_id]) > before)
+        await self.wait_for(lambda: len(self.replies[correlation_id]) > before)
         return self.replies[correlation_id][-1]
 
-    async def until(self, true: Callable[[], bool], seconds: float = 30) -> None:
+    async def wait_for(self, true: Callable[[], bool], seconds: float = 30) -> None:
         """Wait for what is to come; each arrival is looked at once."""
         async with asyncio.timeout(seconds), self._news:
             await self._news.wait_for(true)
 
-    def events_of(self, command_id: str) -> list[Document]:
+    def find_events(self, command_id: str) -> list[Document]:
         return [json.loads(e.body) for e in self.events if e.message_id == command_id]
 
-    async def event_of(self, command_id: str) -> Document:
-        await self.until(lambda: bool(self.events_of(command_id)))
-        return self.events_of(command_id)[0]
+    async def wait_for_published(self, command_id: str) -> Document:
+        await self.wait_for(lambda: bool(self.find_events(command_id)))
+        return self.find_events(command_id)[0]
 
-    async def rejected_of(self, message_id: str | None) -> AbstractIncomingMessage:
+    async def wait_for_rejected(self, message_id: str | None) -> AbstractIncomingMessage:
         def found() -> list[AbstractIncomingMessage]:
             return [m for m in self.rejected if m.message_id == message_id]
 
-        await self.until(lambda: bool(found()))
+        await self.wait_for(lambda: bool(found()))
         return found()[-1]
 
-    async def document(self, outplan_id: str) -> Document | None:
+    async def find_document(self, outplan_id: str) -> Document | None:
         return await self.database["outplans"].find_one({"_id": outplan_id})
 
-    async def history(self, outplan_id: str) -> list[Document]:
+    async def read_history(self, outplan_id: str) -> list[Document]:
         cursor = self.database["outplan_events"].find({"outplan_id": outplan_id})
         return await cursor.sort("version").to_list()
 
-    async def stored(self) -> tuple[list[Document], list[Document]]:
+    async def read_documents(self) -> tuple[list[Document], list[Document]]:
         """All outplans, and all events by outplan and version."""
         outplans = await self.database["outplans"].find().to_list()
         events = self.database["outplan_events"].find().sort({"outplan_id": 1, "version": 1})
         return outplans, await events.to_list()
 
-    async def waiting(self) -> int:
+    async def count_waiting(self) -> int:
         """How many commands stand in the queue, ready for a consumer."""
         channel = await self.connection.channel()
         async with channel:
-            queue = await channel.declare_queue(f"{self.place.prefix}.commands", passive=True)
+            queue = await channel.declare_queue(f"{self.deployment.prefix}.commands", passive=True)
             return queue.declaration_result.message_count or 0
 
     async def _declare(self) -> None:
         """What the service declares itself, for tests that publish before it runs."""
-        layout = topology(self.place.prefix)
+        layout = topology(self.deployment.prefix)
         for exchange in layout.exchanges:
             await self.channel.declare_exchange(exchange.name, exchange.type, durable=True)
         for queue in layout.queues:
@@ -191,11 +201,11 @@ class Outside:
 
 
 @asynccontextmanager
-async def witness(place: Place, watch_rejected: bool = True) -> AsyncIterator[Outside]:
-    connection = await aio_pika.connect(place.amqp_url)
-    outside = Outside(place, connection, watch_rejected)
+async def open_world(deployment: Deployment, watch_rejected: bool = True) -> AsyncIterator[World]:
+    connection = await aio_pika.connect(deployment.amqp_url)
+    world = World(deployment, connection, watch_rejected)
     try:
-        await outside.start()
-        yield outside
+        await world.start()
+        yield world
     finally:
-        await outside.close()
+        await world.close()

@@ -19,7 +19,7 @@ from tests.faults.chaos.witness import Witness
 from tests.faults.chaos.workers import Crew
 from tests.support.balancer import Balancer, balanced
 from tests.support.command_generator import Generator, Outplans
-from tests.support.worker_process import Place
+from tests.support.deployment import Deployment
 
 _PUBLISHERS: Final = 4
 _OUTPLANS: Final = 400
@@ -145,11 +145,11 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) 
     record = Record()
     stuck: list[Violation] = []
     luck = random.Random(plan.seed)
-    place = Place(ways.workers.url, grounds.mongo_url)
+    place = Deployment(ways.workers.url, grounds.mongo_url)
     crew = Crew(place, luck, plan.planted, plan.partitions)
     witness = Witness(place, ways.witness.url, record)
     try:
-        await (await crew.hire()).logged("ready")
+        await (await crew.hire()).wait_for_event("ready")
         await witness.prepare()
         await grounds.remember_queues()
         async with _listening(witness):
@@ -168,7 +168,7 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) 
 Hire = Callable[[str, Outplans, float], Publisher]
 
 
-def _publishers(plan: Plan, url: str, place: Place, record: Record) -> Hire:
+def _publishers(plan: Plan, url: str, place: Deployment, record: Record) -> Hire:
     def hire(name: str, outplans: Outplans, pace: float) -> Publisher:
         generator = Generator(plan.seed, name, outplans)
         return Publisher(name, generator, url, place.prefix, record, pace)
@@ -197,7 +197,9 @@ async def _nemesis_for(plan: Plan, nemesis: Nemesis, _stage: Stage) -> None:
         over.set()
 
 
-async def _settle(seconds: float, grounds: Grounds, stage: Stage, place: Place) -> list[Violation]:
+async def _settle(
+    seconds: float, grounds: Grounds, stage: Stage, place: Deployment
+) -> list[Violation]:
     """With everything whole again, let the queue run dry, and the witness read all."""
     await grounds.mend()
     await stage.crew.replace_the_dead()

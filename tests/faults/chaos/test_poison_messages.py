@@ -7,10 +7,11 @@ from time import monotonic
 import pytest
 
 from tests.faults.chaos.supervisor import kept_running
+from tests.support.deployment import Deployment
 from tests.support.rejects import run
-from tests.support.story import Story, a_story, check, tell
-from tests.support.worker_process import Place, running_worker
-from tests.support.world import Outside, a_create, witness
+from tests.support.scenario import Scenario, assert_scenario, build_scenario, send_scenario
+from tests.support.worker_process import run_worker
+from tests.support.world import World, create_body, open_world
 
 CRASHING = "tests.integration.crashing_worker"
 HANG_SECONDS = 1.5
@@ -23,55 +24,57 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.mark.parametrize("kind", ["killer", "endless"])
 async def test_a_killer_ends_rejected_alone_and_is_redriven_after_the_mend(
-    place: Place, kind: str
+    deployment: Deployment, kind: str
 ) -> None:
     # The operator's commands read the rejected queue: the witness is not to take it empty.
-    async with witness(place, watch_rejected=False) as outside:
-        healthy = [await outside.send("outplan_create", a_create()) for _ in range(20)]
-        killer = await outside.send("outplan_create", a_create(name=kind))
-        healthy += [await outside.send("outplan_create", a_create()) for _ in range(20)]
+    async with open_world(deployment, watch_rejected=False) as world:
+        healthy = [await world.send("outplan_create", create_body()) for _ in range(20)]
+        killer = await world.send("outplan_create", create_body(name=kind))
+        healthy += [await world.send("outplan_create", create_body()) for _ in range(20)]
 
         async with kept_running(
-            place, module=CRASHING, OUTPLAN_HANG_SECONDS=str(HANG_SECONDS)
+            deployment, module=CRASHING, OUTPLAN_HANG_SECONDS=str(HANG_SECONDS)
         ) as codes:
-            await outside.until(lambda: heard(outside, healthy), PATIENCE)
-            await outside.until(lambda: bool(outside.replies[killer]), PATIENCE)
+            await world.wait_for(lambda: heard(world, healthy), PATIENCE)
+            await world.wait_for(lambda: bool(world.replies[killer]), PATIENCE)
         assert set(codes) == {-signal.SIGKILL if kind == "killer" else 1}
-        assert outside.replies[killer][0]["problem"]["code"] == "delivery_limit"
+        assert world.replies[killer][0]["problem"]["code"] == "delivery_limit"
 
-        async with running_worker(place):
-            code, _, told = await run(place, "redrive", killer)
+        async with run_worker(deployment):
+            code, _, told = await run(deployment, "redrive", killer)
             assert (code, told) == (0, "1 of 1 copy: 1 accepted\n")
-            await outside.event_of(killer)
-    assert set(Counter(e.message_id for e in outside.events)) == {*healthy, killer}
+            await world.wait_for_published(killer)
+    assert set(Counter(e.message_id for e in world.events)) == {*healthy, killer}
 
 
-async def test_where_workers_die_every_second_no_healthy_command_is_parked(place: Place) -> None:
-    async with witness(place) as outside:
-        story = a_story(outplans=40, rounds=10)
-        await tell(outside, story)
+async def test_where_workers_die_every_second_no_healthy_command_is_parked(
+    deployment: Deployment,
+) -> None:
+    async with open_world(deployment) as world:
+        scenario = build_scenario(outplans=40, rounds=10)
+        await send_scenario(world, scenario)
 
         began = monotonic()
-        async with kept_running(place, module=CRASHING, CRASH_AFTER="1") as codes:
+        async with kept_running(deployment, module=CRASHING, CRASH_AFTER="1") as codes:
             while monotonic() - began < LOOP_SECONDS:
-                await healthy_ones(outside, story)
-        async with running_worker(place) as survivor:
-            await check(outside, story)
+                await healthy_ones(world, scenario)
+        async with run_worker(deployment) as survivor:
+            await assert_scenario(world, scenario)
             assert await survivor.stop() == 0
 
         assert len(codes) >= LOOP_SECONDS / 4
         assert set(codes) == {-signal.SIGKILL}
-        parked = {copy.headers["x-problem-code"] for copy in outside.rejected}
+        parked = {copy.headers["x-problem-code"] for copy in world.rejected}
         assert "delivery_limit" not in parked
 
 
-async def healthy_ones(outside: Outside, story: Story) -> None:
+async def healthy_ones(world: World, scenario: Scenario) -> None:
     """Send some more, and await that they have got through."""
-    ids = [story.add("outplan_create", a_create(), "accepted") for _ in range(50)]
-    for id_, name, body in story.commands[-len(ids) :]:
-        await outside.send(name, body, message_id=id_)
-    await outside.until(lambda: heard(outside, ids), PATIENCE)
+    ids = [scenario.add("outplan_create", create_body(), "accepted") for _ in range(50)]
+    for id_, name, body in scenario.commands[-len(ids) :]:
+        await world.send(name, body, message_id=id_)
+    await world.wait_for(lambda: heard(world, ids), PATIENCE)
 
 
-def heard(outside: Outside, ids: list[str]) -> bool:
-    return {e.message_id for e in outside.events} >= set(ids)
+def heard(world: World, ids: list[str]) -> bool:
+    return {e.message_id for e in world.events} >= set(ids)

@@ -17,7 +17,7 @@ from yarl import URL
 from outplan.contract.topology import NO_DELIVERY_LIMIT, topology
 from tests.faults.chaos.load_publisher import closed
 from tests.faults.chaos.record import Copied, Heard, Record, Replied, Stored
-from tests.support.worker_process import Place
+from tests.support.deployment import Deployment
 
 _PREFETCH: Final = 2_000
 # So many events may wait for the subscriber before the broker refuses more of them.
@@ -32,7 +32,7 @@ class Witness:
     ``prepare`` declares them once the service has declared its exchanges.
     """
 
-    def __init__(self, place: Place, url: str, record: Record) -> None:
+    def __init__(self, place: Deployment, url: str, record: Record) -> None:
         self._place = place
         self._url = url
         self._record = record

@@ -6,7 +6,8 @@ import signal
 from typing import Any, Final
 
 from tests.faults.chaos.worker import POINTS
-from tests.support.worker_process import Place, WorkerProcess, start_worker
+from tests.support.deployment import Deployment
+from tests.support.worker_process import WorkerProcess, start_worker
 
 _MODULE: Final = "tests.faults.chaos.worker"
 # With a batch every few milliseconds that is a death every few seconds.
@@ -19,7 +20,7 @@ class Crew:
     """Worker processes at one place. Whoever is asked for is any of those that run."""
 
     def __init__(
-        self, place: Place, luck: random.Random, planted: str = "", partitions: int = 1
+        self, place: Deployment, luck: random.Random, planted: str = "", partitions: int = 1
     ) -> None:
         self._place = place
         self._luck = luck

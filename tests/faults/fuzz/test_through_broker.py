@@ -18,9 +18,9 @@ from outplan.testing.servers import Servers
 from tests.faults.fuzz.mutants import Mutant
 from tests.faults.fuzz.properties import content_header
 from tests.faults.fuzz.through_broker import hostile_round
+from tests.support.deployment import Deployment
 from tests.support.raw_publisher import raw_publisher
 from tests.support.samples import NOW, create_body, request
-from tests.support.worker_process import Place
 from tests.support.world import Document
 
 COUNT = 1_000
@@ -61,7 +61,7 @@ async def test_the_broker_itself_refuses_headers_that_are_none(
 
 @pytest.fixture
 async def database(servers: Servers) -> AsyncIterator[AsyncDatabase[Document]]:
-    place = Place(servers.rabbitmq.url, servers.mongodb.url)
+    place = Deployment(servers.rabbitmq.url, servers.mongodb.url)
     client: AsyncMongoClient[Document]
     async with AsyncMongoClient(place.mongo_url) as client:
         await client[place.database].create_collection(EVENTS, validator=validators()[EVENTS])

@@ -26,9 +26,10 @@ from tests.faults.fuzz.frame_checks import kept, property_bytes
 from tests.faults.fuzz.fuzz_runner import Court
 from tests.faults.fuzz.mutants import Mutant, Mutator
 from tests.faults.fuzz.properties import content_header
+from tests.support.deployment import Deployment
 from tests.support.process_state import resident
 from tests.support.raw_publisher import RawPublisher, raw_publisher
-from tests.support.worker_process import Place, WorkerProcess, running_worker
+from tests.support.worker_process import WorkerProcess, run_worker
 
 _AT_ONCE: Final = 500
 _STALLED_SECONDS: Final = 60
@@ -49,7 +50,7 @@ class Findings:
 class Trial:
     """One run at one place: mutants in, everything that comes of them out."""
 
-    def __init__(self, place: Place, seed: int | str) -> None:
+    def __init__(self, place: Deployment, seed: int | str) -> None:
         self._place = place
         self._layout = topology(place.prefix)
         self._replies = f"{place.prefix}.replies"
@@ -73,7 +74,7 @@ class Trial:
         async with open_session(self._place.amqp_url, self._reading(), print) as session:
             reading = asyncio.create_task(self._read(session))
             async with (
-                running_worker(self._place) as worker,
+                run_worker(self._place) as worker,
                 raw_publisher(self._place.amqp_url) as publisher,
             ):
                 since = time.monotonic()
@@ -221,7 +222,7 @@ def _complaints(worker: WorkerProcess) -> Iterator[str]:
 
 async def hostile_round(amqp_url: str, mongo_url: str, count: int, seed: int | str) -> Findings:
     """Send ``count`` messages at a place of their own, which is cleared afterwards."""
-    place = Place(amqp_url, mongo_url)
+    place = Deployment(amqp_url, mongo_url)
     trial = Trial(place, seed)
     try:
         return await trial.run(count)

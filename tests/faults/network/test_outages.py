@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from outplan.testing.servers import RabbitServer, Servers
-from tests.support.story import Story, a_story, check, tell
-from tests.support.worker_process import Place, WorkerProcess, running_worker
-from tests.support.world import Outside, a_create, witness
+from tests.support.deployment import Deployment
+from tests.support.scenario import Scenario, assert_scenario, build_scenario, send_scenario
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import World, create_body, open_world
 
 # The broker looks for consumers that take too long once in a tick.
 ACK_MILLISECONDS = 2_000
@@ -23,46 +24,48 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_a_store_that_is_away_for_longer_than_a_consumer_may_take_costs_nothing(
-    either: Servers, place: Place, how: str
+    either: Servers, deployment: Deployment, how: str
 ) -> None:
     async with (
         impatient(either.rabbitmq),
-        witness(place) as outside,
-        running_worker(place) as worker,
+        open_world(deployment) as world,
+        run_worker(deployment) as worker,
     ):
-        await outside.ask("outplan_create", {"name": "wrong"})
+        await world.ask("outplan_create", {"name": "wrong"})
         await asyncio.to_thread(getattr(either.mongodb, how))
-        story = a_story()
-        await tell(outside, story)
-        await worker.said(lambda line: "delivery acknowledgement" in str(line.get("detail")), 60)
+        scenario = build_scenario()
+        await send_scenario(world, scenario)
+        await worker.wait_for_line(
+            lambda line: "delivery acknowledgement" in str(line.get("detail")), 60
+        )
         await asyncio.to_thread(either.mongodb.start)
 
-        await outside.until(lambda: heard(outside, story), 60)
-        await check(outside, story)
+        await world.wait_for(lambda: heard(world, scenario), 60)
+        await assert_scenario(world, scenario)
         assert await worker.stop() == 0
 
 
 async def test_a_minutes_memory_alarm_is_told_and_nothing_comes_twice(
-    either: Servers, place: Place
+    either: Servers, deployment: Deployment
 ) -> None:
-    story = a_story(outplans=20, rounds=8)
-    async with witness(place) as outside, running_worker(place, http=True) as worker:
+    scenario = build_scenario(outplans=20, rounds=8)
+    async with open_world(deployment) as world, run_worker(deployment, http=True) as worker:
         # In an alarm nobody can publish, so the commands come first.
         worker.signal(signal.SIGSTOP)
-        await tell(outside, story)
+        await send_scenario(world, scenario)
         async with alarmed(either.rabbitmq):
             worker.signal(signal.SIGCONT)
             await readiness(worker, 503)
             told = [answer async for answer in answers(worker, ALARM_SECONDS)]
         await readiness(worker, 200)
-        await outside.until(lambda: heard(outside, story), 60)
+        await world.wait_for(lambda: heard(world, scenario), 60)
 
         assert {(ready, alive) for ready, _, alive in told} == {(503, 200)}
         assert all("alarm" in reason for _, reason, _ in told)
-        await check(outside, story)
+        await assert_scenario(world, scenario)
         # One event for each sending that was accepted: some commands are sent twice.
-        assert Counter(e.message_id for e in outside.events) == Counter(accepted(story))
-        assert (await outside.ask("outplan_create", a_create()))["status"] == "accepted"
+        assert Counter(e.message_id for e in world.events) == Counter(accepted(scenario))
+        assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
 
 
 @asynccontextmanager
@@ -102,9 +105,9 @@ async def answers(worker: WorkerProcess, seconds: float) -> AsyncIterator[tuple[
         await asyncio.sleep(0.25)
 
 
-def accepted(story: Story) -> list[str]:
-    return [id_ for id_, _, _ in story.commands if story.expected[id_] == "accepted"]
+def accepted(scenario: Scenario) -> list[str]:
+    return [id_ for id_, _, _ in scenario.commands if scenario.expected[id_] == "accepted"]
 
 
-def heard(outside: Outside, story: Story) -> bool:
-    return {e.message_id for e in outside.events} >= set(accepted(story))
+def heard(world: World, scenario: Scenario) -> bool:
+    return {e.message_id for e in world.events} >= set(accepted(scenario))

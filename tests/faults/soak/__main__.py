@@ -30,8 +30,8 @@ from outplan.testing.servers import Servers, start_servers
 from tests.faults.soak.load import Load
 from tests.faults.soak.plot import plot
 from tests.faults.soak.samples import MIB, Row, Sample, Sheet, verdict
+from tests.support.deployment import Deployment
 from tests.support.process_state import connections, listener, open_files, resident
-from tests.support.worker_process import Place
 
 _MEASURED_SECONDS: Final = 20.0
 _SETTLE_SECONDS: Final = 60.0
@@ -64,7 +64,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def _working(place: Place) -> AsyncIterator[Worker]:
+async def _working(place: Deployment) -> AsyncIterator[Worker]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "outplan", "run", env=place.environment(), stdout=PIPE,
         limit=1 << 20,
@@ -88,7 +88,7 @@ class Processes:
     amqp_port: int
 
 
-def _processes(place: Place, worker: int) -> Processes:
+def _processes(place: Deployment, worker: int) -> Processes:
     amqp, mongo = URL(place.amqp_url).port or 5672, URL(place.mongo_url).port or 27017
     return Processes(worker, listener("beam.smp", amqp), listener("mongod", mongo), amqp)
 
@@ -97,7 +97,12 @@ class Sampler:
     """Looks at everything once a second."""
 
     def __init__(
-        self, load: Load, place: Place, processes: Processes, channel: AbstractChannel, sheet: Sheet
+        self,
+        load: Load,
+        place: Deployment,
+        processes: Processes,
+        channel: AbstractChannel,
+        sheet: Sheet,
     ) -> None:
         self._load = load
         self._layout = topology(place.prefix)
@@ -172,7 +177,7 @@ class Soaked:
 async def _soak(
     servers: Servers, minutes: float, rate: float | None, out: Path, seed: int
 ) -> Soaked:
-    place = Place(servers.rabbitmq.url, servers.mongodb.url)
+    place = Deployment(servers.rabbitmq.url, servers.mongodb.url)
     load = Load(place.amqp_url, place.prefix, seed)
     sheet = Sheet(out.with_suffix(".csv"))
     try:
@@ -196,7 +201,7 @@ async def _soak(
 
 
 async def _sampled(
-    load: Load, place: Place, worker: Worker, sheet: Sheet, rate: float, seconds: float
+    load: Load, place: Deployment, worker: Worker, sheet: Sheet, rate: float, seconds: float
 ) -> None:
     load.latencies.clear()
     processes, over = _processes(place, worker.process.pid), asyncio.Event()

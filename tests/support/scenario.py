@@ -6,13 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from tests.support.world import Document, Outside, a_create
+from tests.support.world import Document, World, create_body
 
 Sent = tuple[str, str, Document]
 
 
 @dataclass
-class Story:
+class Scenario:
     """Commands in order, the outcome of each by its id, and what each outplan comes to."""
 
     commands: list[Sent] = field(default_factory=list)
@@ -26,84 +26,82 @@ class Story:
         return id_
 
 
-def a_story(outplans: int = 8, rounds: int = 5) -> Story:
+def build_scenario(outplans: int = 8, rounds: int = 5) -> Scenario:
     """Commands of all kinds, those of many outplans among each other.
 
     Each round holds the trap of commands that leave no trace: "set 60000", which changes nothing
     while it is 60000, then "set 5000". Judged again after the second, the first would undo it.
     """
-    story = Story()
+    scenario = Scenario()
     ids = [str(uuid4()) for _ in range(outplans)]
     for id_ in ids:
-        story.add("outplan_update", {"id": id_, "name": "too early"}, "not_found")
+        scenario.add("outplan_update", {"id": id_, "name": "too early"}, "not_found")
     for id_ in ids:
-        story.add("outplan_create", a_create(id=id_), "accepted")
-        story.intervals[id_].append(60_000)
+        scenario.add("outplan_create", create_body(id=id_), "accepted")
+        scenario.intervals[id_].append(60_000)
     for n in range(rounds):
         for id_ in ids:
-            _a_round(story, id_, n)
+            _a_round(scenario, id_, n)
     for id_ in ids[::2]:
-        story.add("outplan_delete", {"id": id_}, "accepted")
-        story.add("outplan_delete", {"id": id_}, "unchanged")
-        story.add("outplan_update", {"id": id_, "name": "too late"}, "not_found")
-    return story
+        scenario.add("outplan_delete", {"id": id_}, "accepted")
+        scenario.add("outplan_delete", {"id": id_}, "unchanged")
+        scenario.add("outplan_update", {"id": id_, "name": "too late"}, "not_found")
+    return scenario
 
 
-def _a_round(story: Story, id_: str, n: int) -> None:
-    now = story.intervals[id_][-1]
+def _a_round(scenario: Scenario, id_: str, n: int) -> None:
+    now = scenario.intervals[id_][-1]
     new = 5_000 + n
-    story.add("outplan_update", {"id": id_, "try_interval": now}, "unchanged")
-    again = story.add("outplan_update", {"id": id_, "try_interval": new}, "accepted")
-    story.add("outplan_update", {"id": id_, "try_interval": new}, "accepted", again)
-    story.add("outplan_update", {"id": id_, "try_interval": 60}, "invalid_command")
+    scenario.add("outplan_update", {"id": id_, "try_interval": now}, "unchanged")
+    again = scenario.add("outplan_update", {"id": id_, "try_interval": new}, "accepted")
+    scenario.add("outplan_update", {"id": id_, "try_interval": new}, "accepted", again)
+    scenario.add("outplan_update", {"id": id_, "try_interval": 60}, "invalid_command")
     stale = {"id": id_, "try_interval": 1_000, "expected_version": 1}
-    story.add("outplan_update", stale, "version_conflict")
+    scenario.add("outplan_update", stale, "version_conflict")
     back = {"id": id_, "try_interval": 60_000}
-    story.add("outplan_update", back, "accepted")
-    story.intervals[id_] += [new, 60_000]
+    scenario.add("outplan_update", back, "accepted")
+    scenario.intervals[id_] += [new, 60_000]
 
 
-async def tell(outside: Outside, story: Story) -> None:
+async def send_scenario(world: World, scenario: Scenario) -> None:
     """Send the commands in order, each confirmed."""
-    for id_, name, body in story.commands:
-        await outside.send(name, body, message_id=id_)
+    for id_, name, body in scenario.commands:
+        await world.send(name, body, message_id=id_)
 
 
-async def check(outside: Outside, story: Story) -> None:
+async def assert_scenario(world: World, scenario: Scenario) -> None:
     """Every promise of the contract's sections 3 and 4, seen from outside."""
-    accepted = {id_ for id_, outcome in story.expected.items() if outcome == "accepted"}
-    await outside.until(lambda: {e.message_id for e in outside.events} >= accepted)
-    await asyncio.gather(*[_answered(outside, id_) for id_ in story.expected])
+    accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
+    await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted)
+    await asyncio.gather(*[_answered(world, id_) for id_ in scenario.expected])
 
-    assert_replies(outside, story)
-    assert {e.message_id for e in outside.events} == accepted
-    assert_repeats_are_the_same(outside)
-    assert_first_published_in_order(outside)
-    await assert_stored(outside, story, accepted)
-
-
-async def _answered(outside: Outside, id_: str) -> None:
-    await outside.until(lambda: bool(outside.replies[id_]))
+    assert_replies(world, scenario)
+    assert {e.message_id for e in world.events} == accepted
+    assert_repeats_are_the_same(world)
+    assert_first_published_in_order(world)
+    await assert_stored(world, scenario, accepted)
 
 
-def assert_replies(outside: Outside, story: Story) -> None:
-    for id_, outcome in story.expected.items():
-        said = [
-            r["problem"]["code"] if "problem" in r else r["status"] for r in outside.replies[id_]
-        ]
-        assert set(said) == {outcome}, (said, [c for c in story.commands if c[0] == id_])
+async def _answered(world: World, id_: str) -> None:
+    await world.wait_for(lambda: bool(world.replies[id_]))
 
 
-def assert_repeats_are_the_same(outside: Outside) -> None:
+def assert_replies(world: World, scenario: Scenario) -> None:
+    for id_, outcome in scenario.expected.items():
+        said = [r["problem"]["code"] if "problem" in r else r["status"] for r in world.replies[id_]]
+        assert set(said) == {outcome}, (said, [c for c in scenario.commands if c[0] == id_])
+
+
+def assert_repeats_are_the_same(world: World) -> None:
     bodies: dict[str, set[bytes]] = defaultdict(set)
-    for event in outside.events:
+    for event in world.events:
         bodies[event.message_id or ""].add(event.body)
     assert all(len(seen) == 1 for seen in bodies.values())
 
 
-def assert_first_published_in_order(outside: Outside) -> None:
+def assert_first_published_in_order(world: World) -> None:
     versions: dict[str, list[int]] = defaultdict(list)
-    for event in outside.events:
+    for event in world.events:
         id_, version = str(event.headers["outplan_id"]), event.headers["version"]
         assert isinstance(version, int)
         if version not in versions[id_]:
@@ -112,8 +110,8 @@ def assert_first_published_in_order(outside: Outside) -> None:
         assert seen == list(range(1, len(seen) + 1))
 
 
-async def assert_stored(outside: Outside, story: Story, accepted: set[str]) -> None:
-    outplans, history = await outside.stored()
+async def assert_stored(world: World, scenario: Scenario, accepted: set[str]) -> None:
+    outplans, history = await world.read_documents()
     assert {e["_id"] for e in history} == accepted
     by_outplan: dict[str, list[Document]] = defaultdict(list)
     for event in history:
@@ -126,9 +124,9 @@ async def assert_stored(outside: Outside, story: Story, accepted: set[str]) -> N
         last = dict(events[-1]["data"])
         assert {"_id": last.pop("id"), **last, "version": len(events)} == outplan
         changes = [e["data"]["try_interval"] for e in events if e["type"] != "outplan_deleted"]
-        if outplan["_id"] in story.intervals:
-            assert changes == story.intervals[outplan["_id"]]
+        if outplan["_id"] in scenario.intervals:
+            assert changes == scenario.intervals[outplan["_id"]]
     assert by_outplan == {}
     recorded = {event["_id"]: event["data"] for event in history}
-    for message in outside.events:
+    for message in world.events:
         assert json.loads(message.body)["data"] == recorded[message.message_id]
