@@ -5,27 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from yarl import URL
 
 from outplan.errors import WrongSetting
+from outplan.urls import check_amqp_url
 
 ENV_PREFIX = "OUTPLAN_"
-
-
-def amqp_address(url: str) -> str:
-    """An address of RabbitMQ, as it is. ValueError, which does not quote it, for any other text."""
-    if not url.startswith(("amqp://", "amqps://")):
-        raise ValueError("should start with amqp:// or amqps://")
-    try:
-        parts = URL(url)
-        # A password that is not escaped ends the host early, and would be shown as its port.
-        cut = bool(parts.raw_fragment) or "@" in parts.raw_path_qs
-        usable = bool(parts.host) and not cut
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("should be amqp://user:password@host:port/vhost, escaped (RFC 3986)")
-    return url
 
 
 def _mongo_scheme(url: str) -> str:
@@ -45,7 +29,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
-    amqp_url: Annotated[str, AfterValidator(amqp_address)] = "amqp://guest:guest@localhost:5672/"
+    amqp_url: Annotated[str, AfterValidator(check_amqp_url)] = "amqp://guest:guest@localhost:5672/"
     mongo_url: Annotated[str, AfterValidator(_mongo_scheme)] = (
         "mongodb://localhost:27017/?replicaSet=rs0"
     )

@@ -7,10 +7,10 @@ import typer
 
 
 def _address(url: str) -> str:
-    from outplan.settings import amqp_address  # noqa: PLC0415 - not for --help and --version
+    from outplan.urls import check_amqp_url  # noqa: PLC0415 - not for --help and --version
 
     try:
-        return amqp_address(url)
+        return check_amqp_url(url)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
