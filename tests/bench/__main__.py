@@ -1,7 +1,7 @@
-"""``python -m tests.bench``: the service against a handler per message, in one run.
+"""Run ``python -m tests.bench``: compare the service with a handler that takes one message a time.
 
-Both work off the same commands on the same servers, in turn, so that whatever else the machine
-does falls on both; what is judged is the ratio of their rates.
+Both process the same commands on the same servers, in turn, so that other load on the machine slows
+both. The result is the ratio of their rates.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 
 from outplan.testing.servers import start_servers
-from tests.bench.report import Verdict, table
+from tests.bench.report import Summary, build_table
 from tests.bench.round import HANDLER, SERVICE, Bench, Result
 
-WANTED: Final = 4
+MINIMUM_RATIO: Final = 4
 
 
 async def _measure(bench: Bench, rounds: int, commands: int) -> list[Result]:
@@ -29,17 +29,19 @@ async def _measure(bench: Bench, rounds: int, commands: int) -> list[Result]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="How many turns each side has.")] = 3,
-    commands: Annotated[int, typer.Option(min=1_000, help="How many in each turn.")] = 10_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds for each side.")] = 3,
+    commands: Annotated[
+        int, typer.Option(min=1_000, help="Number of commands in each round.")
+    ] = 10_000,
 ) -> None:
     """Compare the service's rate with that of a FastStream handler of the same durability."""
     with start_servers() as servers:
         bench = Bench(servers.rabbitmq.url, servers.mongodb.url)
         results = asyncio.run(_measure(bench, rounds, commands))
-    verdict = Verdict.of(results)
-    Console().print(table(results, verdict))
-    print(verdict.line(WANTED))
-    sys.exit(0 if verdict.ratio >= WANTED else 1)
+    summary = Summary.from_results(results)
+    Console().print(build_table(results, summary))
+    print(summary.format(MINIMUM_RATIO))
+    sys.exit(0 if summary.ratio >= MINIMUM_RATIO else 1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The yardstick: a FastStream handler that does for one command what the service does for many.
+"""Serve as the benchmark's baseline: a FastStream handler that processes one command at a time.
 
-It is written as FastStream's documentation has it, and where the documentation leaves a choice the
-faster one is taken: uvloop, no log line per message, a channel of its own for consuming, and as
-many handlers at once as the prefetch allows (aio-pika starts a task for each delivery; RabbitMQ's
-subscriber has no ``max_workers``). It promises less than the service: no order, no look for
-an earlier command of the same id, no validators on its collections.
+It follows FastStream's documentation, and takes the faster option where there is a choice: uvloop,
+no log line a message, a separate channel for consuming, and as many concurrent handlers as the
+prefetch allows (aio-pika starts a task for each delivery; RabbitMQ's subscriber has no
+``max_workers``). It guarantees less than the service: no order, no deduplication, no validators on
+its collections.
 """
 
 from typing import Any, Final
@@ -27,23 +27,23 @@ PREFETCH: Final = 200
 _DURABLE: Final = WriteConcern("majority", j=True)
 
 
-class Documents:
-    """Stores an event and the document that it leaves in one transaction."""
+class DocumentStore:
+    """Store an event and its document in one transaction."""
 
     def __init__(self, settings: Settings) -> None:
-        # By default half of the handlers would wait for a connection.
+        # With the default pool half of the handlers would wait for a connection.
         self._client: Any = AsyncIOMotorClient(settings.mongo_url, maxPoolSize=PREFETCH)
         self._database = self._client[settings.mongo_database]
 
     async def prepare(self) -> None:
-        """Make the collections, with the unique index that the contract asks for."""
+        """Create the collections, with the unique index that the contract requires."""
         await self._database.create_collection("outplans")
         await self._database["outplan_events"].create_index(
             [("outplan_id", 1), ("version", 1)], unique=True
         )
 
-    async def store(self, event: Event) -> None:
-        """Commit the event and its document: majority, journaled."""
+    async def save(self, event: Event) -> None:
+        """Commit the event and its document with write concern majority, journaled."""
         outplan = event.data.model_dump()
         history = {
             "_id": event.id,
@@ -64,12 +64,12 @@ class Documents:
             await self._database["outplans"].insert_one(document, session=session)
 
 
-def application(settings: Settings) -> FastStream:
-    """The handler on the command queue of ``settings.prefix``, which is there already."""
+def build_application(settings: Settings) -> FastStream:
+    """Build the application that consumes the existing command queue of ``settings.prefix``."""
     layout = topology(settings.prefix)
     events = RabbitExchange(layout.events.name, type=ExchangeType.TOPIC, durable=True)
     broker = RabbitBroker(settings.amqp_url, logger=None, app_id="handler")
-    documents = Documents(settings)
+    store = DocumentStore(settings)
 
     @broker.subscriber(
         RabbitQueue(layout.command_queues[0].name, declare=False),
@@ -79,7 +79,7 @@ def application(settings: Settings) -> FastStream:
     async def create(command: Create, message: RabbitMessage) -> None:
         event = decide(None, command, message.message_id, utc_now())
         assert isinstance(event, Event)
-        await documents.store(event)
+        await store.save(event)
         outplan = event.data
         await broker.publish(
             event_body(event),
@@ -96,8 +96,8 @@ def application(settings: Settings) -> FastStream:
             },
         )
 
-    return FastStream(broker, logger=None, on_startup=[documents.prepare])
+    return FastStream(broker, logger=None, on_startup=[store.prepare])
 
 
 if __name__ == "__main__":
-    uvloop.run(application(load_settings()).run())
+    uvloop.run(build_application(load_settings()).run())

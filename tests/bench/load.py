@@ -1,4 +1,4 @@
-"""One round's queues: filled with commands, watched for events, and deleted."""
+"""Declare one round's queues, fill them with commands and count the events."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ _CUSTOMERS: Final = 50
 
 
 class Queues:
-    """The service's own topology under a prefix, and a quorum queue that gets every event."""
+    """Hold the service's topology under one prefix, and a quorum queue that gets every event."""
 
     def __init__(self, channel: AbstractChannel, layout: Topology, events: AbstractQueue) -> None:
         self._channel = channel
@@ -26,33 +26,26 @@ class Queues:
         self._events = events
 
     async def fill(self, count: int) -> None:
-        """Publish ``count`` commands, persistent and confirmed."""
+        """Publish ``count`` persistent commands and wait for their confirms."""
         commands = await self._channel.get_exchange(self._layout.commands.name, ensure=False)
         for first in range(0, count, _IN_FLIGHT):
-            messages = [_create(n) for n in range(first, min(first + _IN_FLIGHT, count))]
+            messages = [_build_create(n) for n in range(first, min(first + _IN_FLIGHT, count))]
             await asyncio.gather(*(commands.publish(m, "outplan_create") for m in messages))
 
-    async def events(self) -> int:
-        """How many events have been published."""
-        return await self._ready(self._events.name)
-
-    async def commands(self) -> int:
-        """How many commands are still waiting to be delivered."""
-        return await self._ready(self._layout.command_queues[0].name)
-
-    async def _ready(self, queue: str) -> int:
-        declared = await self._channel.declare_queue(queue, passive=True)
+    async def count_events(self) -> int:
+        """Count the events published so far."""
+        declared = await self._channel.declare_queue(self._events.name, passive=True)
         return declared.declaration_result.message_count or 0
 
-    async def event_bytes(self) -> int:
-        """The size of one event's body."""
+    async def measure_event(self) -> int:
+        """Return the body size of one event in bytes."""
         message = await self._events.get(no_ack=False)
         assert message is not None
         await message.nack(requeue=True)
         return len(message.body)
 
     async def delete(self) -> None:
-        """Leave nothing behind."""
+        """Delete every queue and exchange."""
         for name in [self._events.name, *(q.name for q in self._layout.queues)]:
             await self._channel.queue_delete(name)
         for exchange in self._layout.exchanges:
@@ -60,23 +53,23 @@ class Queues:
 
 
 @asynccontextmanager
-async def queues(url: str, prefix: str) -> AsyncIterator[Queues]:
-    """Declare what the service would, so that commands can wait for it; deleted with the block."""
+async def open_queues(url: str, prefix: str) -> AsyncIterator[Queues]:
+    """Declare the service's queues before it runs; delete them when the block ends."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        declared = await _declare(channel, topology(prefix))
+        queues = await _declare(channel, topology(prefix))
         try:
-            yield declared
+            yield queues
         finally:
-            await declared.delete()
+            await queues.delete()
 
 
-async def cluster_name(url: str) -> str:
-    """What the RabbitMQ node calls itself."""
+async def read_cluster_name(url: str) -> str:
+    """Return the cluster name that the RabbitMQ node reports."""
     async with await aio_pika.connect(url) as connection:
         assert connection.transport is not None
         properties = connection.transport.connection.server_properties
-        return _decoded(properties.get("cluster_name", ""))
+        return _decode(properties.get("cluster_name", ""))
 
 
 async def _declare(channel: AbstractChannel, layout: Topology) -> Queues:
@@ -85,8 +78,8 @@ async def _declare(channel: AbstractChannel, layout: Topology) -> Queues:
     for queue in layout.queues:
         await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
     for binding in layout.bindings:
-        bound = await channel.get_queue(binding.destination, ensure=False)
-        await bound.bind(binding.source, binding.routing_key)
+        target = await channel.get_queue(binding.destination, ensure=False)
+        await target.bind(binding.source, binding.routing_key)
     events = await channel.declare_queue(
         f"{layout.events.name}.bench", durable=True, arguments={"x-queue-type": "quorum"}
     )
@@ -94,7 +87,7 @@ async def _declare(channel: AbstractChannel, layout: Topology) -> Queues:
     return Queues(channel, layout, events)
 
 
-def _create(number: int) -> aio_pika.Message:
+def _build_create(number: int) -> aio_pika.Message:
     id_ = str(uuid4())
     body = {
         "id": id_,
@@ -118,5 +111,5 @@ def _create(number: int) -> aio_pika.Message:
     )
 
 
-def _decoded(value: Any) -> str:
+def _decode(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""One side's turn: a full queue, a fresh process, and the clock from first event to last."""
+"""Measure one round: fill the queue, start one side, time its first event to its last."""
 
 import asyncio
 import os
@@ -17,8 +17,8 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from yarl import URL
 
-from tests.bench.load import Queues, cluster_name, queues
-from tests.bench.usage import Usage, find_broker, mongod_seconds, tree_seconds
+from tests.bench.load import Queues, open_queues, read_cluster_name
+from tests.bench.usage import Usage, find_broker, parse_mongod_seconds, read_tree_seconds
 
 Document = dict[str, Any]
 
@@ -30,7 +30,7 @@ _STOP_SECONDS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What is measured: a Python module that reads the service's settings and consumes."""
+    """Name a module to measure: it reads the service's settings and consumes commands."""
 
     name: str
     module: tuple[str, ...]
@@ -38,13 +38,13 @@ class Side:
 
 
 SERVICE: Final = Side("service", ("outplan", "run"))
-# Motor runs each call in a thread; its default of five for each core holds the handlers up.
+# Motor runs each call in a thread; its default of five threads a core would slow the handlers.
 HANDLER: Final = Side("handler", ("tests.bench.handler",), {"MOTOR_MAX_WORKERS": "20"})
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one turn came to: events a second, CPU seconds for each, and an event's size."""
+    """Hold one round's measurements: events a second, CPU seconds an event, bytes an event."""
 
     side: str
     rate: float
@@ -54,27 +54,30 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Rounds on one pair of servers."""
+    """Run rounds on one pair of servers."""
 
     amqp_url: str
     mongo_url: str
 
     async def measure(self, side: Side, commands: int) -> Result:
-        """One turn, with a prefix and a database of its own, which are deleted afterwards.
+        """Run one round under a new prefix and database, and delete both afterwards.
 
-        Raises RuntimeError where the side ends, stalls or has not stored every command.
+        Raises RuntimeError if the side ends, stalls or has not stored every command.
         """
         name = f"bench-{uuid4().hex[:8]}"
-        async with queues(self.amqp_url, name) as load, _database(self.mongo_url, name) as database:
+        async with (
+            open_queues(self.amqp_url, name) as load,
+            _open_database(self.mongo_url, name) as database,
+        ):
             await load.fill(commands)
-            async with _running(side, self._environment(side, name)) as process:
+            async with _run(side, self._environment(side, name)) as process:
                 port = URL(self.amqp_url).port or 0
-                broker = find_broker(await cluster_name(self.amqp_url), port)
+                broker = find_broker(await read_cluster_name(self.amqp_url), port)
                 meter = _Meter(load, process, database, broker)
-                first = await meter.until(1)
-                last = await meter.until(commands)
-            await _prove(database, commands)
-            return _result(side, first, last, await load.event_bytes())
+                first = await meter.wait_for_events(1)
+                last = await meter.wait_for_events(commands)
+            await _check_stored(database, commands)
+            return _build_result(side, first, last, await load.measure_event())
 
     def _environment(self, side: Side, name: str) -> dict[str, str]:
         return {
@@ -89,7 +92,7 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _Sample:
     time: float
     events: int
     usage: Usage
@@ -102,37 +105,39 @@ class _Meter:
     database: AsyncDatabase[Document]
     broker: int | None
 
-    async def until(self, events: int) -> _Reading:
-        """Wait for this many events, looking often enough to tell when."""
+    async def wait_for_events(self, events: int) -> _Sample:
+        """Poll until this many events are published; return time, count and CPU used."""
         seen, since = -1, time.monotonic()
-        while (now := await self.load.events()) < events:
+        while (now := await self.load.count_events()) < events:
             if now > seen:
                 seen, since = now, time.monotonic()
-            self._alive(now, since)
+            self._raise_if_stalled(now, since)
             await asyncio.sleep(_POLL_SECONDS)
-        return _Reading(time.monotonic(), now, await self._usage())
+        return _Sample(time.monotonic(), now, await self._read_usage())
 
-    def _alive(self, events: int, since: float) -> None:
+    def _raise_if_stalled(self, events: int, since: float) -> None:
         if self.process.returncode is not None:
-            raise RuntimeError(f"it ended after {events} events")
+            raise RuntimeError(f"the measured process ended after {events} events")
         if time.monotonic() - since > _STALLED_SECONDS:
-            raise RuntimeError(f"no event for {_STALLED_SECONDS:.0f} s after {events}")
+            raise RuntimeError(f"no event for {_STALLED_SECONDS:.0f} s after {events} events")
 
-    async def _usage(self) -> Usage:
+    async def _read_usage(self) -> Usage:
         status = await self.database.client.admin.command("serverStatus")
         return Usage(
-            tree_seconds(self.process.pid), tree_seconds(self.broker), mongod_seconds(status)
+            read_tree_seconds(self.process.pid),
+            read_tree_seconds(self.broker),
+            parse_mongod_seconds(status),
         )
 
 
-def _result(side: Side, first: _Reading, last: _Reading, event_bytes: int) -> Result:
-    # What was there at the first look counts as done before it.
+def _build_result(side: Side, first: _Sample, last: _Sample, event_bytes: int) -> Result:
+    # Events that the first poll found were published before the clock started.
     events = last.events - first.events
-    usage = last.usage.since(first.usage).per(events)
+    usage = last.usage.subtract(first.usage).divide(events)
     return Result(side.name, events / (last.time - first.time), usage, event_bytes)
 
 
-async def _prove(database: AsyncDatabase[Document], commands: int) -> None:
+async def _check_stored(database: AsyncDatabase[Document], commands: int) -> None:
     for name in ("outplans", "outplan_events"):
         stored = await database[name].count_documents({})
         if stored != commands:
@@ -140,7 +145,7 @@ async def _prove(database: AsyncDatabase[Document], commands: int) -> None:
 
 
 @asynccontextmanager
-async def _database(url: str, name: str) -> AsyncIterator[AsyncDatabase[Document]]:
+async def _open_database(url: str, name: str) -> AsyncIterator[AsyncDatabase[Document]]:
     client: AsyncMongoClient[Document]
     async with AsyncMongoClient(url) as client:
         try:
@@ -150,8 +155,8 @@ async def _database(url: str, name: str) -> AsyncIterator[AsyncDatabase[Document
 
 
 @asynccontextmanager
-async def _running(side: Side, environment: dict[str, str]) -> AsyncIterator[Process]:
-    """The side's process; what it said is shown where the block fails."""
+async def _run(side: Side, environment: dict[str, str]) -> AsyncIterator[Process]:
+    """Run the side's process for the block; add its output to an error from the block."""
     with TemporaryFile() as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *side.module,
@@ -160,7 +165,7 @@ async def _running(side: Side, environment: dict[str, str]) -> AsyncIterator[Pro
         try:
             yield process
         except BaseException as error:
-            error.add_note(f"{side.name} said:\n{_tail(output)}")
+            error.add_note(f"output of {side.name}:\n{_read_tail(output)}")
             raise
         finally:
             await _stop(process)
@@ -178,6 +183,6 @@ async def _stop(process: Process) -> None:
         await process.wait()
 
 
-def _tail(output: IO[bytes]) -> str:
+def _read_tail(output: IO[bytes]) -> str:
     output.seek(0)
     return output.read().decode(errors="replace")[-4_000:]

@@ -1,8 +1,7 @@
-"""The AsyncAPI document says what the topology declares and the messages are."""
+"""Compare schemas/asyncapi.yaml with the declared topology and the message models."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, get_args
 
 import pytest
@@ -11,23 +10,23 @@ import yaml  # type: ignore[import-untyped]  # has no stubs among its files
 from outplan.contract.fields import PUBLISHER
 from outplan.contract.messages import COMMANDS, EventType
 from outplan.contract.topology import Binding, topology
+from tests.contract.schema_files import SCHEMAS
 
-SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
 DOCUMENT: Final[dict[str, Any]] = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
 CHANNELS: Final = DOCUMENT["channels"]
 MESSAGES: Final = DOCUMENT["components"]["messages"]
-ONE: Final = topology()
-MANY: Final = topology(partitions=3)
+UNPARTITIONED: Final = topology()
+PARTITIONED: Final = topology(partitions=3)
 
 
-def references(node: Any) -> Iterator[str]:
+def find_references(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         if "$ref" in node:
             yield node["$ref"]
         node = list(node.values())
     if isinstance(node, list):
         for part in node:
-            yield from references(part)
+            yield from find_references(part)
 
 
 def resolve(reference: str) -> Any:
@@ -38,12 +37,12 @@ def resolve(reference: str) -> Any:
     return found
 
 
-def amqp(channel: str) -> dict[str, Any]:
+def amqp_binding(channel: str) -> dict[str, Any]:
     binding: dict[str, Any] = CHANNELS[channel]["bindings"]["amqp"]
     return binding
 
 
-def bound(channel: str, queue: str) -> set[Binding]:
+def queue_bindings(channel: str, queue: str) -> set[Binding]:
     return {
         Binding(
             binding["source"],
@@ -55,33 +54,38 @@ def bound(channel: str, queue: str) -> set[Binding]:
     }
 
 
-@pytest.mark.parametrize("reference", sorted(set(references(DOCUMENT))))
+@pytest.mark.parametrize("reference", sorted(set(find_references(DOCUMENT))))
 def test_every_reference_resolves(reference: str) -> None:
     assert isinstance(resolve(reference), dict)
 
 
 @pytest.mark.parametrize(
-    ("channel", "exchange"), [("commands", ONE.commands), ("events", ONE.events)]
+    ("channel", "exchange"),
+    [("commands", UNPARTITIONED.commands), ("events", UNPARTITIONED.events)],
 )
-def test_an_exchange_is_the_one_that_is_declared(channel: str, exchange: Any) -> None:
-    described = amqp(channel)["exchange"]
+def test_each_exchange_is_described_as_declared(channel: str, exchange: Any) -> None:
+    described = amqp_binding(channel)["exchange"]
     assert (described["name"], described["type"]) == (exchange.name, exchange.type)
     assert described["durable"] is True
     assert not exchange.arguments
 
 
-def test_the_partitioner_is_the_one_that_is_declared() -> None:
+def test_the_partitioner_is_described_as_declared() -> None:
     described = CHANNELS["command_partitions"]["x-amqp-partitioner"]
-    assert MANY.partitioner is not None
-    assert (described["name"], described["type"]) == (MANY.partitioner.name, MANY.partitioner.type)
-    assert described["arguments"] == MANY.partitioner.arguments
+    assert PARTITIONED.partitioner is not None
+    assert (described["name"], described["type"]) == (
+        PARTITIONED.partitioner.name,
+        PARTITIONED.partitioner.type,
+    )
+    assert described["arguments"] == PARTITIONED.partitioner.arguments
 
 
 @pytest.mark.parametrize(
-    ("channel", "queue"), [("command_queue", ONE.command_queues[0]), ("rejected", ONE.rejected)]
+    ("channel", "queue"),
+    [("command_queue", UNPARTITIONED.command_queues[0]), ("rejected", UNPARTITIONED.rejected)],
 )
-def test_a_queue_is_the_one_that_is_declared(channel: str, queue: Any) -> None:
-    described = amqp(channel)["queue"]
+def test_each_queue_is_described_as_declared(channel: str, queue: Any) -> None:
+    described = amqp_binding(channel)["queue"]
     assert CHANNELS[channel]["address"] == described["name"] == queue.name
     assert (described["durable"], described["exclusive"], described["autoDelete"]) == (
         True,
@@ -92,30 +96,34 @@ def test_a_queue_is_the_one_that_is_declared(channel: str, queue: Any) -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_partition_is_the_one_that_is_declared(number: int) -> None:
-    channel, queue = CHANNELS["command_partitions"], MANY.command_queues[number]
-    assert channel["address"] == amqp("command_partitions")["queue"]["name"]
+def test_each_partition_is_described_as_declared(number: int) -> None:
+    channel, queue = CHANNELS["command_partitions"], PARTITIONED.command_queues[number]
+    assert channel["address"] == amqp_binding("command_partitions")["queue"]["name"]
     assert channel["address"].replace("{partition}", str(number)) == queue.name
     assert channel["x-amqp-queue-arguments"] == queue.arguments
 
 
-def test_the_bindings_are_those_that_are_declared() -> None:
-    assert bound("command_queue", ONE.command_queues[0].name) == set(ONE.bindings)
-    queues = [queue.name for queue in MANY.command_queues]
-    partitioned = set().union(*(bound("command_partitions", queue) for queue in queues))
-    assert partitioned == set(MANY.bindings)
+def test_the_bindings_are_described_as_declared() -> None:
+    assert queue_bindings("command_queue", UNPARTITIONED.command_queues[0].name) == set(
+        UNPARTITIONED.bindings
+    )
+    queues = [queue.name for queue in PARTITIONED.command_queues]
+    partitioned = set().union(*(queue_bindings("command_partitions", queue) for queue in queues))
+    assert partitioned == set(PARTITIONED.bindings)
 
 
-def test_everything_that_is_declared_is_described() -> None:
-    bindings = [amqp(channel) for channel in CHANNELS if "bindings" in CHANNELS[channel]]
+def test_every_declared_exchange_and_queue_is_described() -> None:
+    bindings = [amqp_binding(channel) for channel in CHANNELS if "bindings" in CHANNELS[channel]]
     exchanges = {b["exchange"]["name"] for b in bindings if "exchange" in b}
     queues = {b["queue"]["name"] for b in bindings if "queue" in b}
-    assert exchanges == {exchange.name for exchange in ONE.exchanges}
-    assert queues == {queue.name for queue in ONE.queues} | {"outplan.commands.{partition}"}
+    assert exchanges == {exchange.name for exchange in UNPARTITIONED.exchanges}
+    assert queues == {queue.name for queue in UNPARTITIONED.queues} | {
+        "outplan.commands.{partition}"
+    }
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *get_args(EventType)])
-def test_a_message_has_its_schema_and_its_type(name: str) -> None:
+def test_each_message_names_its_schema_and_its_amqp_type(name: str) -> None:
     message = MESSAGES[name]
     assert message["payload"]["schema"]["$ref"] == f"./{name}.json"
     assert message["bindings"]["amqp"]["messageType"] == name == message["name"]
@@ -124,18 +132,18 @@ def test_a_message_has_its_schema_and_its_type(name: str) -> None:
 
 
 @pytest.mark.parametrize("channel", ["commands", "command_queue", "command_partitions"])
-def test_a_channel_for_commands_carries_every_command(channel: str) -> None:
+def test_each_command_channel_lists_every_command(channel: str) -> None:
     assert CHANNELS[channel]["messages"].keys() == COMMANDS.keys()
 
 
-def test_commands_and_events_are_routed_by_their_names() -> None:
+def test_routing_keys_start_with_the_message_name() -> None:
     assert CHANNELS["commands"]["parameters"]["command"]["enum"] == list(COMMANDS)
     assert CHANNELS["events"]["parameters"]["event"]["enum"] == list(get_args(EventType))
     assert CHANNELS["events"]["address"] == "{event}.{customer_id}.{outplan_id}"
     assert CHANNELS["events"]["messages"].keys() == set(get_args(EventType))
 
 
-def test_a_command_that_asks_for_it_gets_a_reply() -> None:
+def test_every_receive_operation_describes_its_reply() -> None:
     received = [o for o in DOCUMENT["operations"].values() if o["action"] == "receive"]
     assert len(received) == 3
     assert all(o["reply"]["channel"]["$ref"] == "#/channels/replies" for o in received)
@@ -143,14 +151,14 @@ def test_a_command_that_asks_for_it_gets_a_reply() -> None:
 
 
 @pytest.mark.parametrize("operation", DOCUMENT["operations"])
-def test_an_operation_handles_every_message_of_its_channel(operation: str) -> None:
+def test_each_operation_lists_every_message_of_its_channel(operation: str) -> None:
     described = DOCUMENT["operations"][operation]
     channel = described["channel"]["$ref"]
     messages = {message["$ref"] for message in described["messages"]}
     assert messages == {f"{channel}/messages/{name}" for name in resolve(channel)["messages"]}
 
 
-def test_the_properties_are_those_of_the_contract() -> None:
+def test_properties_and_headers_match_the_contract() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert schemas["command_properties"]["required"] == ["message_id"]
     assert schemas["command_properties"]["properties"]["type"]["enum"] == list(COMMANDS)

@@ -1,4 +1,4 @@
-"""What ``contract`` says of an instance that breaks the rules: where, and in which words."""
+"""Check the pointers and texts of validation errors from ``outplan.contract.schemas``."""
 
 import json
 import subprocess
@@ -17,26 +17,26 @@ VALID: Final[dict[str, Any]] = json.loads(schemas.schema_text("outplan_create"))
 ID: Final[str] = VALID["id"]
 
 
-def errors(name: str, instance: object) -> list[tuple[str, str]]:
+def find_errors(name: str, instance: object) -> list[tuple[str, str]]:
     return [(error.pointer, error.detail) for error in schemas.violations(name, instance)]
 
 
-def of_create(**changes: Any) -> list[tuple[str, str]]:
-    return errors("outplan_create", {**VALID, **changes})
+def create_errors(**changes: Any) -> list[tuple[str, str]]:
+    return find_errors("outplan_create", {**VALID, **changes})
 
 
-def of_target(type_: str, target: str) -> list[tuple[str, str]]:
-    return errors("address", {"type": type_, "target": target})
+def target_errors(type_: str, target: str) -> list[tuple[str, str]]:
+    return find_errors("address", {"type": type_, "target": target})
 
 
-def nested(depth: int) -> list[Any]:
+def nest_lists(depth: int) -> list[Any]:
     value: list[Any] = []
     for _ in range(depth):
         value = [value]
     return value
 
 
-def test_a_valid_command_breaks_no_rule() -> None:
+def test_a_valid_command_has_no_errors() -> None:
     assert schemas.violations("outplan_create", VALID) == ()
     assert schemas.is_valid("outplan_create", VALID)
 
@@ -80,8 +80,8 @@ def test_a_valid_command_breaks_no_rule() -> None:
         ),
     ],
 )
-def test_a_broken_rule_is_told_once_at_its_field(field: str, value: Any, detail: str) -> None:
-    assert of_create(**{field: value}) == [(f"/{field}", detail)]
+def test_a_broken_rule_is_reported_once_at_its_field(field: str, value: Any, detail: str) -> None:
+    assert create_errors(**{field: value}) == [(f"/{field}", detail)]
 
 
 @pytest.mark.parametrize(
@@ -92,31 +92,33 @@ def test_a_broken_rule_is_told_once_at_its_field(field: str, value: Any, detail:
         ("agent", "2001", "UUID: 8-4-4-4-12 hexadecimal digits, not the nil UUID"),
     ],
 )
-def test_a_target_is_told_the_form_for_its_type(type_: str, target: str, form: str) -> None:
-    assert of_target(type_, target) == [("/target", f'"{target}" is not a valid {form}')]
+def test_an_invalid_target_is_told_the_format_of_its_type(
+    type_: str, target: str, form: str
+) -> None:
+    assert target_errors(type_, target) == [("/target", f'"{target}" is not a valid {form}')]
 
 
-def test_an_unknown_type_is_told_the_known_ones_and_its_target_is_left_alone() -> None:
-    [(pointer, detail)] = of_target("mobile", "")
+def test_an_unknown_address_type_lists_the_known_ones_and_skips_the_target() -> None:
+    [(pointer, detail)] = target_errors("mobile", "")
     assert pointer == "/type"
     assert detail.startswith('"mobile" is not one of "tel", "whatsapp", "email", ')
 
 
-def test_a_missing_field_is_told_at_its_own_pointer() -> None:
-    assert errors("outplan_create", {}) == [
+def test_a_missing_field_is_reported_at_its_own_pointer() -> None:
+    assert find_errors("outplan_create", {}) == [
         ("/customer_id", "is required"),
         ("/name", "is required"),
         ("/source", "is required"),
     ]
 
 
-def test_every_unknown_field_is_told() -> None:
-    found = of_create(colour="red", size=3)
+def test_every_unknown_field_is_reported() -> None:
+    found = create_errors(colour="red", size=3)
     assert found == [("/colour", "is not a known field"), ("/size", "is not a known field")]
 
 
-def test_every_broken_rule_is_told_however_deep() -> None:
-    found = of_create(dial_timeout=30, name=1, source={"type": "tel", "target": "1", "x": 1})
+def test_broken_rules_are_reported_at_every_depth() -> None:
+    found = create_errors(dial_timeout=30, name=1, source={"type": "tel", "target": "1", "x": 1})
     assert {pointer for pointer, _ in found} == {
         "/dial_timeout",
         "/name",
@@ -125,38 +127,38 @@ def test_every_broken_rule_is_told_however_deep() -> None:
     }
 
 
-def test_an_update_that_changes_nothing_is_told_what_it_could_change() -> None:
+def test_an_empty_update_lists_the_changeable_fields() -> None:
     detail = f"give at least one of {', '.join(Update.CHANGEABLE)}"
-    assert errors("outplan_update", {"id": ID}) == [("", detail)]
+    assert find_errors("outplan_update", {"id": ID}) == [("", detail)]
 
 
-def test_a_body_that_is_no_object_is_told_at_the_root() -> None:
-    assert errors("outplan_delete", ID) == [("", f'"{ID}" is not an object')]
+def test_a_body_that_is_not_an_object_is_reported_at_the_root() -> None:
+    assert find_errors("outplan_delete", ID) == [("", f'"{ID}" is not an object')]
 
 
 def test_a_pointer_escapes_slash_and_tilde() -> None:
-    assert of_create(**{"a/b~c": 1, "~1": 2}) == [
+    assert create_errors(**{"a/b~c": 1, "~1": 2}) == [
         ("/a~1b~0c", "is not a known field"),
         ("/~01", "is not a known field"),
     ]
 
 
-def test_a_pointer_counts_the_items_of_a_list() -> None:
+def test_a_pointer_includes_list_indexes() -> None:
     problem = json.loads(schemas.schema_text("problem"))["examples"][0]
     problem["errors"] = [{"pointer": "", "detail": "x"}, {"pointer": "no slash", "detail": 1}]
-    assert [pointer for pointer, _ in errors("problem", problem)] == [
+    assert [pointer for pointer, _ in find_errors("problem", problem)] == [
         "/errors/1/pointer",
         "/errors/1/detail",
     ]
 
 
-def test_what_does_not_belong_to_a_status_is_told_there() -> None:
+def test_a_field_of_another_reply_status_is_reported_at_that_field() -> None:
     reply = json.loads(schemas.schema_text("reply"))["examples"][1]
-    assert errors("reply", {**reply, "version": 2}) == [("/version", "does not belong here")]
+    assert find_errors("reply", {**reply, "version": 2}) == [("/version", "does not belong here")]
 
 
-def test_a_long_value_is_quoted_in_part() -> None:
-    [(pointer, detail)] = of_create(name="n" * 5000)
+def test_a_long_value_is_truncated() -> None:
+    [(pointer, detail)] = create_errors(name="n" * 5000)
     assert pointer == "/name"
     assert detail.startswith('"nnn')
     assert detail.endswith("… is longer than the maximum length of 255")
@@ -166,29 +168,29 @@ def test_a_long_value_is_quoted_in_part() -> None:
 @pytest.mark.parametrize("value", ["\x00" * 300, "😀" * 300, list(range(999)), {"a": "x" * 999}])
 def test_no_detail_is_longer_than_300_characters(value: Any) -> None:
     body = dict.fromkeys(VALID, value)
-    found = errors("outplan_create", body)
+    found = find_errors("outplan_create", body)
     assert {pointer for pointer, _ in found} >= {"/id", "/dial_timeout", "/max_try_count_4"}
     assert max(len(detail) for _, detail in found) <= 300
 
 
-def test_a_field_name_too_long_for_a_pointer_is_told_at_its_object() -> None:
-    [(pointer, detail)] = errors("outplan_delete", {"id": ID, "k" * 100_000: 1})
+def test_a_field_name_too_long_for_a_pointer_is_reported_at_its_object() -> None:
+    [(pointer, detail)] = find_errors("outplan_delete", {"id": ID, "k" * 100_000: 1})
     assert pointer == ""
     assert detail.startswith('"kkk')
     assert detail.endswith("… is not a known field")
 
 
-def test_nothing_is_told_twice() -> None:
-    found = errors("address", {"type": "agent", "target": 5, "name": 7})
+def test_no_error_is_reported_twice() -> None:
+    found = find_errors("address", {"type": "agent", "target": 5, "name": 7})
     assert sorted(found) == [("/name", "7 is not a string"), ("/target", "5 is not a string")]
 
 
-def test_at_most_32_errors_are_told() -> None:
-    assert len(of_create(**{f"field_{n}": n for n in range(100)})) == MAX_PROBLEM_ERRORS
+def test_at_most_32_errors_are_reported() -> None:
+    assert len(create_errors(**{f"field_{n}": n for n in range(100)})) == MAX_PROBLEM_ERRORS
 
 
-def test_no_more_than_needed_is_cut_from_a_hostile_body() -> None:
-    found = errors("outplan_create", {f"field_{n}": n for n in range(100)})
+def test_missing_fields_come_first_when_errors_are_cut_off() -> None:
+    found = find_errors("outplan_create", {f"field_{n}": n for n in range(100)})
     assert found[:3] == [(f"/{f}", "is required") for f in ("customer_id", "name", "source")]
     assert len(found) == MAX_PROBLEM_ERRORS
 
@@ -205,7 +207,7 @@ def test_no_more_than_needed_is_cut_from_a_hostile_body() -> None:
     ],
     ids=["fields", "nested fields", "list", "labels", "local part", "text"],
 )
-def test_a_hostile_body_costs_little(body: dict[str, Any]) -> None:
+def test_a_hostile_body_is_validated_quickly(body: dict[str, Any]) -> None:
     schemas.violations("outplan_create", {})
     fastest = 1.0
     for _ in range(5):
@@ -216,13 +218,13 @@ def test_a_hostile_body_costs_little(body: dict[str, Any]) -> None:
     assert fastest < 0.1
 
 
-def test_a_name_that_is_not_unicode_is_refused() -> None:
+def test_a_name_that_is_not_unicode_is_an_error() -> None:
     detail = "holds text that is not valid Unicode, or is nested too deeply"
     assert not schemas.is_valid("outplan_create", {**VALID, "name": "\ud800"})
-    assert of_create(name="\ud800") == [("", detail)]
+    assert create_errors(name="\ud800") == [("", detail)]
 
 
-def test_an_error_about_text_that_is_not_unicode_can_be_sent() -> None:
+def test_an_error_about_invalid_unicode_can_be_serialized() -> None:
     found = schemas.violations("outplan_create", {**VALID, "\udfff": 1, "id": "\ud800"})
     assert found
     for error in found:
@@ -230,13 +232,13 @@ def test_an_error_about_text_that_is_not_unicode_can_be_sent() -> None:
 
 
 @pytest.mark.parametrize("depth", [100, 900])
-def test_deep_nesting_is_refused_at_its_field(depth: int) -> None:
-    [(pointer, detail)] = of_create(detail=nested(depth))
+def test_deep_nesting_is_reported_at_its_field(depth: int) -> None:
+    [(pointer, detail)] = create_errors(detail=nest_lists(depth))
     assert pointer == "/detail"
     assert detail.endswith("is not a string")
 
 
-def test_a_valid_command_is_judged_in_microseconds() -> None:
+def test_a_valid_command_is_validated_in_microseconds() -> None:
     rounds = 2000
     fastest = 1.0
     for _ in range(7):
@@ -244,10 +246,10 @@ def test_a_valid_command_is_judged_in_microseconds() -> None:
         for _ in range(rounds):
             schemas.violations("outplan_create", VALID)
         fastest = min(fastest, (perf_counter() - start) / rounds)
-    assert fastest < 20e-6  # about 2 µs; a validator compiled anew each time takes 1000
+    assert fastest < 20e-6  # about 2 µs; compiling the validator each time takes 1000
 
 
-def test_the_names_are_those_of_the_files() -> None:
+def test_schema_names_match_the_files() -> None:
     assert "outplan_create" in schemas.schema_names()
     assert "definitions" in schemas.schema_names()
     assert list(schemas.schema_names()) == sorted(schemas.schema_names())
@@ -255,21 +257,21 @@ def test_the_names_are_those_of_the_files() -> None:
 
 
 @pytest.mark.parametrize("name", ["no_such_schema", "../README", ""])
-def test_an_unknown_name_is_a_key_error(name: str) -> None:
+def test_an_unknown_schema_name_raises_key_error(name: str) -> None:
     with pytest.raises(KeyError):
         schemas.schema_text(name)
     with pytest.raises(KeyError):
         schemas.violations(name, {})
 
 
-def test_nothing_is_read_or_compiled_at_import() -> None:
+def test_import_reads_and_compiles_nothing() -> None:
     code = (
         "from outplan.contract import schemas\n"
         "caches = (schemas._folder, schemas._schemas, schemas._registry, schemas._validator)\n"
         "print(sum(cache.cache_info().currsize for cache in caches))\n"
     )
     root = Path(__file__).parents[2]
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
-    assert ran.stdout == "0\n"
+    assert process.stdout == "0\n"

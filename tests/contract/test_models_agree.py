@@ -1,40 +1,28 @@
-"""Schemas and models accept and refuse the same instances, in both directions.
+"""Check that schemas and models accept and reject the same instances.
 
-Instances are valid examples with a few members taken out, put in or replaced. The replacements
-come from the schemas themselves: what fits their patterns, what lies at and just past their
-limits. Such near misses find disagreements that random junk does not.
+Hypothesis takes valid examples and removes, adds or replaces a few members. The replacements come
+from the schemas: text that matches their patterns, numbers at and just past their limits. Such near
+misses find disagreements that random data does not.
 """
 
 import json
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, Final, get_args
 
-import jsonschema
 import pytest
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
-from referencing import Registry, Resource
+from pydantic import ValidationError
 
 from outplan.contract import schemas
-from outplan.contract.messages import COMMANDS, Address, Event, EventType, Outplan, Problem, Reply
+from outplan.contract.messages import COMMANDS, Address, Event
+from tests.contract.schema_files import EXAMPLES, FILES, MODELS, python_validator
 
-EXAMPLES: Final = Path(__file__).parents[2] / "schemas/examples"
-FILES: Final = {name: json.loads(schemas.schema_text(name)) for name in schemas.schema_names()}
-MODELS: Final[dict[str, type[BaseModel]]] = {
-    "address": Address,
-    "outplan": Outplan,
-    **COMMANDS,
-    **dict.fromkeys(get_args(EventType), Event),
-    "problem": Problem,
-    "reply": Reply,
-}
-# What comes in is also read from parsed JSON; what goes out is read back as text only.
+# The worker validates incoming messages as parsed JSON; subscribers read outgoing ones as text.
 INCOMING: Final = ("address", *COMMANDS)
-# A busy machine is no reason to fail.
-STEADY: Final = settings(
+# A slow machine must not fail a test.
+UNTIMED: Final = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
@@ -49,15 +37,15 @@ def keyword_values(schema: Any, *keywords: str) -> Iterator[Any]:
             yield from keyword_values(part, *keywords)
 
 
-def gathered(*keywords: str) -> list[Any]:
+def all_values(*keywords: str) -> list[Any]:
     return list(keyword_values(list(FILES.values()), *keywords))
 
 
-def leaves(instance: Any) -> Iterator[Any]:
+def parts_of(instance: Any) -> Iterator[Any]:
     yield instance
     if isinstance(instance, dict | list):
         for part in instance.values() if isinstance(instance, dict) else instance:
-            yield from leaves(part)
+            yield from parts_of(part)
 
 
 def valid_examples(name: str) -> list[Any]:
@@ -65,15 +53,17 @@ def valid_examples(name: str) -> list[Any]:
 
 
 LIMITS: Final = sorted(
-    {int(n) for n in gathered("minimum", "maximum", "exclusiveMaximum")} | {-1, 30, 2**64, 10**30}
+    {int(n) for n in all_values("minimum", "maximum", "exclusiveMaximum")} | {-1, 30, 2**64, 10**30}
 )
-LENGTHS: Final = sorted({int(n) for n in gathered("minLength", "maxLength")})
-PATTERNS: Final = sorted(set(map(str, gathered("pattern"))))
-FIELDS: Final = sorted({field for names in gathered("properties") for field in names})
-PARTS: Final = [part for name in MODELS for e in valid_examples(name) for part in leaves(e)]
+LENGTHS: Final = sorted({int(n) for n in all_values("minLength", "maxLength")})
+PATTERNS: Final = sorted(set(map(str, all_values("pattern"))))
+FIELDS: Final = sorted({field for names in all_values("properties") for field in names})
+PARTS: Final = [part for name in MODELS for e in valid_examples(name) for part in parts_of(e)]
 OBJECTS: Final[list[dict[str, Any]]] = [part for part in PARTS if isinstance(part, dict)]
-# What each field is somewhere: such a value is mostly valid elsewhere, too.
-SEEN: Final = {field: [o[field] for o in OBJECTS if field in o] for o in OBJECTS for field in o}
+# Values of each field in the examples; most are valid in another example as well.
+FIELD_VALUES: Final = {
+    field: [o[field] for o in OBJECTS if field in o] for o in OBJECTS for field in o
+}
 
 numbers = st.builds(
     lambda limit, step, kind: kind(limit + step),
@@ -104,7 +94,7 @@ def text_edits(draw: st.DrawFn, text: str) -> str:
 
 
 def nearby(value: Any) -> st.SearchStrategy[Any]:
-    """Values that differ a little from ``value``, and some that differ much."""
+    """Return a strategy for values close to ``value``, and a few unrelated ones."""
     if isinstance(value, str):
         return text_edits(value) | replacements
     if type(value) is int:
@@ -114,7 +104,7 @@ def nearby(value: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def edits(draw: st.DrawFn, instance: Any) -> Any:
-    """One member, at any depth, replaced, removed or added."""
+    """Replace, remove or add one member at any depth."""
     if not isinstance(instance, dict | list) or not instance:
         return draw(nearby(instance))
     keys = sorted(instance) if isinstance(instance, dict) else list(range(len(instance)))
@@ -127,8 +117,8 @@ def edits(draw: st.DrawFn, instance: Any) -> Any:
         del changed[key]
     elif edit == "replace":
         changed[key] = draw(replacements)
-    elif edit == "swap" and key in SEEN:
-        changed[key] = deepcopy(draw(st.sampled_from(SEEN[key])))
+    elif edit == "swap" and key in FIELD_VALUES:
+        changed[key] = deepcopy(draw(st.sampled_from(FIELD_VALUES[key])))
     elif isinstance(changed, dict):
         changed[draw(st.sampled_from(FIELDS) | st.text(max_size=3))] = draw(replacements)
     else:
@@ -138,7 +128,7 @@ def edits(draw: st.DrawFn, instance: Any) -> Any:
 
 @st.composite
 def mutants(draw: st.DrawFn, name: str) -> Any:
-    """A valid example after up to three edits."""
+    """Draw a valid example and edit it up to three times."""
     instance = draw(st.sampled_from(valid_examples(name)))
     for _ in range(draw(st.integers(0, 3))):
         instance = draw(edits(instance))
@@ -161,82 +151,76 @@ def model_accepts_parsed(name: str, instance: Any) -> bool:
     return True
 
 
-def python_validator(name: str) -> Any:
-    resources = [(schema["$id"], Resource.from_contents(schema)) for schema in FILES.values()]
-    registry = Registry().with_resources(resources)
-    return jsonschema.Draft202012Validator(FILES[name], registry=registry)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_schema_and_model_agree_on_near_misses(name: str) -> None:
-    @settings(STEADY, max_examples=200)
+    @settings(UNTIMED, max_examples=200)
     @given(mutants(name))
-    def agree(instance: Any) -> None:
+    def check(instance: Any) -> None:
         assert schemas.is_valid(name, instance) is model_accepts_json(name, instance)
 
-    agree()
+    check()
 
 
 @pytest.mark.parametrize("name", INCOMING)
-def test_schema_and_model_agree_on_parsed_json_that_comes_in(name: str) -> None:
-    @settings(STEADY, max_examples=200)
+def test_schema_and_model_agree_on_parsed_incoming_json(name: str) -> None:
+    @settings(UNTIMED, max_examples=200)
     @given(mutants(name))
-    def agree(instance: Any) -> None:
+    def check(instance: Any) -> None:
         assert schemas.is_valid(name, instance) is model_accepts_parsed(name, instance)
 
-    agree()
+    check()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_another_implementation_and_regex_engine_agree(name: str) -> None:
+def test_jsonschema_and_python_regexes_agree(name: str) -> None:
     validator = python_validator(name)
 
-    @settings(STEADY, max_examples=50)
+    @settings(UNTIMED, max_examples=50)
     @given(mutants(name))
-    def agree(instance: Any) -> None:
+    def check(instance: Any) -> None:
         assert schemas.is_valid(name, instance) is validator.is_valid(instance)
 
-    agree()
+    check()
 
 
 @pytest.mark.parametrize("type_", get_args(Address.model_fields["type"].annotation))
-def test_schema_and_model_agree_on_every_kind_of_target(type_: str) -> None:
-    @settings(STEADY, max_examples=50)
+def test_schema_and_model_agree_on_each_address_type(type_: str) -> None:
+    @settings(UNTIMED, max_examples=50)
     @given(texts | st.sampled_from([p for p in PARTS if isinstance(p, str)]).flatmap(text_edits))
-    def agree(target: str) -> None:
+    def check(target: str) -> None:
         instance = {"type": type_, "target": target}
         assert schemas.is_valid("address", instance) is model_accepts_parsed("address", instance)
 
-    agree()
+    check()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_the_model_dumps_fits_the_schema(name: str) -> None:
-    @settings(STEADY, max_examples=50)
+def test_dumped_models_pass_the_schema(name: str) -> None:
+    @settings(UNTIMED, max_examples=50)
     @given(mutants(name).filter(lambda instance: model_accepts_json(name, instance)))
-    def fits(instance: Any) -> None:
+    def check(instance: Any) -> None:
         message = MODELS[name].model_validate_json(json.dumps(instance))
         dumped = message.model_dump(mode="json", exclude_unset=True)
         assert schemas.violations(name, dumped) == ()
 
-    fits()
+    check()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_invalid_instance_always_has_an_error_to_show(name: str) -> None:
-    @settings(STEADY, max_examples=50)
+def test_every_invalid_instance_has_errors(name: str) -> None:
+    @settings(UNTIMED, max_examples=50)
     @given(mutants(name))
-    def shown(instance: Any) -> None:
+    def check(instance: Any) -> None:
         found = schemas.violations(name, instance)
         assert bool(found) is not schemas.is_valid(name, instance)
         assert all(len(error.detail) <= 300 for error in found)
 
-    shown()
+    check()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_near_misses_include_both_verdicts(name: str) -> None:
+def test_near_misses_include_valid_and_invalid_instances(name: str) -> None:
     known = valid_examples(name)
-    many = settings(STEADY, database=None, max_examples=3000)
+    many = settings(UNTIMED, database=None, max_examples=3000)
     find(mutants(name), lambda i: i not in known and schemas.is_valid(name, i), settings=many)
     find(mutants(name), lambda i: not schemas.is_valid(name, i), settings=many)

@@ -1,4 +1,4 @@
-"""The schema files keep to their own rules, and the examples say what the schemas say."""
+"""Check the schema files against the project's rules for them, and against their examples."""
 
 import json
 import re
@@ -10,26 +10,22 @@ from typing import Any, Final, get_args
 import jsonschema
 import jsonschema_rs
 import pytest
-from pydantic import BaseModel, ValidationError
-from referencing import Registry, Resource
+from pydantic import ValidationError
 
 from outplan.contract import schemas
-from outplan.contract.messages import COMMANDS, Address, Event, EventType, Outplan, Problem, Reply
+from outplan.contract.messages import EventType
+from tests.contract.schema_files import (
+    DRAFT_07,
+    DRAFT_2020_12,
+    EXAMPLES,
+    FILES,
+    MODELS,
+    python_validator,
+)
 
-SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
-EXAMPLES: Final = SCHEMAS / "examples"
 NAMES: Final = tuple(name for name in schemas.schema_names() if name != "definitions")
-FILES: Final = {name: json.loads(schemas.schema_text(name)) for name in schemas.schema_names()}
 EXPECTED: Final[dict[str, list[str]]] = json.loads((EXAMPLES / "invalid/expected.json").read_text())
-MODELS: Final[dict[str, type[BaseModel]]] = {
-    "address": Address,
-    "outplan": Outplan,
-    **COMMANDS,
-    **dict.fromkeys(get_args(EventType), Event),
-    "problem": Problem,
-    "reply": Reply,
-}
-# All of these mean the same in draft-07 and in 2020-12.
+# Keywords with the same meaning in draft-07 and 2020-12.
 KEYWORDS: Final = frozenset(
     {"$schema", "$id", "$ref", "title", "description", "default", "examples", "definitions"}
     | {"type", "enum", "const", "allOf", "anyOf", "not", "if", "then"}
@@ -40,13 +36,13 @@ KEYWORDS: Final = frozenset(
 ANNOTATIONS: Final = ("title", "description", "default", "examples")
 
 
-def examples(kind: str) -> list[Any]:
+def example_params(kind: str) -> list[Any]:
     paths = sorted((EXAMPLES / kind).glob("*/*.json"))
     return [pytest.param(path, id=f"{path.parent.name}/{path.stem}") for path in paths]
 
 
 def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Walk a schema and all that stands in a place for schemas."""
+    """Yield a schema and every schema nested in it."""
     if not isinstance(schema, dict):
         return
     yield schema
@@ -60,8 +56,8 @@ def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
         yield from subschemas(schema.get(keyword))
 
 
-def resolved(schema: dict[str, Any]) -> Any:
-    """Follow a $ref of the form that the files use."""
+def resolve(schema: dict[str, Any]) -> Any:
+    """Return the target of a $ref, or the schema itself if it has none."""
     if "$ref" not in schema:
         return schema
     file, _, pointer = schema["$ref"].partition("#")
@@ -71,36 +67,27 @@ def resolved(schema: dict[str, Any]) -> Any:
     return found
 
 
-def python_validator(name: str, dialect: type[Any], uri: str) -> Any:
-    """The reference implementation in Python, over the same files in another dialect."""
-    files = [{**schema, "$schema": uri} for schema in FILES.values()]
-    registry = Registry().with_resources(
-        (schema["$id"], Resource.from_contents(schema)) for schema in files
-    )
-    return dialect({**FILES[name], "$schema": uri}, registry=registry)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_schema_is_valid_2020_12(name: str) -> None:
-    assert FILES[name]["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert FILES[name]["$schema"] == DRAFT_2020_12
     jsonschema_rs.meta.validate(FILES[name])
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_schema_is_valid_draft_07_too(name: str) -> None:
-    schema = {**FILES[name], "$schema": "http://json-schema.org/draft-07/schema#"}
+def test_every_schema_is_also_valid_draft_07(name: str) -> None:
+    schema = {**FILES[name], "$schema": DRAFT_07}
     jsonschema_rs.meta.validate(schema)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_schema_has_only_keywords_with_one_meaning(name: str) -> None:
+def test_schemas_use_only_keywords_shared_by_both_drafts(name: str) -> None:
     for schema in subschemas(FILES[name]):
         assert schema.keys() <= KEYWORDS
         assert "$ref" not in schema or len(schema) == 1
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_schema_is_named_after_its_file_and_explained(name: str) -> None:
+def test_each_schema_has_an_id_a_title_and_a_description(name: str) -> None:
     schema = FILES[name]
     assert schema["$id"].endswith(f"/{name}.json")
     assert schema["title"]
@@ -111,30 +98,30 @@ def test_a_schema_is_named_after_its_file_and_explained(name: str) -> None:
 def test_every_field_is_described(name: str) -> None:
     for schema in subschemas(FILES[name]):
         if schema.keys().isdisjoint(ANNOTATIONS) and schema.get("type") != "object":
-            continue  # only narrows what is described elsewhere
+            continue  # narrows fields that are described elsewhere
         for field, rule in schema.get("properties", {}).items():
-            assert resolved(rule).get("description"), field
+            assert resolve(rule).get("description"), field
 
 
 @pytest.mark.parametrize("field", ["dial_timeout", "try_interval"])
-def test_a_time_span_says_its_unit(field: str) -> None:
+def test_each_duration_states_its_unit(field: str) -> None:
     assert "in milliseconds" in FILES["definitions"]["definitions"][field]["description"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_unknown_fields_are_refused_in_every_object(name: str) -> None:
+def test_every_object_forbids_unknown_fields(name: str) -> None:
     objects = [s for s in subschemas(FILES[name]) if s.get("type") == "object"]
     assert objects
     assert all(schema["additionalProperties"] is False for schema in objects)
 
 
-def test_every_reference_leads_to_a_schema() -> None:
+def test_every_reference_resolves_to_a_schema() -> None:
     for schema in FILES.values():
         for part in subschemas(schema):
-            assert isinstance(resolved(part), dict)
+            assert isinstance(resolve(part), dict)
 
 
-def test_patterns_use_only_what_all_regex_dialects_share() -> None:
+def test_patterns_use_only_syntax_shared_by_all_regex_dialects() -> None:
     patterns = {s["pattern"] for f in FILES.values() for s in subschemas(f) if "pattern" in s}
     assert patterns
     for pattern in patterns:
@@ -144,7 +131,7 @@ def test_patterns_use_only_what_all_regex_dialects_share() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_examples_inside_a_schema_fit_it(name: str) -> None:
+def test_inline_examples_are_valid(name: str) -> None:
     schema = FILES[name]
     assert all(schemas.is_valid(name, example) for example in schema.get("examples", []))
     for rule in schema.get("definitions", {}).values():
@@ -156,29 +143,29 @@ def test_the_examples_inside_a_schema_fit_it(name: str) -> None:
         assert all(validator.is_valid(example) for example in rule.get("examples", []))
 
 
-def test_nothing_is_valid_against_the_definitions_themselves() -> None:
+def test_the_definitions_file_accepts_no_instance() -> None:
     assert not schemas.is_valid("definitions", {})
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["valid", "invalid"])
-def test_every_schema_has_examples_of_both_kinds(name: str, kind: str) -> None:
+def test_every_schema_has_valid_and_invalid_examples(name: str, kind: str) -> None:
     assert list((EXAMPLES / kind / name).glob("*.json"))
 
 
-def test_every_invalid_example_says_where_it_is_wrong() -> None:
+def test_every_invalid_example_lists_its_expected_pointers() -> None:
     invalid = {f"{p.parent.name}/{p.stem}" for p in (EXAMPLES / "invalid").glob("*/*.json")}
     assert invalid == EXPECTED.keys()
     assert all(EXPECTED.values())
 
 
-@pytest.mark.parametrize("path", examples("valid"))
-def test_a_valid_example_passes_the_schema(path: Path) -> None:
+@pytest.mark.parametrize("path", example_params("valid"))
+def test_a_valid_example_passes_its_schema(path: Path) -> None:
     assert schemas.violations(path.parent.name, json.loads(path.read_text())) == ()
 
 
-@pytest.mark.parametrize("path", examples("valid"))
-def test_a_valid_example_passes_the_model_and_survives_it(path: Path) -> None:
+@pytest.mark.parametrize("path", example_params("valid"))
+def test_a_valid_example_round_trips_through_its_model(path: Path) -> None:
     model = MODELS[path.parent.name]
     message = model.model_validate_json(path.read_bytes())
     dumped = message.model_dump(mode="json", exclude_unset=True)
@@ -187,22 +174,22 @@ def test_a_valid_example_passes_the_model_and_survives_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["outplan", *get_args(EventType), "problem", "reply"])
-def test_what_is_sent_comes_back_just_as_it_was(name: str) -> None:
+def test_outgoing_messages_round_trip_without_changes(name: str) -> None:
     for path in (EXAMPLES / "valid" / name).glob("*.json"):
         message = MODELS[name].model_validate_json(path.read_bytes())
         dumped = message.model_dump(mode="json", exclude_unset=True)
         assert dumped == json.loads(path.read_text()), path.stem
 
 
-@pytest.mark.parametrize("path", examples("invalid"))
-def test_an_invalid_example_is_refused_where_it_is_wrong(path: Path) -> None:
+@pytest.mark.parametrize("path", example_params("invalid"))
+def test_an_invalid_example_fails_at_the_expected_pointers(path: Path) -> None:
     name = path.parent.name
     found = schemas.violations(name, json.loads(path.read_text()))
     assert {error.pointer for error in found} == set(EXPECTED[f"{name}/{path.stem}"])
 
 
-@pytest.mark.parametrize("path", examples("invalid"))
-def test_an_invalid_example_is_refused_by_the_model(path: Path) -> None:
+@pytest.mark.parametrize("path", example_params("invalid"))
+def test_an_invalid_example_fails_its_model(path: Path) -> None:
     with pytest.raises(ValidationError):
         MODELS[path.parent.name].model_validate_json(path.read_bytes())
 
@@ -210,14 +197,12 @@ def test_an_invalid_example_is_refused_by_the_model(path: Path) -> None:
 @pytest.mark.parametrize(
     ("dialect", "uri"),
     [
-        (jsonschema.Draft7Validator, "http://json-schema.org/draft-07/schema#"),
-        (jsonschema.Draft202012Validator, "https://json-schema.org/draft/2020-12/schema"),
+        (jsonschema.Draft7Validator, DRAFT_07),
+        (jsonschema.Draft202012Validator, DRAFT_2020_12),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_python_reads_the_schemas_alike_in_both_dialects(
-    name: str, dialect: type[Any], uri: str
-) -> None:
+def test_jsonschema_validates_alike_in_both_drafts(name: str, dialect: type[Any], uri: str) -> None:
     validator = python_validator(name, dialect, uri)
     for kind in ("valid", "invalid"):
         for path in (EXAMPLES / kind / name).glob("*.json"):
@@ -225,7 +210,7 @@ def test_python_reads_the_schemas_alike_in_both_dialects(
             assert validator.is_valid(instance) is (kind == "valid"), path.stem
 
 
-def test_the_published_outplan_is_an_example_but_for_its_customer() -> None:
+def test_the_published_outplan_is_an_example_of_command_and_document() -> None:
     document = json.loads((EXAMPLES / "valid/outplan/the-published-example.json").read_text())
     command = json.loads((EXAMPLES / "valid/outplan_create/the-published-example.json").read_text())
     times = {"tm_create", "tm_update", "tm_delete"}
@@ -236,7 +221,7 @@ def test_the_published_outplan_is_an_example_but_for_its_customer() -> None:
     )
 
 
-def test_the_schemas_are_found_beside_the_package_or_inside_it() -> None:
+def test_the_schemas_load_from_beside_or_inside_the_package() -> None:
     package = Path(str(resources.files("outplan")))
     folders = (package / "schemas", package.parents[1] / "schemas")
     folder = next(folder for folder in folders if folder.is_dir())
