@@ -1,4 +1,4 @@
-"""One session starts the servers once; tests isolate themselves by prefix and database."""
+"""Start the servers once a session; each test has its own prefix and database on them."""
 
 import signal
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ import pytest
 
 from outplan.testing.servers import Servers, start_servers
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and with them whatever
-# they start: some of that is to be ended by it.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that; some tests
+# end their child processes by SIGINT.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    with start_servers() as running:
-        yield running
+    with start_servers() as servers:
+        yield servers

@@ -12,6 +12,7 @@ import orjson
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from outplan.contract.topology import Topology, topology
+from tests.support.topology import declare_topology
 
 _IN_FLIGHT: Final = 500
 _CUSTOMERS: Final = 50
@@ -73,13 +74,7 @@ async def read_cluster_name(url: str) -> str:
 
 
 async def _declare(channel: AbstractChannel, layout: Topology) -> Queues:
-    for exchange in layout.exchanges:
-        await channel.declare_exchange(exchange.name, exchange.type, durable=True)
-    for queue in layout.queues:
-        await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
-    for binding in layout.bindings:
-        target = await channel.get_queue(binding.destination, ensure=False)
-        await target.bind(binding.source, binding.routing_key)
+    await declare_topology(channel, layout)
     events = await channel.declare_queue(
         f"{layout.events.name}.bench", durable=True, arguments={"x-queue-type": "quorum"}
     )

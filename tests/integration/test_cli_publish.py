@@ -182,7 +182,7 @@ async def test_without_waiting_it_is_confirmed_by_the_broker_only(
     )
     assert await world.count_waiting() == 1
     async with run_worker(deployment):
-        event = await world.wait_for_published("sent")
+        event = await world.wait_for_event("sent")
     assert event["data"]["id"] in sent.out
 
 
@@ -196,7 +196,7 @@ async def test_an_unknown_outcome_says_how_to_ask_again(
     assert f"--message-id {id_}\n" in asked.err
 
     async with run_worker(deployment):
-        await world.wait_for_published(id_)
+        await world.wait_for_event(id_)
         again = await outplan(deployment, *CREATE, "--message-id", id_)
     assert (again.code, again.out.partition("\n")[0]) == (
         0, "accepted, version 1, a duplicate: it had taken effect before",

@@ -33,7 +33,7 @@ async def test_a_command_that_has_become_possible_is_accepted_under_its_message_
 
     assert (code, err) == (0, "1 of 1 copy: 1 accepted\n")
     assert out.split() == ["accepted", "outplan_update", "early", "version", "2"]
-    await world.wait_for_published("early")
+    await world.wait_for_event("early")
     event = world.events[-1]
     assert event.correlation_id == "mine"
     assert event.headers["traceparent"] == trace
@@ -156,7 +156,7 @@ async def test_without_a_worker_the_outcome_is_unknown_the_copy_stays_and_no_har
     assert await ids(deployment) == ["twice"]
 
     async with run_worker(deployment):
-        await world.wait_for_published("twice")
+        await world.wait_for_event("twice")
         code, _, err = await run(deployment, "redrive", "--all")
     assert (code, err) == (0, "1 of 1 copy: 1 duplicate (accepted before)\n")
     assert len((await world.read_documents())[1]) == 1

@@ -256,4 +256,4 @@ async def test_what_the_broker_dead_letters_itself_is_listed_and_redriven(
         code, out, err = await run(deployment, "redrive", "--code", "expired")
     assert (code, err) == (0, "1 of 1 copy: 1 accepted\n")
     assert out.split() == ["accepted", "outplan_create", "late", "version", "1"]
-    assert (await world.wait_for_published("late"))["version"] == 1
+    assert (await world.wait_for_event("late"))["version"] == 1

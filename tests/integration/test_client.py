@@ -113,7 +113,7 @@ async def test_a_command_belongs_to_the_trace_that_it_was_sent_in(
         many = client.send_many([Request.create(**an_outplan())])
         ids = {asked, sent, *[verdict.request.message_id async for verdict in many]}
 
-    await world.wait_for(lambda: {event.message_id for event in world.events} == ids)
+    await world.wait_for(lambda: world.event_ids() == ids)
     traces = [str(event.headers["traceparent"]).split("-")[1] for event in world.events]
     assert traces == [trace_id] * 3
 
@@ -233,7 +233,7 @@ async def test_without_an_answer_the_outcome_is_unknown_and_can_be_asked_for_lat
     assert id_ in str(unknown.value)
 
     async with run_worker(deployment):
-        await world.wait_for_published(id_)
+        await world.wait_for_event(id_)
         async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client:
             assert (await client.create(**an_outplan(), message_id=id_)).duplicate is True
 
@@ -419,7 +419,7 @@ async def test_a_command_sent_without_waiting_is_with_the_broker(
         sent = await client.send(Request.create(**an_outplan()))
     assert await world.count_waiting() == 1
     async with run_worker(deployment):
-        assert (await world.wait_for_published(sent))["version"] == 1
+        assert (await world.wait_for_event(sent))["version"] == 1
 
 
 async def test_a_full_command_queue_is_waited_for_and_named_where_it_lasts(

@@ -113,7 +113,7 @@ async def test_a_confirmed_command_was_sent_whatever_was_cut(
             for _ in range(20)
         ]
     assert proxy.cuts >= 4
-    await world.wait_for(lambda: {e.message_id for e in world.events} >= set(sent))
+    await world.wait_for_events(set(sent))
     assert len((await world.read_documents())[1]) == 20
 
 

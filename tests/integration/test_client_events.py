@@ -26,7 +26,7 @@ from outplan.client import (
 )
 from outplan.testing.servers import Servers
 from tests.integration.proxy import proxied
-from tests.support.deployment import Deployment
+from tests.support.deployment import Deployment, event_queue_name
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import CUSTOMER, TEL, World
 
@@ -445,7 +445,7 @@ async def test_a_queue_that_is_something_else_is_refused(
 ) -> None:
     with pytest.raises(Refused, match="PRECONDITION_FAILED"):
         async with events(
-            deployment.amqp_url, prefix=deployment.prefix, queue=f"{deployment.prefix}.witness"
+            deployment.amqp_url, prefix=deployment.prefix, queue=event_queue_name(deployment.prefix)
         ):
             pass
 

@@ -28,7 +28,7 @@ async def test_a_killed_worker_loses_and_repeats_nothing(
         # Its event tells that all before it is done, published once or twice as it may be.
         last = scenario.add("outplan_create", create := create_body(), "accepted")
         await world.send("outplan_create", create, message_id=last)
-        await world.wait_for_published(last)
+        await world.wait_for_event(last)
         assert await successor.stop() == 0
 
     await assert_scenario(world, scenario)

@@ -96,7 +96,7 @@ async def test_a_full_reply_queue_costs_the_others_little(
             for n in range(60):
                 await world.send("outplan_create", create_body(), reply_to=replies.name)
                 await world.wait_for(lambda: len(world.events) > n)  # noqa: B023
-        assert (await worker.http("/readyz"))[0] == 200
+        assert (await worker.get("/readyz"))[0] == 200
         # Each refusal took a new one.
         await world.send("outplan_create", create_body())
         await world.wait_for(lambda: len(world.replies) == 1)

@@ -63,7 +63,7 @@ async def assert_rejected(
 async def test_a_create_is_stored_announced_and_answered(world: World) -> None:
     reply = await world.ask("outplan_create", create_body(max_try_count_0=5), message_id="create-1")
     outplan = reply["outplan"]
-    event = await world.wait_for_published("create-1")
+    event = await world.wait_for_event("create-1")
 
     assert (reply["status"], reply["duplicate"], reply["version"]) == ("accepted", False, 1)
     assert reply["command_id"] == "create-1"
@@ -112,7 +112,7 @@ async def test_an_event_says_in_its_properties_what_it_is_about(world: World) ->
         correlation_id="the-call",
         headers={"traceparent": trace, "tracestate": "a=1", "other": "stays here"},
     )
-    await world.wait_for_published("traced")
+    await world.wait_for_event("traced")
     event = next(e for e in world.events if e.message_id == "traced")
 
     id_ = reply["outplan"]["id"]
@@ -162,7 +162,7 @@ async def test_an_update_changes_what_it_names_and_says_what_changed(world: Worl
     body = {"id": outplan["id"], "try_interval": 0, "name": "renamed", "detail": ""}
 
     reply = await world.ask("outplan_update", body, message_id="update-1")
-    event = await world.wait_for_published("update-1")
+    event = await world.wait_for_event("update-1")
 
     expected = {**outplan, "try_interval": 0, "name": "renamed", "tm_update": event["time"]}
     assert (reply["status"], reply["version"], reply["outplan"]) == ("accepted", 2, expected)
@@ -267,7 +267,7 @@ async def test_a_delete_marks_the_outplan_and_is_announced(world: World) -> None
     outplan = await created(world)
 
     reply = await world.ask("outplan_delete", {"id": outplan["id"]}, message_id="delete-1")
-    event = await world.wait_for_published("delete-1")
+    event = await world.wait_for_event("delete-1")
 
     gone = {**outplan, "tm_update": event["time"], "tm_delete": event["time"]}
     assert (reply["status"], reply["version"], reply["outplan"]) == ("accepted", 2, gone)
@@ -419,7 +419,7 @@ async def test_another_users_user_id_is_kept_in_a_header(world: World) -> None:
 async def test_a_reply_queue_that_has_gone_is_no_error(world: World) -> None:
     id_ = await world.send("outplan_create", create_body(), reply_to="nobody.is.here")
 
-    assert (await world.wait_for_published(id_))["version"] == 1
+    assert (await world.wait_for_event(id_))["version"] == 1
     assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
 
 
@@ -427,7 +427,7 @@ async def test_a_command_without_reply_to_is_done_all_the_same(world: World) -> 
     id_ = await world.send("outplan_create", create_body(), reply_to=None)
     wrong = await world.send("outplan_create", {}, reply_to=None)
 
-    assert (await world.wait_for_published(id_))["version"] == 1
+    assert (await world.wait_for_event(id_))["version"] == 1
     assert (await world.wait_for_rejected(wrong)).headers["x-problem-code"] == "invalid_command"
     assert not world.replies[id_]
 

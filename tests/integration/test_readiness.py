@@ -15,8 +15,8 @@ from tests.support.world import create_body, open_world
 
 async def told(worker: WorkerProcess) -> tuple[int, set[str], bool]:
     """The status and the places of /readyz, and whether /metrics calls it ready."""
-    status, text = await worker.http("/readyz")
-    _, metrics = await worker.http("/metrics")
+    status, text = await worker.get("/readyz")
+    _, metrics = await worker.get("/metrics")
     return status, set(loads(text)["troubles"]), "outplan_ready 1.0" in metrics
 
 
@@ -64,7 +64,7 @@ async def test_many_questions_during_a_freeze_hold_one_of_the_drivers_threads(
         await told(worker)
         before = threads(worker)
         async with frozen(servers.mongodb), asyncio.timeout(10):
-            answers = await asyncio.gather(*(worker.http("/readyz") for _ in range(50)))
+            answers = await asyncio.gather(*(worker.get("/readyz") for _ in range(50)))
             held = threads(worker) - before
 
         assert {status for status, _ in answers} == {503}

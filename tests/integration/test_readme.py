@@ -51,7 +51,7 @@ async def test_the_first_commands_do_what_the_readme_says(default_place: Deploym
     async with run_worker(default_place) as worker:
         printed = await ran(create, default_place)
         await ran(delete, default_place)
-        assert (await worker.wait_for_event("rejected"))["code"] == "not_found"
+        assert (await worker.wait_for_log("rejected"))["code"] == "not_found"
     await delete_deployment(default_place)
 
     assert printed == "accepted in version 1\noutplan_created evenings, twice\n"

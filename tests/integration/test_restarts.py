@@ -14,13 +14,7 @@ from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq import session as session_module
 from outplan.testing.servers import Server, Servers
 from tests.support.deployment import Deployment
-from tests.support.scenario import (
-    Scenario,
-    assert_first_published_in_order,
-    assert_repeats_are_the_same,
-    assert_stored,
-    build_scenario,
-)
+from tests.support.scenario import Scenario, assert_events_and_documents, build_scenario
 from tests.support.worker_process import WorkerProcess, run_worker, start_worker
 from tests.support.world import open_world
 
@@ -78,10 +72,10 @@ class Watch:
 
     async def run(self) -> None:
         while True:
-            status, text = await self._worker.http("/readyz")
+            status, text = await self._worker.get("/readyz")
             self.ready.append(status)
             self.troubles |= set(json.loads(text)["troubles"])
-            self.alive.append((await self._worker.http("/livez"))[0])
+            self.alive.append((await self._worker.get("/livez"))[0])
             await asyncio.sleep(0.05)
 
     async def until_last(self, status: int) -> None:
@@ -103,13 +97,8 @@ async def watched(worker: WorkerProcess) -> AsyncIterator[Watch]:
 
 
 async def assert_done_once(deployment: Deployment, scenario: Scenario) -> None:
-    accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
     async with open_world(deployment) as world:
-        await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted, seconds=60)
-        assert {e.message_id for e in world.events} == accepted
-        assert_repeats_are_the_same(world)
-        assert_first_published_in_order(world)
-        await assert_stored(world, scenario, accepted)
+        await assert_events_and_documents(world, scenario, seconds=60)
 
 
 @pytest.mark.parametrize("which", ["rabbitmq", "mongodb"])
@@ -145,10 +134,10 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(
     await asyncio.to_thread(server.stop)
     worker = await start_worker(deployment, http=True)
     try:
-        waiting = await worker.wait_for_event("waiting")
+        waiting = await worker.wait_for_log("waiting")
         assert waiting["place"] == ("broker" if which == "rabbitmq" else "store")
         await asyncio.to_thread(server.start)
-        await worker.wait_for_event("ready", seconds=60)
+        await worker.wait_for_log("ready", seconds=60)
         assert await worker.stop() == 0
     finally:
         await asyncio.to_thread(server.start)
@@ -174,20 +163,17 @@ async def test_a_memory_alarm_makes_it_unready_and_loses_nothing(
                 assert "alarm" in said
         finally:
             await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "0.4")
-        accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
-        await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted)
-        assert_repeats_are_the_same(world)
-        await assert_stored(world, scenario, accepted)
+        await assert_events_and_documents(world, scenario)
 
 
 @asynccontextmanager
 async def watched_alarm(worker: WorkerProcess) -> AsyncIterator[str]:
     """The reason that /readyz gives once it is red, as is the gauge; /livez is green meanwhile."""
     async with asyncio.timeout(30):
-        while (answer := await worker.http("/readyz"))[0] == 200:
+        while (answer := await worker.get("/readyz"))[0] == 200:
             await asyncio.sleep(0.05)
-    assert "outplan_ready 0.0" in (await worker.http("/metrics"))[1]
-    assert (await worker.http("/livez"))[0] == 200
+    assert "outplan_ready 0.0" in (await worker.get("/metrics"))[1]
+    assert (await worker.get("/livez"))[0] == 200
     yield answer[1]
 
 
@@ -203,18 +189,15 @@ async def test_a_subscribers_full_queue_holds_events_back_and_loses_none(
         scenario = build_scenario(outplans=2, rounds=1)
         for id_, name, body in scenario.commands:
             await world.send(name, body, message_id=id_)
-        await worker.wait_for_event("waiting")
-        assert (await worker.http("/readyz"))[0] == 503
+        await worker.wait_for_log("waiting")
+        assert (await worker.get("/readyz"))[0] == 503
         seen: set[str | None] = set()
-        accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
         async with asyncio.timeout(60):
-            while seen < accepted:
+            while seen < scenario.accepted:
                 if message := await full.get(fail=False, no_ack=True):
                     seen.add(message.message_id)
         await full.delete(if_unused=False, if_empty=False)
-        await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted)
-        assert_repeats_are_the_same(world)
-        await assert_stored(world, scenario, accepted)
+        await assert_events_and_documents(world, scenario)
 
 
 async def test_metrics_tell_what_was_done(deployment: Deployment) -> None:
@@ -222,7 +205,7 @@ async def test_metrics_tell_what_was_done(deployment: Deployment) -> None:
     async with open_world(deployment) as world, run_worker(deployment, http=True) as worker:
         await world.ask("outplan_delete", {"id": "7"}, timestamp=1_700_000_000)
         async with asyncio.timeout(5):  # A command is counted when it is acknowledged.
-            while counted not in (text := (await worker.http("/metrics"))[1]):
+            while counted not in (text := (await worker.get("/metrics"))[1]):
                 await asyncio.sleep(0.02)
 
     assert "outplan_ready 1.0" in text

@@ -67,7 +67,7 @@ async def test_a_second_signal_leaves_at_once(
             await world.send("outplan_create", create_body())
             await asyncio.sleep(0.3)  # The command is in hand, and MongoDB answers nothing.
             worker.signal(signal.SIGTERM)
-            await worker.wait_for_event("draining")
+            await worker.wait_for_log("draining")
             worker.signal(signal.SIGTERM)
             async with asyncio.timeout(2):
                 assert await worker.wait() == 128 + signal.SIGTERM
@@ -86,7 +86,7 @@ async def test_what_cannot_be_finished_by_the_deadline_stays_in_the_queue(
         await asyncio.to_thread(servers.mongodb.stop)
         try:
             await world.send("outplan_create", create_body())
-            await worker.wait_for_event("waiting")
+            await worker.wait_for_log("waiting")
             assert await worker.stop() == 0
             assert any("deadline" in line["event"] for line in worker.log)
         finally:
@@ -106,6 +106,6 @@ async def test_while_it_waits_for_a_server_it_leaves_at_once(
         deployment.database,
     )
     worker = await start_worker(nowhere)
-    await worker.wait_for_event("waiting")
+    await worker.wait_for_log("waiting")
     async with asyncio.timeout(5):
         assert await worker.stop() == 0

@@ -49,7 +49,7 @@ async def test_a_wrong_setting_does_not_give_a_password_away(deployment: Deploym
 
 async def test_a_misspelt_setting_is_warned_of(deployment: Deployment) -> None:
     async with run_worker(deployment, OUTPLAN_BATCHSIZE="10") as worker:
-        assert (await worker.wait_for_event("unknown variable"))["name"] == "OUTPLAN_BATCHSIZE"
+        assert (await worker.wait_for_log("unknown variable"))["name"] == "OUTPLAN_BATCHSIZE"
 
 
 async def test_wrong_credentials_for_rabbitmq(deployment: Deployment) -> None:

@@ -6,12 +6,7 @@ import signal
 import pytest
 
 from tests.support.deployment import Deployment
-from tests.support.scenario import (
-    Scenario,
-    assert_first_published_in_order,
-    assert_repeats_are_the_same,
-    assert_stored,
-)
+from tests.support.scenario import Scenario, assert_events_and_documents
 from tests.support.worker_process import WorkerProcess, run_worker, start_worker
 from tests.support.world import World, create_body
 
@@ -50,11 +45,7 @@ async def the_fall(world: World, victim: WorkerProcess, number: signal.Signals) 
 
 
 async def assert_all_in_order(world: World, scenario: Scenario) -> None:
-    accepted = set(scenario.expected)
-    await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted)
-    assert_repeats_are_the_same(world)
-    assert_first_published_in_order(world)
-    await assert_stored(world, scenario, accepted)
+    await assert_events_and_documents(world, scenario)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -87,7 +78,7 @@ async def test_a_worker_that_was_stopped_comes_back_fenced_off(
             sleeper.signal(signal.SIGCONT)
             await load
             await assert_all_in_order(world, scenario)
-            await sleeper.wait_for_event("consuming again")
+            await sleeper.wait_for_log("consuming again")
 
 
 async def test_a_clock_that_is_behind_takes_no_time_back(
@@ -100,7 +91,7 @@ async def test_a_clock_that_is_behind_takes_no_time_back(
 
     behind = await start_worker(deployment, module="tests.integration.slow_clock_worker")
     try:
-        await behind.wait_for_event("ready")
+        await behind.wait_for_log("ready")
         updated = await world.ask("outplan_update", {"id": id_, "name": "later"})
         deleted = await world.ask("outplan_delete", {"id": id_})
     finally:

@@ -1,4 +1,4 @@
-"""The versions of RabbitMQ that are tried: 3.10, the system's own, and 4, which Docker brings."""
+"""Start the RabbitMQ versions under test: 3.10 from the system, 4 from Docker."""
 
 import shutil
 import subprocess
@@ -15,17 +15,17 @@ BROKERS: Final[tuple[Broker, ...]] = ("3.10", "4")
 
 
 def skip_without_docker() -> None:
-    """Skip what only Docker can bring, where no daemon answers."""
+    """Skip the test if no Docker daemon answers."""
     docker = shutil.which("docker")
-    asked = docker and subprocess.run([docker, "version"], capture_output=True, check=False)
-    if not asked or asked.returncode != 0:
+    version = docker and subprocess.run([docker, "version"], capture_output=True, check=False)
+    if not version or version.returncode != 0:
         pytest.skip("no Docker daemon answers")
 
 
 @contextmanager
 def own_servers(broker: Broker) -> Iterator[Servers]:
-    """Servers that may be hurt, with this RabbitMQ; skips where it can't be had."""
+    """Start servers that the test may stop or break; skip if this RabbitMQ is not available."""
     if broker == "4":
         skip_without_docker()
-    with start_servers("docker" if broker == "4" else "processes") as running:
-        yield running
+    with start_servers("docker" if broker == "4" else "processes") as servers:
+        yield servers

@@ -20,6 +20,7 @@ class Deployment:
     database: str = field(default_factory=lambda: f"test-{uuid4().hex[:12]}")
 
     def environment(self, **more: str) -> dict[str, str]:
+        """Build a worker's environment: no OUTPLAN_ variable of this process, then ``more``."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("OUTPLAN_")}
         return {
             **clean,
@@ -42,4 +43,9 @@ async def open_deployment(servers: Servers) -> AsyncIterator[Deployment]:
 
 async def delete_deployment(deployment: Deployment) -> None:
     """Delete the worker's queues and exchanges and the test's event queue; drop the database."""
-    await clear(deployment, [f"{deployment.prefix}.witness"])
+    await clear(deployment, [event_queue_name(deployment.prefix)])
+
+
+def event_queue_name(prefix: str) -> str:
+    """Name the durable queue in which a test collects the events of ``prefix``."""
+    return f"{prefix}.world"

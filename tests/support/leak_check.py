@@ -1,14 +1,14 @@
-"""Processes and files that a run has made: who is still there."""
+"""Find processes that a test run left behind."""
 
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 
-GONE_WITHIN = 30.0
+WAIT_SECONDS = 30.0
 
 
 def find_processes_with(setting: str) -> list[int]:
-    """The processes that have been given this ``NAME=value`` in their environment."""
+    """Return the pids of all processes with this ``NAME=value`` in their environment."""
     return [
         int(environ.parent.name)
         for environ in Path("/proc").glob("[0-9]*/environ")
@@ -17,7 +17,8 @@ def find_processes_with(setting: str) -> list[int]:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = monotonic() + GONE_WITHIN
+    """Poll until ``condition`` is true; fail after WAIT_SECONDS."""
+    deadline = monotonic() + WAIT_SECONDS
     while not condition():
         assert monotonic() < deadline
         sleep(0.05)

@@ -1,6 +1,5 @@
-"""A load of commands whose every outcome is known beforehand, and the check of what it left."""
+"""Build a load of commands with known outcomes, and check everything that it left behind."""
 
-import asyncio
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -8,18 +7,28 @@ from uuid import uuid4
 
 from tests.support.world import Document, World, create_body
 
-Sent = tuple[str, str, Document]
+SentCommand = tuple[str, str, Document]
 
 
 @dataclass
 class Scenario:
-    """Commands in order, the outcome of each by its id, and what each outplan comes to."""
+    """Hold commands in order, each one's expected outcome, and each outplan's intervals.
 
-    commands: list[Sent] = field(default_factory=list)
+    An outcome is the reply's status, or the problem code if the command is rejected.
+    ``intervals`` lists the values of try_interval, one for each version.
+    """
+
+    commands: list[SentCommand] = field(default_factory=list)
     expected: dict[str, str] = field(default_factory=dict)
     intervals: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
+    @property
+    def accepted(self) -> set[str]:
+        """Ids of the commands that the service accepts."""
+        return {id_ for id_, outcome in self.expected.items() if outcome == "accepted"}
+
     def add(self, name: str, body: Document, expected: str, id_: str | None = None) -> str:
+        """Append a command, or a repeat of the command ``id_``; return its id."""
         id_ = id_ or str(uuid4())
         self.commands.append((id_, name, body))
         self.expected.setdefault(id_, expected)
@@ -27,10 +36,10 @@ class Scenario:
 
 
 def build_scenario(outplans: int = 8, rounds: int = 5) -> Scenario:
-    """Commands of all kinds, those of many outplans among each other.
+    """Interleave commands of all kinds for many outplans.
 
-    Each round holds the trap of commands that leave no trace: "set 60000", which changes nothing
-    while it is 60000, then "set 5000". Judged again after the second, the first would undo it.
+    Each round sets try_interval to 60000 while it is 60000, which leaves no event, and then to
+    5000. A worker that decides the first command again after the second one would undo the second.
     """
     scenario = Scenario()
     ids = [str(uuid4()) for _ in range(outplans)]
@@ -41,7 +50,7 @@ def build_scenario(outplans: int = 8, rounds: int = 5) -> Scenario:
         scenario.intervals[id_].append(60_000)
     for n in range(rounds):
         for id_ in ids:
-            _a_round(scenario, id_, n)
+            _add_round(scenario, id_, n)
     for id_ in ids[::2]:
         scenario.add("outplan_delete", {"id": id_}, "accepted")
         scenario.add("outplan_delete", {"id": id_}, "unchanged")
@@ -49,54 +58,62 @@ def build_scenario(outplans: int = 8, rounds: int = 5) -> Scenario:
     return scenario
 
 
-def _a_round(scenario: Scenario, id_: str, n: int) -> None:
+def _add_round(scenario: Scenario, id_: str, n: int) -> None:
     now = scenario.intervals[id_][-1]
     new = 5_000 + n
     scenario.add("outplan_update", {"id": id_, "try_interval": now}, "unchanged")
-    again = scenario.add("outplan_update", {"id": id_, "try_interval": new}, "accepted")
-    scenario.add("outplan_update", {"id": id_, "try_interval": new}, "accepted", again)
+    repeated = scenario.add("outplan_update", {"id": id_, "try_interval": new}, "accepted")
+    scenario.add("outplan_update", {"id": id_, "try_interval": new}, "accepted", repeated)
     scenario.add("outplan_update", {"id": id_, "try_interval": 60}, "invalid_command")
     stale = {"id": id_, "try_interval": 1_000, "expected_version": 1}
     scenario.add("outplan_update", stale, "version_conflict")
-    back = {"id": id_, "try_interval": 60_000}
-    scenario.add("outplan_update", back, "accepted")
+    restored = {"id": id_, "try_interval": 60_000}
+    scenario.add("outplan_update", restored, "accepted")
     scenario.intervals[id_] += [new, 60_000]
 
 
 async def send_scenario(world: World, scenario: Scenario) -> None:
-    """Send the commands in order, each confirmed."""
+    """Send the commands in order, waiting for each confirm."""
     for id_, name, body in scenario.commands:
         await world.send(name, body, message_id=id_)
 
 
 async def assert_scenario(world: World, scenario: Scenario) -> None:
-    """Every promise of the contract's sections 3 and 4, seen from outside."""
-    accepted = {id_ for id_, outcome in scenario.expected.items() if outcome == "accepted"}
-    await world.wait_for(lambda: {e.message_id for e in world.events} >= accepted)
-    await asyncio.gather(*[_answered(world, id_) for id_ in scenario.expected])
-
+    """Wait for all events and replies, and check sections 3 and 4 of the contract on them."""
+    await world.wait_for_events(scenario.accepted)
+    await world.wait_for(lambda: all(world.replies[id_] for id_ in scenario.expected))
     assert_replies(world, scenario)
-    assert {e.message_id for e in world.events} == accepted
-    assert_repeats_are_the_same(world)
+    await assert_events_and_documents(world, scenario)
+
+
+async def assert_events_and_documents(
+    world: World, scenario: Scenario, seconds: float = 30
+) -> None:
+    """Wait for the accepted commands' events; check them and the documents in MongoDB."""
+    accepted = scenario.accepted
+    await world.wait_for(lambda: world.event_ids() >= accepted, seconds)
+    assert world.event_ids() == accepted
+    assert_repeats_are_identical(world)
     assert_first_published_in_order(world)
-    await assert_stored(world, scenario, accepted)
-
-
-async def _answered(world: World, id_: str) -> None:
-    await world.wait_for(lambda: bool(world.replies[id_]))
+    await assert_stored(world, scenario)
 
 
 def assert_replies(world: World, scenario: Scenario) -> None:
-    for id_, outcome in scenario.expected.items():
-        said = [r["problem"]["code"] if "problem" in r else r["status"] for r in world.replies[id_]]
-        assert set(said) == {outcome}, (said, [c for c in scenario.commands if c[0] == id_])
+    for id_, expected in scenario.expected.items():
+        outcomes = [
+            r["problem"]["code"] if "problem" in r else r["status"] for r in world.replies[id_]
+        ]
+        assert set(outcomes) == {expected}, (
+            outcomes,
+            [c for c in scenario.commands if c[0] == id_],
+        )
 
 
-def assert_repeats_are_the_same(world: World) -> None:
+def assert_repeats_are_identical(world: World) -> None:
     bodies: dict[str, set[bytes]] = defaultdict(set)
     for event in world.events:
         bodies[event.message_id or ""].add(event.body)
-    assert all(len(seen) == 1 for seen in bodies.values())
+    assert all(len(distinct) == 1 for distinct in bodies.values())
 
 
 def assert_first_published_in_order(world: World) -> None:
@@ -106,13 +123,14 @@ def assert_first_published_in_order(world: World) -> None:
         assert isinstance(version, int)
         if version not in versions[id_]:
             versions[id_].append(version)
-    for seen in versions.values():
-        assert seen == list(range(1, len(seen) + 1))
+    for published in versions.values():
+        assert published == list(range(1, len(published) + 1))
 
 
-async def assert_stored(world: World, scenario: Scenario, accepted: set[str]) -> None:
+async def assert_stored(world: World, scenario: Scenario) -> None:
+    """Check that documents, history and published events agree, version by version."""
     outplans, history = await world.read_documents()
-    assert {e["_id"] for e in history} == accepted
+    assert {e["_id"] for e in history} == scenario.accepted
     by_outplan: dict[str, list[Document]] = defaultdict(list)
     for event in history:
         by_outplan[event["outplan_id"]].append(event)

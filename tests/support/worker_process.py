@@ -1,4 +1,4 @@
-"""Worker processes as an operator runs them: environment in, log lines and exit code out."""
+"""Run worker processes as an operator does: settings by environment, JSON log, exit code."""
 
 import asyncio
 import json
@@ -15,6 +15,7 @@ from tests.support.deployment import Deployment
 
 
 def free_port() -> int:
+    """Return a TCP port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -22,59 +23,65 @@ def free_port() -> int:
 
 
 class WorkerProcess:
-    """One ``outplan run``; its log is kept as the objects that its lines are."""
+    """Control one ``outplan run`` and keep its log: one dict a line in ``log``.
+
+    Create one with ``start_worker`` or ``run_worker``.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, http_port: int) -> None:
         self.process = process
         self.http_port = http_port
         self.log: list[dict[str, Any]] = []
         self.errors = ""
-        self._news = asyncio.Condition()
+        self._progress = asyncio.Condition()
         self._reading = [
             asyncio.create_task(self._read_log()),
             asyncio.create_task(self._read_errors()),
         ]
 
-    async def wait_for_event(
-        self, event: str, times: int = 1, seconds: float = 30
+    async def wait_for_log(self, event: str, times: int = 1, seconds: float = 30) -> dict[str, Any]:
+        """Return the log line number ``times`` of this event; fail if the process ends first."""
+        return await self.wait_for_log_line(lambda line: line["event"] == event, seconds, times)
+
+    async def wait_for_log_line(
+        self, matches: Callable[[dict[str, Any]], bool], seconds: float, times: int = 1
     ) -> dict[str, Any]:
-        """Await a log line; fails at once where the process ends without it."""
+        """Return the log line number ``times`` that matches; fail if the process ends first."""
 
-        return await self.wait_for_line(lambda line: line["event"] == event, seconds, times)
+        def find_lines() -> list[dict[str, Any]]:
+            return [line for line in self.log if matches(line)]
 
-    async def wait_for_line(
-        self, wanted: Callable[[dict[str, Any]], bool], seconds: float, times: int = 1
-    ) -> dict[str, Any]:
-        """Await a log line that is wanted; fails at once where the process ends without it."""
-
-        def found() -> list[dict[str, Any]]:
-            return [line for line in self.log if wanted(line)]
-
-        async with asyncio.timeout(seconds), self._news:
-            await self._news.wait_for(lambda: len(found()) >= times or self._reading[0].done())
-        assert len(found()) >= times, f"ended without it: {self.log[-5:]} {self.errors}"
-        return found()[times - 1]
+        async with asyncio.timeout(seconds), self._progress:
+            await self._progress.wait_for(
+                lambda: len(find_lines()) >= times or self._reading[0].done()
+            )
+        assert len(find_lines()) >= times, f"the worker ended first: {self.log[-5:]} {self.errors}"
+        return find_lines()[times - 1]
 
     async def wait(self, seconds: float = 40) -> int:
-        """Await the process' end: its exit code."""
+        """Wait until the process has ended; return its exit code."""
         async with asyncio.timeout(seconds):
             code = await self.process.wait()
             await asyncio.gather(*self._reading)
         return code
 
     def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process has ended."""
         if self.process.returncode is None:
             self.process.send_signal(number)
 
     async def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
         self.signal(signal.SIGTERM)
         return await self.wait()
 
     async def kill(self) -> None:
+        """Send SIGKILL and wait until the process has ended."""
         self.signal(signal.SIGKILL)
         await self.wait()
 
-    async def http(self, path: str) -> tuple[int, str]:
+    async def get(self, path: str) -> tuple[int, str]:
+        """Request a path of the health server; return the status and the body."""
         url = f"http://127.0.0.1:{self.http_port}{path}"
         async with aiohttp.ClientSession() as client, client.get(url) as response:
             return response.status, await response.text()
@@ -83,22 +90,22 @@ class WorkerProcess:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             self.log.append(json.loads(line))
-            await self._tell()
-        await self._tell()
+            await self._notify()
+        await self._notify()
 
     async def _read_errors(self) -> None:
         assert self.process.stderr is not None
         self.errors = (await self.process.stderr.read()).decode()
 
-    async def _tell(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+    async def _notify(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
 
 
 async def start_worker(
     deployment: Deployment, *, module: str = "outplan", http: bool = False, **environment: str
 ) -> WorkerProcess:
-    """Start a worker process without waiting for it; whoever starts it ends it."""
+    """Start a worker without waiting until it is ready; the caller must stop it."""
     port = free_port() if http else 0
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -114,11 +121,11 @@ async def start_worker(
 
 
 @asynccontextmanager
-async def run_worker(deployment: Deployment, **how: Any) -> AsyncIterator[WorkerProcess]:
-    """A worker that consumes; killed at the block's end if it still runs."""
-    worker = await start_worker(deployment, **how)
+async def run_worker(deployment: Deployment, **options: Any) -> AsyncIterator[WorkerProcess]:
+    """Run a worker for the block: ready at its start, killed at its end. See ``start_worker``."""
+    worker = await start_worker(deployment, **options)
     try:
-        await worker.wait_for_event("ready")
+        await worker.wait_for_log("ready")
         yield worker
     finally:
         await worker.kill()

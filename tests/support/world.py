@@ -1,4 +1,9 @@
-"""What the tests are: publishers, subscribers and operators who know the contract's page only."""
+"""Talk to the service as its contract describes it: a publisher, a subscriber and an operator.
+
+``World`` knows docs/contract.md only. It uses plain AMQP clients and reads MongoDB directly instead
+of ``outplan.client`` and ``outplan.testing``, so that an error which the service shares with these
+cannot hide.
+"""
 
 import asyncio
 import json
@@ -10,11 +15,18 @@ from uuid import uuid4
 
 import aio_pika
 import pika
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractConnection,
+    AbstractIncomingMessage,
+    AbstractQueue,
+)
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 
 from outplan.contract.topology import topology
-from tests.support.deployment import Deployment
+from tests.support.deployment import Deployment, event_queue_name
+from tests.support.topology import declare_topology
 
 CUSTOMER = "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11"
 TEL = {"type": "tel", "target": "+15559876543"}
@@ -23,51 +35,35 @@ Document = dict[str, Any]
 
 
 def create_body(**fields: Any) -> Document:
+    """Build a valid body for outplan_create; ``fields`` add to it and replace."""
     return {"customer_id": CUSTOMER, "name": "test outplan", "source": TEL, **fields}
 
 
 class World:
-    """A witness: everything that leaves the service, in the order in which it came."""
+    """Send commands, and collect events, replies and rejected commands in order of arrival.
+
+    Create one with ``open_world``. ``replies`` has the parsed bodies by correlation id; ``events``
+    and ``rejected`` have the messages themselves.
+    """
 
     def __init__(
         self,
         deployment: Deployment,
-        connection: aio_pika.abc.AbstractConnection,
-        watch_rejected: bool,
+        channel: AbstractChannel,
+        reply_queue: AbstractQueue,
+        database: AsyncDatabase[Document],
+        connection: AbstractConnection,
     ) -> None:
         self.deployment = deployment
-        self._watch_rejected = watch_rejected
-        self.connection = connection
+        self.channel = channel
+        self.reply_queue = reply_queue
+        self.database = database
         self.events: list[AbstractIncomingMessage] = []
         self.rejected: list[AbstractIncomingMessage] = []
         self.replies: dict[str, list[Document]] = defaultdict(list)
-        self.channel: aio_pika.abc.AbstractChannel
-        self.reply_queue: AbstractQueue
-        self._raw: Any = None
-        self._news = asyncio.Condition()
-        mongo: AsyncMongoClient[Document] = AsyncMongoClient(deployment.mongo_url)
-        self._mongo = mongo
-        self.database = mongo[deployment.database]
-
-    async def start(self) -> None:
-        self.channel = await self.connection.channel()
-        await self._declare()
-        self.reply_queue = await self.channel.declare_queue(exclusive=True)
-        await self.reply_queue.consume(self._on_reply, no_ack=True)
-        events = await self.channel.declare_queue(f"{self.deployment.prefix}.witness", durable=True)
-        await events.bind(f"{self.deployment.prefix}.events", "#")
-        await events.consume(self._on_event, no_ack=True)
-        if self._watch_rejected:
-            rejected = await self.channel.get_queue(
-                f"{self.deployment.prefix}.rejected", ensure=False
-            )
-            await rejected.consume(self._on_rejected, no_ack=True)
-
-    async def close(self) -> None:
-        if self._raw is not None:
-            self._raw.connection.close()
-        await self.connection.close()
-        await self._mongo.close()
+        self.connection = connection
+        self._raw_channel: Any = None
+        self._arrival = asyncio.Condition()
 
     async def send(
         self,
@@ -78,7 +74,11 @@ class World:
         to_queue: bool = False,
         **properties: Any,
     ) -> str:
-        """Publish, confirmed; the routing key is the name, or the queue when ``to_queue``."""
+        """Publish a command and wait for the confirm; return its message_id.
+
+        ``name`` is the routing key; with ``to_queue`` the command goes to the default exchange
+        with the queue's name instead. An empty ``message_id`` stands for a new one, None for none.
+        """
         id_ = str(uuid4()) if message_id == "" else message_id
         properties.setdefault("reply_to", self.reply_queue.name)
         properties.setdefault("correlation_id", id_)
@@ -88,124 +88,149 @@ class World:
             delivery_mode=2,
             **properties,
         )
+        commands = f"{self.deployment.prefix}.commands"
         if to_queue:
-            await self.channel.default_exchange.publish(
-                message, f"{self.deployment.prefix}.commands"
-            )
+            await self.channel.default_exchange.publish(message, commands)
         else:
-            exchange = await self.channel.get_exchange(
-                f"{self.deployment.prefix}.commands", ensure=False
-            )
+            exchange = await self.channel.get_exchange(commands, ensure=False)
             await exchange.publish(message, name or "", mandatory=False)
         return id_ or ""
 
+    async def ask(self, name: str | None, body: Document | bytes, **properties: Any) -> Document:
+        """Send a command and return its reply. Takes the arguments of ``send``."""
+        correlation_id = properties.setdefault("correlation_id", str(uuid4()))
+        before = len(self.replies[correlation_id])
+        await self.send(name, body, **properties)
+        await self.wait_for(lambda: len(self.replies[correlation_id]) > before)
+        return self.replies[correlation_id][-1]
+
     async def send_raw(self, routing_key: str, body: bytes, **properties: Any) -> None:
-        """Publish by a client that adds nothing of its own, and lets bytes stand for text."""
+        """Publish with pika, which adds no properties and accepts bytes in place of text."""
         properties.setdefault("reply_to", self.reply_queue.name)
         await asyncio.to_thread(self._send_raw, routing_key, body, properties)
 
-    def _send_raw(self, routing_key: str, body: bytes, properties: dict[str, Any]) -> None:
-        if self._raw is None:
-            parameters = pika.URLParameters(f"{self.deployment.amqp_url}?heartbeat=0")
-            self._raw = pika.BlockingConnection(parameters).channel()
-            self._raw.confirm_delivery()
-        self._raw.basic_publish(
-            f"{self.deployment.prefix}.commands",
-            routing_key,
-            body,
-            pika.BasicProperties(**properties),
-        )
-
     async def ask_raw(self, routing_key: str, body: bytes, **properties: Any) -> Document:
-        """Publish raw and await the outcome."""
+        """Send a command with ``send_raw`` and return its reply."""
         correlation_id = properties.setdefault("correlation_id", str(uuid4()))
         await self.send_raw(routing_key, body, **properties)
         await self.wait_for(lambda: bool(self.replies[correlation_id]))
         return self.replies[correlation_id][-1]
 
-    async def ask(self, name: str | None, body: Document | bytes, **how: Any) -> Document:
-        """Publish and await the outcome."""
-        correlation_id = how.setdefault("correlation_id", str(uuid4()))
-        before = len(self.replies[correlation_id])
-        await self.send(name, body, **how)
-        await self.wait_for(lambda: len(self.replies[correlation_id]) > before)
-        return self.replies[correlation_id][-1]
+    async def wait_for(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+        """Wait until ``condition`` is true, testing it after each arrival; else TimeoutError."""
+        async with asyncio.timeout(seconds), self._arrival:
+            await self._arrival.wait_for(condition)
 
-    async def wait_for(self, true: Callable[[], bool], seconds: float = 30) -> None:
-        """Wait for what is to come; each arrival is looked at once."""
-        async with asyncio.timeout(seconds), self._news:
-            await self._news.wait_for(true)
-
-    def find_events(self, command_id: str) -> list[Document]:
-        return [json.loads(e.body) for e in self.events if e.message_id == command_id]
-
-    async def wait_for_published(self, command_id: str) -> Document:
+    async def wait_for_event(self, command_id: str) -> Document:
+        """Return the first event of a command as soon as it arrives."""
         await self.wait_for(lambda: bool(self.find_events(command_id)))
         return self.find_events(command_id)[0]
 
-    async def wait_for_rejected(self, message_id: str | None) -> AbstractIncomingMessage:
-        def found() -> list[AbstractIncomingMessage]:
-            return [m for m in self.rejected if m.message_id == message_id]
+    async def wait_for_events(self, command_ids: set[str]) -> None:
+        """Wait until each of these commands has an event."""
+        await self.wait_for(lambda: self.event_ids() >= command_ids)
 
-        await self.wait_for(lambda: bool(found()))
-        return found()[-1]
+    async def wait_for_rejected(self, message_id: str | None) -> AbstractIncomingMessage:
+        """Return a command's latest copy in the rejected queue as soon as it arrives."""
+
+        def find_copies() -> list[AbstractIncomingMessage]:
+            return [message for message in self.rejected if message.message_id == message_id]
+
+        await self.wait_for(lambda: bool(find_copies()))
+        return find_copies()[-1]
+
+    def find_events(self, command_id: str) -> list[Document]:
+        """Return the bodies of a command's events, repeats included."""
+        return [json.loads(e.body) for e in self.events if e.message_id == command_id]
+
+    def event_ids(self) -> set[str | None]:
+        """Return the message_id of every event, which is its command's."""
+        return {event.message_id for event in self.events}
 
     async def find_document(self, outplan_id: str) -> Document | None:
+        """Read one outplan's document from MongoDB."""
         return await self.database["outplans"].find_one({"_id": outplan_id})
 
     async def read_history(self, outplan_id: str) -> list[Document]:
+        """Read one outplan's events from MongoDB by version."""
         cursor = self.database["outplan_events"].find({"outplan_id": outplan_id})
         return await cursor.sort("version").to_list()
 
     async def read_documents(self) -> tuple[list[Document], list[Document]]:
-        """All outplans, and all events by outplan and version."""
+        """Read all outplans, and all events by outplan and version, from MongoDB."""
         outplans = await self.database["outplans"].find().to_list()
         events = self.database["outplan_events"].find().sort({"outplan_id": 1, "version": 1})
         return outplans, await events.to_list()
 
     async def count_waiting(self) -> int:
-        """How many commands stand in the queue, ready for a consumer."""
-        channel = await self.connection.channel()
-        async with channel:
-            queue = await channel.declare_queue(f"{self.deployment.prefix}.commands", passive=True)
+        """Count the commands that are ready in the command queue."""
+        async with await self.connection.channel() as channel:
+            name = f"{self.deployment.prefix}.commands"
+            queue = await channel.declare_queue(name, passive=True)
             return queue.declaration_result.message_count or 0
 
-    async def _declare(self) -> None:
-        """What the service declares itself, for tests that publish before it runs."""
-        layout = topology(self.deployment.prefix)
-        for exchange in layout.exchanges:
-            await self.channel.declare_exchange(exchange.name, exchange.type, durable=True)
-        for queue in layout.queues:
-            await self.channel.declare_queue(
-                queue.name, durable=True, arguments=dict(queue.arguments)
-            )
-        commands = await self.channel.get_queue(layout.command_queues[0].name)
-        await commands.bind(layout.commands.name, "#")
+    async def start(self, watch_rejected: bool) -> None:
+        """Declare what the service declares and consume what it sends."""
+        prefix = self.deployment.prefix
+        # The tests may publish before the first worker has declared anything.
+        await declare_topology(self.channel, topology(prefix))
+        await self.reply_queue.consume(self._on_reply, no_ack=True)
+        events = await self.channel.declare_queue(event_queue_name(prefix), durable=True)
+        await events.bind(f"{prefix}.events", "#")
+        await events.consume(self._on_event, no_ack=True)
+        if watch_rejected:
+            rejected = await self.channel.get_queue(f"{prefix}.rejected", ensure=False)
+            await rejected.consume(self._on_rejected, no_ack=True)
+
+    async def close(self) -> None:
+        """Close the connection of ``send_raw``, if there is one."""
+        if self._raw_channel is not None:
+            await asyncio.to_thread(self._raw_channel.connection.close)
+
+    def _send_raw(self, routing_key: str, body: bytes, properties: dict[str, Any]) -> None:
+        if self._raw_channel is None:
+            parameters = pika.URLParameters(f"{self.deployment.amqp_url}?heartbeat=0")
+            self._raw_channel = pika.BlockingConnection(parameters).channel()
+            self._raw_channel.confirm_delivery()
+        exchange = f"{self.deployment.prefix}.commands"
+        self._raw_channel.basic_publish(
+            exchange, routing_key, body, pika.BasicProperties(**properties)
+        )
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         assert message.type == "outplan_reply"
         self.replies[message.correlation_id or ""].append(json.loads(message.body))
-        await self._tell()
+        await self._notify()
 
     async def _on_event(self, message: AbstractIncomingMessage) -> None:
         self.events.append(message)
-        await self._tell()
+        await self._notify()
 
     async def _on_rejected(self, message: AbstractIncomingMessage) -> None:
         self.rejected.append(message)
-        await self._tell()
+        await self._notify()
 
-    async def _tell(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+    async def _notify(self) -> None:
+        async with self._arrival:
+            self._arrival.notify_all()
 
 
 @asynccontextmanager
 async def open_world(deployment: Deployment, watch_rejected: bool = True) -> AsyncIterator[World]:
-    connection = await aio_pika.connect(deployment.amqp_url)
-    world = World(deployment, connection, watch_rejected)
-    try:
-        await world.start()
-        yield world
-    finally:
-        await world.close()
+    """Connect to a deployment's servers and start to collect its messages.
+
+    Without ``watch_rejected`` the rejected commands stay in their queue.
+    """
+    async with (
+        AsyncMongoClient[Document](deployment.mongo_url) as mongo,
+        await aio_pika.connect(deployment.amqp_url) as connection,
+    ):
+        channel = await connection.channel()
+        reply_queue = await channel.declare_queue(exclusive=True)
+        database = mongo[deployment.database]
+        world = World(deployment, channel, reply_queue, database, connection)
+        try:
+            await world.start(watch_rejected)
+            yield world
+        finally:
+            await world.close()

@@ -149,7 +149,7 @@ async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) 
     crew = Crew(place, luck, plan.planted, plan.partitions)
     witness = Witness(place, ways.witness.url, record)
     try:
-        await (await crew.hire()).wait_for_event("ready")
+        await (await crew.hire()).wait_for_log("ready")
         await witness.prepare()
         await grounds.remember_queues()
         async with _listening(witness):

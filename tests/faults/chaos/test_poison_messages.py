@@ -43,7 +43,7 @@ async def test_a_killer_ends_rejected_alone_and_is_redriven_after_the_mend(
         async with run_worker(deployment):
             code, _, told = await run(deployment, "redrive", killer)
             assert (code, told) == (0, "1 of 1 copy: 1 accepted\n")
-            await world.wait_for_published(killer)
+            await world.wait_for_event(killer)
     assert set(Counter(e.message_id for e in world.events)) == {*healthy, killer}
 
 
@@ -77,4 +77,4 @@ async def healthy_ones(world: World, scenario: Scenario) -> None:
 
 
 def heard(world: World, ids: list[str]) -> bool:
-    return {e.message_id for e in world.events} >= set(ids)
+    return world.event_ids() >= set(ids)

@@ -35,7 +35,7 @@ async def test_a_store_that_is_away_for_longer_than_a_consumer_may_take_costs_no
         await asyncio.to_thread(getattr(either.mongodb, how))
         scenario = build_scenario()
         await send_scenario(world, scenario)
-        await worker.wait_for_line(
+        await worker.wait_for_log_line(
             lambda line: "delivery acknowledgement" in str(line.get("detail")), 60
         )
         await asyncio.to_thread(either.mongodb.start)
@@ -91,7 +91,7 @@ async def alarmed(broker: RabbitServer) -> AsyncIterator[None]:
 
 async def readiness(worker: WorkerProcess, wanted: int) -> None:
     async with asyncio.timeout(30):
-        while (await worker.http("/readyz"))[0] != wanted:
+        while (await worker.get("/readyz"))[0] != wanted:
             await asyncio.sleep(0.1)
 
 
@@ -99,8 +99,8 @@ async def answers(worker: WorkerProcess, seconds: float) -> AsyncIterator[tuple[
     """What /readyz says, and whether /livez is green, again and again."""
     until = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < until:
-        ready, reason = await worker.http("/readyz")
-        alive, _ = await worker.http("/livez")
+        ready, reason = await worker.get("/readyz")
+        alive, _ = await worker.get("/livez")
         yield ready, reason, alive
         await asyncio.sleep(0.25)
 
@@ -110,4 +110,4 @@ def accepted(scenario: Scenario) -> list[str]:
 
 
 def heard(world: World, scenario: Scenario) -> bool:
-    return {e.message_id for e in world.events} >= set(accepted(scenario))
+    return world.event_ids() >= set(accepted(scenario))
