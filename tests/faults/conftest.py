@@ -1,4 +1,4 @@
-"""Servers that may be hurt, on either RabbitMQ, and a place there."""
+"""Start servers that tests may hurt, with each version of RabbitMQ."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,12 +10,12 @@ from tests.support.deployment import Deployment, open_deployment
 
 
 @pytest.fixture(scope="module", params=BROKERS)
-def either(request: pytest.FixtureRequest) -> Iterator[Servers]:
+def killable_servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
     with own_servers(request.param) as running:
         yield running
 
 
 @pytest.fixture
-async def deployment(either: Servers) -> AsyncIterator[Deployment]:
-    async with open_deployment(either) as found:
-        yield found
+async def deployment(killable_servers: Servers) -> AsyncIterator[Deployment]:
+    async with open_deployment(killable_servers) as opened:
+        yield opened

@@ -1,4 +1,7 @@
-"""The contract's rules once more, written down from its page alone, to judge the service by."""
+"""Judge commands by the contract's rules, written anew from docs/contract.md.
+
+The checker and the fuzzer's oracle compare the service with these rules.
+"""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ _CONDITIONS: Final = frozenset({"id", "customer_id", "expected_version"})
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A well-formed command, its defaults filled in: equal ones have the same content."""
+    """A well-formed command, its defaults filled in; those with the same content are equal."""
 
     name: str
     body: Document
@@ -32,17 +35,17 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What must become of a command: ``accepted``, ``unchanged`` or a problem's code.
+    """The outcome that the contract demands: ``accepted``, ``unchanged`` or a problem code.
 
-    ``settings`` is what the document must be afterwards, its times left out.
+    ``fields`` is the document afterwards without its times, if the command is accepted.
     """
 
     outcome: str
-    settings: Document | None = None
+    fields: Document | None = None
 
 
-def command(name: str, body: str) -> Command:
-    """Read a well-formed body; the same content gives the same command."""
+def parse_command(name: str, body: str) -> Command:
+    """Parse a well-formed body and fill in the defaults."""
     parsed: Document = json.loads(body.encode("latin-1"))
     if "source" in parsed:
         parsed["source"] = {**_ADDRESS, **parsed["source"]}
@@ -54,27 +57,27 @@ def command(name: str, body: str) -> Command:
     return Command(name, parsed)
 
 
-def settings(document: Document) -> Document:
-    """A document without its times."""
+def without_times(document: Document) -> Document:
+    """Return a document without its times."""
     return {name: value for name, value in document.items() if name not in TIMES}
 
 
-def ruling(before: Document | None, version: int, given: Command) -> Ruling:
-    """Judge a command against a document (None where there is none yet) in a version."""
-    if given.name == "outplan_create":
+def judge(before: Document | None, version: int, command: Command) -> Ruling:
+    """Judge a command against a document at a version; None means that there is none yet."""
+    if command.name == "outplan_create":
         if before is not None:
             return Ruling("already_exists")
-        return Ruling("accepted", dict(given.body))
-    body = given.body
+        return Ruling("accepted", dict(command.body))
+    body = command.body
     deleted = before is not None and before["tm_delete"] != NEVER
-    is_update = given.name == "outplan_update"
+    is_update = command.name == "outplan_update"
     if before is None or body.get("customer_id", before["customer_id"]) != before["customer_id"]:
         return Ruling("not_found")
     if is_update and deleted:
         return Ruling("not_found")
     if body.get("expected_version", version) != version:
         return Ruling("version_conflict")
-    now = settings(before)
+    now = without_times(before)
     if not is_update:
         return Ruling("unchanged") if deleted else Ruling("accepted", now)
     wanted = {**now, **{k: v for k, v in body.items() if k not in _CONDITIONS}}

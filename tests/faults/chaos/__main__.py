@@ -1,4 +1,7 @@
-"""``python -m tests.faults``: a run with faults, or a kept record checked again."""
+"""Run the service under faults and check its promises, or check a recorded history again.
+
+``python -m tests.faults.chaos run`` or ``python -m tests.faults.chaos replay chaos.jsonl``.
+"""
 
 import asyncio
 import logging
@@ -14,76 +17,81 @@ import typer
 from outplan.testing.servers import Mode, start_servers
 from tests.faults.chaos import report
 from tests.faults.chaos.checker import check
-from tests.faults.chaos.clustered import Clustered
+from tests.faults.chaos.cluster_testbed import ClusterTestbed
+from tests.faults.chaos.history import read, write
 from tests.faults.chaos.plants import PLANTS
-from tests.faults.chaos.record import read, write
-from tests.faults.chaos.run import Grounds, Plan, Result, run
-from tests.faults.chaos.single import Single
-from tests.faults.clusters.cluster import cluster
+from tests.faults.chaos.run import Plan, Result, Testbed
+from tests.faults.chaos.run import run as run_plan
+from tests.faults.chaos.single_testbed import SingleTestbed
+from tests.faults.clusters.cluster import start_cluster
 from tests.support.brokers import Broker
 
-Topology = Literal["single", "cluster"]
+TopologyName = Literal["single", "cluster"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def chaos(
+def run(
     *,
-    seconds: Annotated[float, typer.Option(help="How long commands and faults come.")] = 90,
-    seed: Annotated[int, typer.Option(help="0 draws one.")] = 0,
-    topology: Annotated[Topology, typer.Option()] = "single",
-    broker: Annotated[Broker, typer.Option(help="RabbitMQ; 4 comes by Docker.")] = "3.10",
+    seconds: Annotated[float, typer.Option(help="Duration of load and faults.")] = 90,
+    seed: Annotated[int, typer.Option(help="Random seed; 0 draws one.")] = 0,
+    topology: Annotated[
+        TopologyName, typer.Option(help="One server of each kind, or clusters of three.")
+    ] = "single",
+    broker: Annotated[Broker, typer.Option(help="RabbitMQ version; 4 needs Docker.")] = "3.10",
     pace: Annotated[float, typer.Option(help="Commands a second.")] = 1_500,
-    pause: Annotated[float, typer.Option(help="Seconds between faults, on average.")] = 1.0,
-    partitions: Annotated[int, typer.Option(help="Queues that outplans are spread over.")] = 1,
-    planted: Annotated[str, typer.Option(help=f"A fault in the code: {', '.join(PLANTS)}")] = "",
-    out: Annotated[Path, typer.Option(help="Where the record is kept.")] = Path("chaos.jsonl"),
+    pause: Annotated[float, typer.Option(help="Mean seconds between faults.")] = 1.0,
+    partitions: Annotated[int, typer.Option(help="Number of command queues.")] = 1,
+    planted: Annotated[
+        str, typer.Option(help=f"Fault to plant in the worker: {', '.join(PLANTS)}.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="File for the history.")] = Path("chaos.jsonl"),
 ) -> None:
-    """Torture the service, and say whether it kept its promises: exit code 1 where not."""
+    """Run the service under faults; exit with code 1 if it breaks a promise."""
     plan = Plan(
         seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause,
         planted=planted, partitions=partitions,
     )  # fmt: skip
     print(f"seed {plan.seed}, {topology}, RabbitMQ {broker}, partitions: {partitions}", flush=True)
-    # Connections are lost all the time here.
+    # aiormq logs each of the many lost connections.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
-    with _grounds(topology, broker, random.Random(plan.seed)) as grounds:
-        result = asyncio.run(run(plan, grounds))
-    write(result.record, out)
-    print("\n".join(report.timeline(result.record.faults)))
-    print("\n".join(["", *report.table(result.record), ""]))
-    _tell(result, out)
+    with _open_testbed(topology, broker, random.Random(plan.seed)) as testbed:
+        result = asyncio.run(run_plan(plan, testbed))
+    write(result.history, out)
+    _print_result(result, out)
     if result.violations:
         raise typer.Exit(1)
 
 
 @app.command()
-def replay(record: Path) -> None:
-    """Check a kept record again."""
-    with record.open() as file:
+def replay(history: Annotated[Path, typer.Argument(help="A file that `run` wrote.")]) -> None:
+    """Check a recorded history again; exit with code 1 if it has a violation."""
+    with history.open() as file:
         violations = check(read(file))
-    print("\n".join(report.verdict(violations)))
+    print("\n".join(report.render_violations(violations)))
     if violations:
         raise typer.Exit(1)
 
 
-def _tell(result: Result, out: Path) -> None:
+def _print_result(result: Result, out: Path) -> None:
+    print("\n".join(report.render_timeline(result.history.faults)))
+    print("\n".join(["", *report.render_fault_counts(result.history), ""]))
     for name, count in result.summary().items():
         print(f"{count:10,}  {name}")
-    print(f"{result.seconds:10.0f}  seconds in all; the record is in {out}\n")
-    print("\n".join(report.verdict(result.violations)))
+    print(f"{result.seconds:10.0f}  seconds; the history is in {out}\n")
+    print("\n".join(report.render_violations(result.violations)))
 
 
 @contextmanager
-def _grounds(topology: Topology, broker: Broker, luck: random.Random) -> Iterator[Grounds]:
+def _open_testbed(topology: TopologyName, broker: Broker, rng: random.Random) -> Iterator[Testbed]:
     if topology == "cluster":
-        with cluster(broker) as servers:
-            yield Clustered(servers, luck)
+        with start_cluster(broker) as servers:
+            yield ClusterTestbed(servers, rng)
         return
     mode: Mode = "docker" if broker == "4" else "processes"
     with start_servers(mode) as single:
-        yield Single(single, luck)
+        yield SingleTestbed(single, rng)
 
 
 if __name__ == "__main__":

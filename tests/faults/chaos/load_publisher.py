@@ -1,4 +1,4 @@
-"""Publishers: bursts of commands, each noted with the broker's verdict on it."""
+"""Publish bursts of commands, and record for each one whether the broker confirmed it."""
 
 import asyncio
 import random
@@ -10,70 +10,75 @@ import aio_pika
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import PublishError
 from pamqp.commands import Basic
+from yarl import URL
 
-from tests.faults.chaos.record import Record, Sent, Verdict
+from tests.faults.chaos.history import History, PublishOutcome, SentCommand
 from tests.support.command_generator import Draft, Generator
 
 _CONFIRM_SECONDS: Final = 30
-_BURST: Final = 200
+_LARGEST_BURST: Final = 200
 
 
-class Publisher:
-    """One publisher: what it sends on one connection stays in order.
+class LoadPublisher:
+    """Publish a generator's commands in order on one connection; reconnect when it breaks.
 
-    It speaks to a broker that may come and go at ``url``. ``pace`` is its commands a second.
+    ``pace`` is commands a second.
     """
 
     def __init__(
-        self, name: str, generator: Generator, url: str, prefix: str, record: Record, pace: float
+        self, name: str, generator: Generator, url: str, prefix: str, history: History, pace: float
     ) -> None:
         self.name = name
         self._generator = generator
-        self._url = url
+        self._url = URL(url)
         self._exchange = f"{prefix}.commands"
         self._replies = f"{prefix}.replies"
-        self._record = record
+        self._history = history
         self._pace = pace
         self._count = 0
-        self._luck = random.Random(name)
+        self._rng = random.Random(name)
 
     async def run(self, until: asyncio.Event) -> None:
-        """Publish until the event; connect again whenever something goes wrong."""
+        """Publish until the event is set."""
         while not until.is_set():
             try:
-                async with self._channel() as channel:
+                async with open_channel(self._url) as channel:
                     while not until.is_set() and not channel.is_closed:
-                        await self._burst(channel)
-            # The library lets out whatever went wrong below it; all of it means: connect again.
+                        await self._publish_burst(channel)
+            # aio-pika lets any exception of the socket through; all mean: reconnect.
             except Exception:
-                await asyncio.sleep(self._luck.uniform(0.05, 0.5))
+                await asyncio.sleep(self._rng.uniform(0.05, 0.5))
 
-    async def send_last(self) -> str:
-        """Send one more command until it is confirmed, each time noted: its message_id."""
-        draft = self._generator.last()
-        verdict: Verdict = "unknown"
-        while verdict != "confirmed":
+    async def send_marker(self) -> str:
+        """Create an outplan of its own, again until confirmed, and return the message_id.
+
+        Its event shows that the service has handled what was sent before.
+        """
+        draft = self._generator.create_marker()
+        outcome: PublishOutcome = "unknown"
+        while outcome != "confirmed":
             try:
-                async with self._channel() as channel:
+                async with open_channel(self._url) as channel:
                     sending = asyncio.create_task(self._publish(channel, draft))
-                    verdict = await asyncio.create_task(_verdict(sending))
-                    self._note(draft, sending.get_name(), verdict)
-            # The broker may not be all there yet.
+                    outcome = await asyncio.create_task(_wait_for_outcome(sending))
+                    self._record(draft, sending.get_name(), outcome)
+            # The broker may still be starting.
             except Exception:
                 await asyncio.sleep(0.5)
         return draft.message_id
 
-    async def _burst(self, channel: AbstractChannel) -> None:
-        """Some commands in flight together; a pause makes up for being faster than the pace."""
+    async def _publish_burst(self, channel: AbstractChannel) -> None:
+        """Publish several commands at once, then pause to keep to the pace."""
         loop = asyncio.get_running_loop()
-        size = self._luck.choice([1, 5, 20, _BURST])
+        size = self._rng.choice([1, 5, 20, _LARGEST_BURST])
         due = loop.time() + size / self._pace
         drafts = [self._generator.draft() for _ in range(size)]
         sending = [asyncio.create_task(self._publish(channel, draft)) for draft in drafts]
-        verdicts = await asyncio.gather(*(asyncio.create_task(_verdict(s)) for s in sending))
-        for draft, task, verdict in zip(drafts, sending, verdicts, strict=True):
-            self._note(draft, task.get_name(), verdict)
-        if "unknown" in verdicts:
+        waiting = [asyncio.create_task(_wait_for_outcome(task)) for task in sending]
+        outcomes = await asyncio.gather(*waiting)
+        for draft, task, outcome in zip(drafts, sending, outcomes, strict=True):
+            self._record(draft, task.get_name(), outcome)
+        if "unknown" in outcomes:
             raise ConnectionError("some of a burst are unknown")
         await asyncio.sleep(max(0, due - loop.time()))
 
@@ -95,31 +100,32 @@ class Publisher:
             properties=properties, mandatory=True, timeout=_CONFIRM_SECONDS,
         )  # fmt: skip
 
-    def _note(self, draft: Draft, send_id: str, verdict: Verdict) -> None:
-        sent = Sent(
+    def _record(self, draft: Draft, send_id: str, outcome: PublishOutcome) -> None:
+        sent = SentCommand(
             send_id=send_id,
             publisher=self.name,
             name=draft.name,
             message_id=draft.message_id,
             outplan_id=draft.outplan_id,
             body=draft.body.decode("latin-1"),
-            verdict=verdict,
-            wrong=draft.wrong,
+            outcome=outcome,
+            invalid_code=draft.invalid_code,
         )
-        self._record.add(sent)
-
-    @asynccontextmanager
-    async def _channel(self) -> AsyncIterator[AbstractChannel]:
-        connection = await aio_pika.connect(self._url, timeout=10)
-        try:
-            assert connection.transport is not None
-            yield await connection.transport.connection.channel(timeout=10, on_return_raises=True)
-        finally:
-            await closed(connection)
+        self._history.add(sent)
 
 
-async def closed(connection: Any) -> None:
-    """Close a connection that may be broken in whatever way."""
+@asynccontextmanager
+async def open_channel(url: URL) -> AsyncIterator[AbstractChannel]:
+    """Open a channel on a connection of its own; close both whatever state they are in."""
+    connection = await aio_pika.connect(url, timeout=10)
+    try:
+        assert connection.transport is not None
+        yield await connection.transport.connection.channel(timeout=10)
+    finally:
+        await _close(connection)
+
+
+async def _close(connection: Any) -> None:
     try:
         async with asyncio.timeout(3):
             await connection.close()
@@ -127,17 +133,17 @@ async def closed(connection: Any) -> None:
         pass
 
 
-async def _verdict(sending: "asyncio.Task[None]") -> Verdict:
+async def _wait_for_outcome(sending: "asyncio.Task[None]") -> PublishOutcome:
     try:
         await sending
     except PublishError:
         return "returned"
     except asyncio.CancelledError:
-        # The library cancels its own calls when a connection goes.
+        # aiormq cancels its own calls when a connection breaks.
         if not sending.cancelled():
             raise
         return "unknown"
     except Exception:
-        # A nack too: it says that somebody did not take it, not that nobody did.
+        # A nack counts as unknown: one queue refused the message, another may have taken it.
         return "unknown"
     return "confirmed"

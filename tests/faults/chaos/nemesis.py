@@ -1,24 +1,35 @@
-"""The nemesis: what may go wrong with processes, connections and servers, at random moments."""
+"""Inject faults into processes, connections and servers at random moments."""
 
 import asyncio
 import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from tests.faults.chaos.record import Fault, Record
-from tests.faults.chaos.witness import Witness
-from tests.faults.chaos.workers import Crew
+from tests.faults.chaos.history import History, InjectedFault
+from tests.faults.chaos.recorder import Recorder
+from tests.faults.chaos.workers import WorkerPool
 
-# It returns what it did in detail, once it is over and mended.
-Deed = Callable[[], Awaitable[str]]
-# By name: each with its weight and what it touches. Two that touch the same never overlap.
-Deeds = dict[str, tuple[int, str, Deed]]
+# Inject a fault, repair it, and return a detail for the timeline.
+Inject = Callable[[], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A kind of fault. Faults with the same ``target`` never overlap; ``weight`` is its share."""
+
+    weight: int
+    target: str
+    inject: Inject
+
+
+Faults = dict[str, Fault]
 
 
 class Connections(Protocol):
-    """What connections go through, and where they can be hurt."""
+    """Connections that the nemesis can break: a balancer."""
 
     def cut(self) -> None: ...
     def stall(self) -> None: ...
@@ -28,130 +39,134 @@ class Connections(Protocol):
 
 
 class Nemesis:
-    """Does its deeds until it is told to stop, and notes them."""
+    """Inject random faults, several at a time, and add them to the history."""
 
     def __init__(
         self,
-        luck: random.Random,
-        crew: Crew,
-        witness: Witness,
+        rng: random.Random,
+        workers: WorkerPool,
+        recorder: Recorder,
         connections: Mapping[str, Connections],
-        servers: Deeds,
-        record: Record,
+        server_faults: Faults,
+        history: History,
     ) -> None:
-        self._luck = luck
-        self._crew = crew
-        self._witness = witness
-        self._record = record
+        self._rng = rng
+        self._workers = workers
+        self._recorder = recorder
+        self._history = history
         self._since = monotonic()
         self._busy: set[str] = set()
         self._running: set[asyncio.Task[None]] = set()
-        self._deeds: Deeds = {
-            "worker killed": (10, "crew", self._kill_worker),
-            "worker frozen": (4, "frozen", self._freeze_worker),
-            "worker joins": (3, "joining", self._join),
-            "worker leaves": (3, "leaving", self._leave),
-            "subscriber deaf": (2, "witness", self._deafen),
-            **servers,
+        self._faults: Faults = {
+            "worker killed": Fault(10, "workers", self._kill_worker),
+            "worker frozen": Fault(4, "frozen worker", self._freeze_worker),
+            "worker joins": Fault(3, "joining worker", self._add_worker),
+            "worker leaves": Fault(3, "leaving worker", self._remove_worker),
+            "subscriber paused": Fault(2, "subscriber", self._pause_subscriber),
+            **server_faults,
         }
-        for whose, each in connections.items():
-            self._deeds |= {
-                f"{whose} connections cut": (8, whose, self._cutting(each)),
-                f"{whose} connections stalled": (3, whose, self._stalling(each)),
-                f"{whose} connections half-open": (3, whose, self._stranding(each)),
+        for owner, each in connections.items():
+            self._faults |= {
+                f"{owner} connections cut": Fault(8, owner, self._cut(each)),
+                f"{owner} connections stalled": Fault(3, owner, self._stall(each)),
+                f"{owner} connections half-open": Fault(3, owner, self._strand(each)),
             }
 
     async def run(self, until: asyncio.Event, pause: float) -> None:
-        """Begin a deed every ``pause`` seconds or so, until the event; then await their ends."""
-        while not await _happens(until, self._luck.expovariate(1 / pause)):
-            await self._crew.replace_the_dead()
-            free = {n: d for n, d in self._deeds.items() if d[1] not in self._busy}
+        """Inject a fault every ``pause`` seconds on average until the event is set.
+
+        Return once the last fault is repaired.
+        """
+        while not await _wait(until, self._rng.expovariate(1 / pause)):
+            await self._workers.replace_dead()
+            free = {n: f for n, f in self._faults.items() if f.target not in self._busy}
             if free:
-                self._begin(self._luck.choices(list(free), [d[0] for d in free.values()])[0])
+                weights = [fault.weight for fault in free.values()]
+                self._start(self._rng.choices(list(free), weights)[0])
         await asyncio.gather(*self._running)
 
-    def _begin(self, name: str) -> None:
-        _, target, deed = self._deeds[name]
-        self._busy.add(target)
-        task = asyncio.create_task(self._do(name, deed))
+    def _start(self, name: str) -> None:
+        fault = self._faults[name]
+        self._busy.add(fault.target)
+        task = asyncio.create_task(self._inject(name, fault))
         self._running.add(task)
 
-        def over(done: "asyncio.Task[None]") -> None:
-            self._busy.discard(target)
+        def on_done(done: "asyncio.Task[None]") -> None:
+            self._busy.discard(fault.target)
+            # Keep a failed task: run() raises its exception.
             if done.cancelled() or done.exception() is None:
                 self._running.discard(done)
 
-        task.add_done_callback(over)
+        task.add_done_callback(on_done)
 
-    async def _do(self, name: str, deed: Deed) -> None:
+    async def _inject(self, name: str, fault: Fault) -> None:
         at = round(monotonic() - self._since, 2)
-        detail = await deed()
-        self._record.add(Fault(at, name, detail))
+        detail = await fault.inject()
+        self._history.add(InjectedFault(at, name, detail))
 
     async def _kill_worker(self) -> str:
-        if (worker := self._crew.any()) is None:
-            return "none ran"
+        if (worker := self._workers.pick_running()) is None:
+            return "no worker ran"
         await worker.kill()
-        await self._crew.hire(self._luck.choice(["sound", "sound", "clock", "fragile"]))
+        kinds = ("healthy", "healthy", "skewed", "crashing")
+        await self._workers.start(self._rng.choice(kinds))
         return ""
 
     async def _freeze_worker(self) -> str:
-        """Mostly for moments; sometimes for longer than the broker waits for a heartbeat."""
-        if (worker := self._crew.any()) is None:
-            return "none ran"
-        seconds = self._luck.choice([0.2, 1.0, 3.0, 8.0, 32.0])
+        """Freeze a worker for a moment, now and then past the broker's heartbeat timeout."""
+        if (worker := self._workers.pick_running()) is None:
+            return "no worker ran"
+        seconds = self._rng.choice([0.2, 1.0, 3.0, 8.0, 32.0])
         worker.signal(signal.SIGSTOP)
         await asyncio.sleep(seconds)
         worker.signal(signal.SIGCONT)
         return f"{seconds} s"
 
-    async def _join(self) -> str:
-        if len(self._crew.workers) > 5:
-            return "there are enough"
-        await self._crew.hire(self._luck.choice(["sound", "clock"]))
+    async def _add_worker(self) -> str:
+        if len(self._workers.running) > 5:
+            return "enough workers"
+        await self._workers.start(self._rng.choice(("healthy", "skewed")))
         return ""
 
-    async def _leave(self) -> str:
-        if len(self._crew.workers) < 3 or (worker := self._crew.any()) is None:
-            return "there are few"
-        self._crew.workers.remove(worker)
+    async def _remove_worker(self) -> str:
+        workers = self._workers
+        if len(workers.running) < 3 or (worker := workers.pick_running()) is None:
+            return "too few workers"
+        workers.running.remove(worker)
         worker.signal(signal.SIGCONT)
         return f"exit code {await worker.stop()}"
 
-    async def _deafen(self) -> str:
-        self._witness.deafen()
-        await asyncio.sleep(seconds := self._luck.uniform(2, 6))
-        self._witness.listen()
+    async def _pause_subscriber(self) -> str:
+        self._recorder.pause()
+        await asyncio.sleep(seconds := self._rng.uniform(2, 6))
+        self._recorder.resume()
         return f"{seconds:.1f} s"
 
-    def _cutting(self, connections: Connections) -> Deed:
+    def _cut(self, connections: Connections) -> Inject:
         async def cut() -> str:
             connections.cut()
             return ""
 
         return cut
 
-    def _stalling(self, connections: Connections) -> Deed:
-        async def stall() -> str:
-            connections.stall()
-            await asyncio.sleep(seconds := self._luck.uniform(0.2, 4))
-            connections.resume()
+    def _stall(self, connections: Connections) -> Inject:
+        return self._interrupt(connections.stall, connections.resume)
+
+    def _strand(self, connections: Connections) -> Inject:
+        return self._interrupt(connections.strand, connections.release)
+
+    def _interrupt(self, begin: Callable[[], None], end: Callable[[], None]) -> Inject:
+        async def interrupt() -> str:
+            begin()
+            await asyncio.sleep(seconds := self._rng.uniform(0.2, 4))
+            end()
             return f"{seconds:.1f} s"
 
-        return stall
-
-    def _stranding(self, connections: Connections) -> Deed:
-        async def strand() -> str:
-            connections.strand()
-            await asyncio.sleep(seconds := self._luck.uniform(0.2, 4))
-            connections.release()
-            return f"{seconds:.1f} s"
-
-        return strand
+        return interrupt
 
 
-async def _happens(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it happens within that time."""
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """Return whether the event is set within that time."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()

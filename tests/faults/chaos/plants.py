@@ -1,4 +1,4 @@
-"""Faults planted in the service, one by one, for the checker to catch."""
+"""Plant faults in the service's code, one at a time, for the checker to find."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,7 +25,7 @@ from outplan.worker import worker
 
 
 def ack_before_commit() -> None:
-    """Acknowledge what has been received at once."""
+    """Ack messages as soon as they are received."""
     receive, ack = Session.receive, Session.ack
 
     async def receive_and_ack(self: Session, most: int) -> list[Delivery]:
@@ -35,12 +35,12 @@ def ack_before_commit() -> None:
         return batch
 
     _patch(Session, "receive", receive_and_ack)
-    _patch(Session, "ack", _nothing)
+    _patch(Session, "ack", _do_nothing)
 
 
 def publish_before_commit() -> None:
     """Publish a batch's events inside its transaction."""
-    transact, publish, settled = Store.transact, Session.publish, _current_session()
+    transact, publish, current_session = Store.transact, Session.publish, _current_session()
     turn = asyncio.Lock()
 
     async def one_at_a_time(self: Session, messages: Sequence[Publication]) -> None:
@@ -48,23 +48,23 @@ def publish_before_commit() -> None:
             await publish(self, messages)
 
     async def publish_then_commit(self: Store, work: Any) -> Any:
-        async def eager(transaction: Transaction) -> Any:
+        async def publish_early(transaction: Transaction) -> Any:
             result = await work(transaction)
             if isinstance(result, tuple) and result and isinstance(result[0], list):
-                layout = settled()._topology
+                layout = current_session()._topology
                 now = "2026-11-24 00:00:00.000000"
                 early = [p for o in result[0] for p in codec.publications(o, layout, now)]
-                await settled().publish([p for p in early if p.exchange])
+                await current_session().publish([p for p in early if p.exchange])
             return result
 
-        return await transact(self, eager)
+        return await transact(self, publish_early)
 
     _patch(Store, "transact", publish_then_commit)
     _patch(Session, "publish", one_at_a_time)
 
 
 def ack_before_publish() -> None:
-    """Acknowledge a whole batch once it is stored, and publish after that."""
+    """Ack a whole batch once it is committed, before it is published."""
     publish, ack = Session.publish, Session.ack
     last: dict[Session, Delivery] = {}
     publications = codec.publications
@@ -83,38 +83,41 @@ def ack_before_publish() -> None:
 
     _patch(worker, "publications", remember)
     _patch(Session, "publish", ack_then_publish)
-    _patch(Session, "ack", _nothing)
+    _patch(Session, "ack", _do_nothing)
 
 
-def no_inbox() -> None:
-    """Don't look up which commands were applied already, nor let the unique id stop a second."""
+def skip_deduplication() -> None:
+    """Skip the look-up of applied commands, and the unique event id that backs it."""
     load, write = Transaction.load, event_document
 
-    async def forgetful(self: Transaction, outplan_ids: Any, _: Any, past: Any) -> Snapshot:
+    async def load_without_ids(self: Transaction, outplan_ids: Any, _: Any, past: Any) -> Snapshot:
         return await load(self, outplan_ids, [], past)
 
-    def under_its_version(record: Any) -> dict[str, Any]:
+    def event_document_by_version(record: Any) -> dict[str, Any]:
         document = write(record)
         return {**document, "_id": f"{document['_id']} {document['version']}"}
 
-    _patch(Transaction, "load", forgetful)
-    _patch(store, "event_document", under_its_version)
+    _patch(Transaction, "load", load_without_ids)
+    _patch(store, "event_document", event_document_by_version)
 
 
-def no_version_guard() -> None:
-    """Write over whatever is there; and without its two further nets, to be seen at all."""
+def skip_version_guard() -> None:
+    """Overwrite documents at any version; skip the version index and the fence too.
+
+    Either of these would hide the fault.
+    """
     prepare = Store.prepare
 
-    def unguarded(event: Any, _: Any) -> Any:
+    def replace_unguarded(event: Any, _: Any) -> Any:
         document = outplan_document(event)
         return ReplaceOne({"_id": document["_id"]}, document, upsert=True)
 
-    async def without_index(self: Store) -> None:
+    async def prepare_without_index(self: Store) -> None:
         await prepare(self)
         with suppress(OperationFailure):  # Another worker has dropped it.
             await self._client[self._database.name][EVENTS].drop_index(VERSION_INDEX)
 
-    async def unheld(_: Transaction, fence: Fence) -> None:
+    async def skip_fence(_: Transaction, fence: Fence) -> None:
         return None
 
     async def save(self: Transaction, records: Any, known: Any) -> None:
@@ -122,29 +125,31 @@ def no_version_guard() -> None:
             return
         await self._write(EVENTS, [InsertOne(event_document(r)) for r in records])
         latest = {record.event.data.id: record.event for record in records}
-        await self._write(OUTPLANS, [unguarded(event, None) for event in latest.values()])
+        await self._write(OUTPLANS, [replace_unguarded(event, None) for event in latest.values()])
 
-    _patch(Store, "prepare", without_index)
-    _patch(Transaction, "hold", unheld)
+    _patch(Store, "prepare", prepare_without_index)
+    _patch(Transaction, "hold", skip_fence)
     _patch(Transaction, "save", save)
 
 
-def lost_on_a_nack() -> None:
-    """Take the broker's no for a yes."""
+def take_nack_for_confirm() -> None:
+    """Take the broker's nacks for confirms."""
     publish_once = Publisher._publish_once
 
-    async def careless(self: Publisher, publications: Sequence[Publication]) -> list[int]:
+    async def publish_ignoring_nacks(
+        self: Publisher, publications: Sequence[Publication]
+    ) -> list[int]:
         await publish_once(self, publications)
         return []
 
-    _patch(Publisher, "_publish_once", careless)
+    _patch(Publisher, "_publish_once", publish_ignoring_nacks)
 
 
-def repeats_differ() -> None:
-    """Write a repeat's members in another order."""
+def change_repeats() -> None:
+    """Publish a duplicate's event with its members in another order."""
     publications = codec.publications
 
-    def shuffled(outcome: Outcome, layout: Any, now: str) -> list[Publication]:
+    def publications_reordered(outcome: Outcome, layout: Any, now: str) -> list[Publication]:
         found = publications(outcome, layout, now)
         if not outcome.duplicate:
             return found
@@ -155,30 +160,30 @@ def repeats_differ() -> None:
             for p in found
         ]
 
-    _patch(worker, "publications", shuffled)
+    _patch(worker, "publications", publications_reordered)
 
 
-def two_active() -> None:
-    """Let every worker consume at the same time, with no fence between them."""
+def consume_twice() -> None:
+    """Let all workers consume at once, without the fence."""
     command_queue = topology._command_queue
 
-    def shared(name: str, rejected: topology.Queue) -> topology.Queue:
+    def command_queue_shared(name: str, rejected: topology.Queue) -> topology.Queue:
         queue = command_queue(name, rejected)
         arguments = {k: v for k, v in queue.arguments.items() if k != "x-single-active-consumer"}
         return topology.Queue(name, arguments)
 
-    async def unheld(_: Transaction, fence: Fence) -> None:
+    async def skip_fence(_: Transaction, fence: Fence) -> None:
         return None
 
-    _patch(topology, "_command_queue", shared)
-    _patch(Transaction, "hold", unheld)
+    _patch(topology, "_command_queue", command_queue_shared)
+    _patch(Transaction, "hold", skip_fence)
 
 
-def reply_to_another() -> None:
-    """Give each reply of a batch to the command after its own."""
+def swap_replies() -> None:
+    """Send each reply of a batch to the next command's correlation id."""
     publish = Session.publish
 
-    async def shifted(self: Session, messages: Sequence[Publication]) -> None:
+    async def publish_shifted(self: Session, messages: Sequence[Publication]) -> None:
         replies = [m for m in messages if m.best_effort]
         ids = [m.correlation_id for m in replies]
         others = iter([*ids[1:], *ids[:1]])
@@ -187,7 +192,7 @@ def reply_to_another() -> None:
             [replace(m, correlation_id=next(others)) if m.best_effort else m for m in messages],
         )
 
-    _patch(Session, "publish", shifted)
+    _patch(Session, "publish", publish_shifted)
 
 
 PLANTS: Final[dict[str, Callable[[], None]]] = {
@@ -196,18 +201,18 @@ PLANTS: Final[dict[str, Callable[[], None]]] = {
         ack_before_commit,
         publish_before_commit,
         ack_before_publish,
-        no_inbox,
-        no_version_guard,
-        lost_on_a_nack,
-        repeats_differ,
-        two_active,
-        reply_to_another,
+        skip_deduplication,
+        skip_version_guard,
+        take_nack_for_confirm,
+        change_repeats,
+        consume_twice,
+        swap_replies,
     )
 }
 
 
 def plant(name: str | None) -> None:
-    """Put a fault into this process' service; nothing for None."""
+    """Plant a fault in this process; do nothing for None or ""."""
     if name:
         PLANTS[name]()
 
@@ -217,20 +222,20 @@ def _patch(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-def _nothing(*_: Any) -> Awaitable[None]:
+def _do_nothing(*_: Any) -> Awaitable[None]:
     return asyncio.sleep(0)
 
 
 def _open_sessions() -> list[Session]:
-    """The session that is open, kept up to date."""
+    """Return a list that always holds the session opened last."""
     found: list[Session] = []
     start = Session.start
 
-    async def noted(self: Session, *connections: Any) -> None:
+    async def start_and_remember(self: Session, *connections: Any) -> None:
         found[:] = [self]
         await start(self, *connections)
 
-    _patch(Session, "start", noted)
+    _patch(Session, "start", start_and_remember)
     return found
 
 

@@ -1,4 +1,4 @@
-"""A run: publishers, workers and a witness at a place, the nemesis among them, and the verdict."""
+"""Run publishers and workers under faults, record what happens, and check the history."""
 
 import asyncio
 import random
@@ -12,11 +12,11 @@ from typing import Final, Protocol
 
 from outplan.contract.topology import Topology, topology
 from tests.faults.chaos.checker import Violation, check
-from tests.faults.chaos.load_publisher import Publisher
-from tests.faults.chaos.nemesis import Connections, Deeds, Nemesis
-from tests.faults.chaos.record import Record
-from tests.faults.chaos.witness import Witness
-from tests.faults.chaos.workers import Crew
+from tests.faults.chaos.history import History
+from tests.faults.chaos.load_publisher import LoadPublisher
+from tests.faults.chaos.nemesis import Connections, Faults, Nemesis
+from tests.faults.chaos.recorder import Recorder
+from tests.faults.chaos.workers import WorkerPool
 from tests.support.balancer import Balancer, balanced
 from tests.support.command_generator import Generator, Outplans
 from tests.support.deployment import Deployment
@@ -24,17 +24,17 @@ from tests.support.deployment import Deployment
 _PUBLISHERS: Final = 4
 _OUTPLANS: Final = 400
 _WORKERS: Final = 3
-# How long the witness may take to read all that is left.
-_READ_SECONDS: Final = 240
+# The time that the recorder has to drain its queues at the end.
+_DRAIN_SECONDS: Final = 240
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is to be: its seed, its length, commands a second, seconds between faults.
+    """Parameters of a run.
 
-    ``settle`` is how many seconds the queue may take to run dry once everything is whole again;
-    ``planted`` names a fault in the service's code, see ``plants``. With more ``partitions`` than
-    one, outplans are spread over as many queues.
+    ``pace`` is commands a second, ``pause`` seconds between faults. ``settle`` is how many seconds
+    the command queue may take to empty once all faults are repaired. ``planted`` names a fault in
+    the service's code, see ``plants``. ``partitions`` is the number of command queues.
     """
 
     seed: int
@@ -46,150 +46,163 @@ class Plan:
     partitions: int = 1
 
 
-class Grounds(Protocol):
-    """Servers, and what can be done to them: see ``single`` and ``cluster``."""
+class Testbed(Protocol):
+    """Servers under test, and the faults that can be injected into them."""
 
     amqp_urls: tuple[str, ...]
     mongo_url: str
 
-    def deeds(self, layout: Topology) -> Deeds: ...
-    async def remember_queues(self) -> None: ...
-    async def mend(self) -> None: ...
-    async def depth(self, prefix: str) -> int: ...
+    def faults(self, layout: Topology) -> Faults: ...
+
+    async def persist_queues(self) -> None:
+        """Have RabbitMQ write new queue definitions to disk: a kill would lose them."""
+        ...
+
+    async def restore(self) -> None:
+        """Start every server and wait until all take work."""
+        ...
+
+    async def count_commands(self, prefix: str) -> int:
+        """Count the commands in the queues, those in flight included."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
-    """The ways to the broker that the parties take; the nemesis hurts the first two."""
+class Balancers:
+    """The balancers in front of the broker; the nemesis breaks connections of the first two."""
 
     workers: Balancer
     publishers: Balancer
-    witness: Balancer
+    recorder: Balancer
 
     @property
-    def connections(self) -> Mapping[str, Connections]:
+    def breakable(self) -> Mapping[str, Connections]:
         return {"workers'": self.workers, "publishers'": self.publishers}
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a run."""
+    """A run's history, its violations, and how many seconds it took."""
 
-    record: Record
+    history: History
     violations: list[Violation]
     seconds: float
 
     def summary(self) -> Counter[str]:
-        """How many commands the broker took, and what they came to."""
-        record = self.record
-        events = sum(s.collection == "outplan_events" for s in record.stored)
+        """Count commands and their effects."""
+        history = self.history
         return Counter(
             {
-                "commands": len(record.sent),
-                "confirmed": sum(s.verdict == "confirmed" for s in record.sent),
-                "events": events,
-                "events heard": len(record.heard),
-                "replies": len(record.replied),
-                "rejected copies": len(record.copied),
-                "faults": len(record.faults),
+                "commands": len(history.sent),
+                "confirmed": sum(s.outcome == "confirmed" for s in history.sent),
+                "events": sum(d.collection == "outplan_events" for d in history.documents),
+                "events received": len(history.events),
+                "replies": len(history.replies),
+                "rejected copies": len(history.copies),
+                "faults": len(history.faults),
             }
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What an ordeal can use of a run, and a publisher of its own."""
+class RunContext:
+    """The parts of a run that a `Disruption` may use; ``publisher`` is its own."""
 
-    crew: Crew
-    witness: Witness
-    publisher: Publisher
-    record: Record
+    workers: WorkerPool
+    recorder: Recorder
+    publisher: LoadPublisher
+    history: History
 
-    async def passage(self, seconds: float) -> float:
-        """How long a command that is sent now takes until its event is heard."""
+    async def measure_latency(self, seconds: float) -> float:
+        """Send a command and return the seconds until its event arrives.
+
+        Raises TimeoutError after ``seconds``.
+        """
         since = monotonic()
-        await self.witness.heard(await self.publisher.send_last(), seconds)
+        await self.recorder.wait_for_event(await self.publisher.send_marker(), seconds)
         return monotonic() - since
 
-    async def handling(self, count: int, seconds: float) -> None:
-        """Await that so many more commands are sent, and all of them handled, whoever dies.
+    async def wait_until_handled(self, count: int, seconds: float) -> None:
+        """Wait until ``count`` more commands are sent and handled; replace workers that die.
 
-        TimeoutError if they are not.
+        Raises TimeoutError after ``seconds``.
         """
-        enough = len(self.record.sent) + count
-        async with asyncio.timeout(seconds), self.witness.database() as database:
-            while len(self.record.sent) < enough:
+        enough = len(self.history.sent) + count
+        async with asyncio.timeout(seconds), self.recorder.open_database() as database:
+            while len(self.history.sent) < enough:
                 await asyncio.sleep(0.1)
-            last = await self.publisher.send_last()
-            while not await database["outplan_events"].find_one({"_id": last}):
-                await self.crew.replace_the_dead()
+            marker = await self.publisher.send_marker()
+            while not await database["outplan_events"].find_one({"_id": marker}):
+                await self.workers.replace_dead()
                 await asyncio.sleep(0.1)
 
 
-# What is done to the servers while the publishers publish.
-Ordeal = Callable[[Stage], Awaitable[None]]
+# Do something to the service while the publishers publish.
+Disruption = Callable[[RunContext], Awaitable[None]]
+# Make a publisher from its name, its outplans and its commands a second.
+MakePublisher = Callable[[str, Outplans, float], LoadPublisher]
 
 
-async def run(plan: Plan, grounds: Grounds, ordeal: Ordeal | None = None) -> Result:
-    """Run the plan and check its record; the nemesis is what it undergoes, or the `ordeal`."""
+async def run(plan: Plan, testbed: Testbed, disruption: Disruption | None = None) -> Result:
+    """Run the plan under the disruption, by default the nemesis, and check the history."""
     async with (
-        balanced(*grounds.amqp_urls) as workers,
-        balanced(*grounds.amqp_urls) as publishers,
-        balanced(*grounds.amqp_urls) as witness,
+        balanced(*testbed.amqp_urls) as workers,
+        balanced(*testbed.amqp_urls) as publishers,
+        balanced(*testbed.amqp_urls) as recorder,
     ):
-        return await _run(plan, grounds, Ways(workers, publishers, witness), ordeal)
+        return await _run(plan, testbed, Balancers(workers, publishers, recorder), disruption)
 
 
-async def _run(plan: Plan, grounds: Grounds, ways: Ways, ordeal: Ordeal | None) -> Result:
+async def _run(
+    plan: Plan, testbed: Testbed, balancers: Balancers, disruption: Disruption | None
+) -> Result:
     since = monotonic()
-    record = Record()
+    history = History()
     stuck: list[Violation] = []
-    luck = random.Random(plan.seed)
-    place = Deployment(ways.workers.url, grounds.mongo_url)
-    crew = Crew(place, luck, plan.planted, plan.partitions)
-    witness = Witness(place, ways.witness.url, record)
-    try:
-        await (await crew.hire()).wait_for_log("ready")
-        await witness.prepare()
-        await grounds.remember_queues()
-        async with _listening(witness):
-            deeds = grounds.deeds(topology(place.prefix, plan.partitions))
-            nemesis = Nemesis(luck, crew, witness, ways.connections, deeds, record)
-            hire = _publishers(plan, ways.publishers.url, place, record)
-            stage = Stage(crew, witness, hire("last", Outplans(plan.seed, 1), 1), record)
-            await _fight(plan, hire, stage, ordeal or partial(_nemesis_for, plan, nemesis))
-            stuck = await _settle(plan.settle, grounds, stage, place)
-    finally:
-        await crew.kill()
-    found = [Violation("gave up", "worker", text) for text in crew.ended]
-    return Result(record, [*stuck, *found, *check(record)], monotonic() - since)
+    rng = random.Random(plan.seed)
+    deployment = Deployment(balancers.workers.url, testbed.mongo_url)
+    workers = WorkerPool(deployment, rng, plan.planted, plan.partitions)
+    recorder = Recorder(deployment, balancers.recorder.url, history)
 
-
-Hire = Callable[[str, Outplans, float], Publisher]
-
-
-def _publishers(plan: Plan, url: str, place: Deployment, record: Record) -> Hire:
-    def hire(name: str, outplans: Outplans, pace: float) -> Publisher:
+    def make_publisher(name: str, outplans: Outplans, pace: float) -> LoadPublisher:
         generator = Generator(plan.seed, name, outplans)
-        return Publisher(name, generator, url, place.prefix, record, pace)
+        url = balancers.publishers.url
+        return LoadPublisher(name, generator, url, deployment.prefix, history, pace)
 
-    return hire
+    try:
+        await (await workers.start()).wait_for_log("ready")
+        await recorder.declare_queues()
+        await testbed.persist_queues()
+        async with _record(recorder):
+            faults = testbed.faults(topology(deployment.prefix, plan.partitions))
+            nemesis = Nemesis(rng, workers, recorder, balancers.breakable, faults, history)
+            marker = make_publisher("marker", Outplans(plan.seed, 1), 1)
+            context = RunContext(workers, recorder, marker, history)
+            disrupt = disruption or partial(_run_nemesis, plan, nemesis)
+            await _publish_during(disrupt, plan, make_publisher, context)
+            stuck = await _settle(plan.settle, testbed, context, deployment.prefix)
+    finally:
+        await workers.kill()
+    failed = [Violation("worker failed", "worker", text) for text in workers.unexpected_exits]
+    return Result(history, [*stuck, *failed, *check(history)], monotonic() - since)
 
 
-async def _fight(plan: Plan, hire: Hire, stage: Stage, ordeal: Ordeal) -> None:
+async def _publish_during(
+    disruption: Disruption, plan: Plan, make_publisher: MakePublisher, context: RunContext
+) -> None:
     for _ in range(_WORKERS - 1):
-        await stage.crew.hire()
+        await context.workers.start()
     over = asyncio.Event()
     outplans = Outplans(plan.seed, _OUTPLANS)
     async with asyncio.TaskGroup() as group:
         for n in range(_PUBLISHERS):
-            publisher = hire(f"p{n}", outplans, plan.pace / _PUBLISHERS)
+            publisher = make_publisher(f"p{n}", outplans, plan.pace / _PUBLISHERS)
             group.create_task(publisher.run(over))
-        await ordeal(stage)
+        await disruption(context)
         over.set()
 
 
-async def _nemesis_for(plan: Plan, nemesis: Nemesis, _stage: Stage) -> None:
+async def _run_nemesis(plan: Plan, nemesis: Nemesis, _context: RunContext) -> None:
     over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(nemesis.run(over, plan.pause))
@@ -198,33 +211,34 @@ async def _nemesis_for(plan: Plan, nemesis: Nemesis, _stage: Stage) -> None:
 
 
 async def _settle(
-    seconds: float, grounds: Grounds, stage: Stage, place: Deployment
+    seconds: float, testbed: Testbed, context: RunContext, prefix: str
 ) -> list[Violation]:
-    """With everything whole again, let the queue run dry, and the witness read all."""
-    await grounds.mend()
-    await stage.crew.replace_the_dead()
+    """Restore the servers, wait until the command queues are empty, and finish the history."""
+    await testbed.restore()
+    await context.workers.replace_dead()
     try:
         async with asyncio.timeout(seconds):
-            # A broker that has just come back may not know yet what is in its queues.
-            await stage.passage(seconds)
-            while await grounds.depth(place.prefix):
-                await stage.crew.replace_the_dead()
+            # A broker that has just come back may count its queues wrong: send a command first.
+            await context.measure_latency(seconds)
+            while await testbed.count_commands(prefix):
+                await context.workers.replace_dead()
                 await asyncio.sleep(0.5)
-            await stage.crew.dismiss()
+            await context.workers.drain()
     except TimeoutError:
-        left = await grounds.depth(place.prefix)
-        return [Violation("stuck", place.prefix, f"{left} commands left after the run")]
+        left = await testbed.count_commands(prefix)
+        return [Violation("stuck", prefix, f"{left} commands left after the run")]
     finally:
-        await stage.crew.kill()
-        async with asyncio.timeout(_READ_SECONDS):
-            await stage.witness.finish()
+        await context.workers.kill()
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            await context.recorder.finish()
     return []
 
 
 @asynccontextmanager
-async def _listening(witness: Witness) -> AsyncIterator[None]:
-    listening = asyncio.create_task(witness.run())
+async def _record(recorder: Recorder) -> AsyncIterator[None]:
+    recording = asyncio.create_task(recorder.run())
     try:
         yield
     finally:
-        listening.cancel()
+        recording.cancel()
+        await asyncio.wait({recording})

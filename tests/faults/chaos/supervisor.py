@@ -1,4 +1,4 @@
-"""Whatever starts a worker again when it ends, as the runtime of containers does."""
+"""Restart a worker whenever it ends, as a container runtime does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,23 +10,22 @@ from tests.support.worker_process import start_worker
 
 
 @asynccontextmanager
-async def kept_running(place: Deployment, **how: Any) -> AsyncIterator[list[int]]:
-    """One worker, started again at once whenever it ends: the exit codes so far."""
+async def supervise_worker(deployment: Deployment, **how: Any) -> AsyncIterator[list[int]]:
+    """Run one worker at a time, and yield the list of exit codes so far."""
     codes: list[int] = []
-    keeping = asyncio.create_task(_keep(place, codes, how))
+    supervising = asyncio.create_task(_restart(deployment, codes, how))
     try:
         yield codes
-        # What went wrong there is not to be lost.
-        if keeping.done():
-            keeping.result()
+        if supervising.done():
+            supervising.result()  # Raises what went wrong there.
     finally:
-        keeping.cancel()
-        await asyncio.wait({keeping})
+        supervising.cancel()
+        await asyncio.wait({supervising})
 
 
-async def _keep(place: Deployment, codes: list[int], how: dict[str, Any]) -> None:
+async def _restart(deployment: Deployment, codes: list[int], how: dict[str, Any]) -> None:
     while True:
-        worker = await start_worker(place, **how)
+        worker = await start_worker(deployment, **how)
         try:
             codes.append(await worker.wait(seconds=3_600))
         finally:

@@ -1,4 +1,4 @@
-"""Messages that end whoever handles them, and workers that die whatever they handle."""
+"""Check poison messages, which end every worker that handles them, and workers that keep dying."""
 
 import signal
 from collections import Counter
@@ -6,48 +6,48 @@ from time import monotonic
 
 import pytest
 
-from tests.faults.chaos.supervisor import kept_running
+from tests.faults.chaos.supervisor import supervise_worker
 from tests.support.deployment import Deployment
 from tests.support.rejects import run
 from tests.support.scenario import Scenario, assert_scenario, build_scenario, send_scenario
 from tests.support.worker_process import run_worker
 from tests.support.world import World, create_body, open_world
 
-CRASHING = "tests.integration.crashing_worker"
+CRASHING_WORKER = "tests.integration.crashing_worker"
 HANG_SECONDS = 1.5
-LOOP_SECONDS = 60.0
-# One that can't be judged is tried so often that a slow machine takes its time.
-PATIENCE = 150.0
+CRASHING_SECONDS = 60.0
+# The worker gives up on a poison message after several attempts, slowly on a busy machine.
+TIMEOUT_SECONDS = 150.0
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.parametrize("kind", ["killer", "endless"])
-async def test_a_killer_ends_rejected_alone_and_is_redriven_after_the_mend(
+async def test_a_poison_message_alone_is_rejected_and_can_be_redriven_after_a_fix(
     deployment: Deployment, kind: str
 ) -> None:
-    # The operator's commands read the rejected queue: the witness is not to take it empty.
+    # Leave the rejected queue to the operator's commands.
     async with open_world(deployment, watch_rejected=False) as world:
         healthy = [await world.send("outplan_create", create_body()) for _ in range(20)]
-        killer = await world.send("outplan_create", create_body(name=kind))
+        poison = await world.send("outplan_create", create_body(name=kind))
         healthy += [await world.send("outplan_create", create_body()) for _ in range(20)]
 
-        async with kept_running(
-            deployment, module=CRASHING, OUTPLAN_HANG_SECONDS=str(HANG_SECONDS)
+        async with supervise_worker(
+            deployment, module=CRASHING_WORKER, OUTPLAN_HANG_SECONDS=str(HANG_SECONDS)
         ) as codes:
-            await world.wait_for(lambda: heard(world, healthy), PATIENCE)
-            await world.wait_for(lambda: bool(world.replies[killer]), PATIENCE)
+            await world.wait_for(lambda: has_events(world, healthy), TIMEOUT_SECONDS)
+            await world.wait_for(lambda: bool(world.replies[poison]), TIMEOUT_SECONDS)
         assert set(codes) == {-signal.SIGKILL if kind == "killer" else 1}
-        assert world.replies[killer][0]["problem"]["code"] == "delivery_limit"
+        assert world.replies[poison][0]["problem"]["code"] == "delivery_limit"
 
         async with run_worker(deployment):
-            code, _, told = await run(deployment, "redrive", killer)
-            assert (code, told) == (0, "1 of 1 copy: 1 accepted\n")
-            await world.wait_for_event(killer)
-    assert set(Counter(e.message_id for e in world.events)) == {*healthy, killer}
+            code, _, output = await run(deployment, "redrive", poison)
+            assert (code, output) == (0, "1 of 1 copy: 1 accepted\n")
+            await world.wait_for_event(poison)
+    assert set(Counter(e.message_id for e in world.events)) == {*healthy, poison}
 
 
-async def test_where_workers_die_every_second_no_healthy_command_is_parked(
+async def test_workers_that_die_every_second_reject_no_healthy_command(
     deployment: Deployment,
 ) -> None:
     async with open_world(deployment) as world:
@@ -55,26 +55,26 @@ async def test_where_workers_die_every_second_no_healthy_command_is_parked(
         await send_scenario(world, scenario)
 
         began = monotonic()
-        async with kept_running(deployment, module=CRASHING, CRASH_AFTER="1") as codes:
-            while monotonic() - began < LOOP_SECONDS:
-                await healthy_ones(world, scenario)
+        async with supervise_worker(deployment, module=CRASHING_WORKER, CRASH_AFTER="1") as codes:
+            while monotonic() - began < CRASHING_SECONDS:
+                await send_and_wait(world, scenario)
         async with run_worker(deployment) as survivor:
             await assert_scenario(world, scenario)
             assert await survivor.stop() == 0
 
-        assert len(codes) >= LOOP_SECONDS / 4
+        assert len(codes) >= CRASHING_SECONDS / 4
         assert set(codes) == {-signal.SIGKILL}
-        parked = {copy.headers["x-problem-code"] for copy in world.rejected}
-        assert "delivery_limit" not in parked
+        codes_rejected = {copy.headers["x-problem-code"] for copy in world.rejected}
+        assert "delivery_limit" not in codes_rejected
 
 
-async def healthy_ones(world: World, scenario: Scenario) -> None:
-    """Send some more, and await that they have got through."""
+async def send_and_wait(world: World, scenario: Scenario) -> None:
+    """Send 50 healthy commands and wait for their events."""
     ids = [scenario.add("outplan_create", create_body(), "accepted") for _ in range(50)]
     for id_, name, body in scenario.commands[-len(ids) :]:
         await world.send(name, body, message_id=id_)
-    await world.wait_for(lambda: heard(world, ids), PATIENCE)
+    await world.wait_for(lambda: has_events(world, ids), TIMEOUT_SECONDS)
 
 
-def heard(world: World, ids: list[str]) -> bool:
+def has_events(world: World, ids: list[str]) -> bool:
     return world.event_ids() >= set(ids)

@@ -1,8 +1,10 @@
-"""``python -m tests.faults.chaos.worker run``: a worker with something wrong, by its environment.
+"""Run a worker with a defect: ``python -m tests.faults.chaos.worker run``.
 
-CLOCK_OFF   seconds by which its clock is off
-FRAGILE     ``<point>:<probability>``: it kills itself at that point of a batch
-PLANTED     the name of a fault in its code, see ``plants``
+Environment variables choose the defect:
+
+CLOCK_SKEW      seconds that its clock is ahead
+CRASH           ``<point>:<probability>``: kill itself at that point of a batch
+PLANTED_FAULT   name of a fault in its code, see ``plants``
 """
 
 import os
@@ -21,59 +23,61 @@ from outplan.mongodb.store import Store, Transaction
 from outplan.rabbitmq.session import Session
 from tests.faults.chaos.plants import plant
 
-POINTS: Final = ("received", "loaded", "committed", "half published", "published", "acknowledged")
+CRASH_POINTS: Final = (
+    "received", "loaded", "committed", "half published", "published", "acknowledged",
+)  # fmt: skip
 
 _receive, _publish, _ack = Session.receive, Session.publish, Session.ack
 _load, _transact = Transaction.load, Store.transact
-_point, _, _probability = os.environ.get("FRAGILE", ":0").partition(":")
+_crash_point, _, _probability = os.environ.get("CRASH", ":0").partition(":")
 
 
-def _reached(point: str) -> None:
-    if point == _point and random.random() < float(_probability):
+def _crash_at(point: str) -> None:
+    if point == _crash_point and random.random() < float(_probability):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def receive(self: Session, most: int) -> list[Delivery]:
     batch = await _receive(self, most)
-    _reached("received")
+    _crash_at("received")
     return batch
 
 
 async def load(self: Transaction, *what: Any) -> Snapshot:
     snapshot = await _load(self, *what)
-    _reached("loaded")
+    _crash_at("loaded")
     return snapshot
 
 
 async def transact(self: Store, work: Any) -> Any:
     result = await _transact(self, work)
-    _reached("committed")
+    _crash_at("committed")
     return result
 
 
 async def publish(self: Session, publications: Sequence[Publication]) -> None:
-    if _point == "half published":
+    if _crash_point == "half published":
         half = len(publications) // 2
         await _publish(self, publications[:half])
-        _reached("half published")
+        _crash_at("half published")
         publications = publications[half:]
     await _publish(self, publications)
-    _reached("published")
+    _crash_at("published")
 
 
 async def ack(self: Session, delivery: Delivery) -> None:
     await _ack(self, delivery)
-    _reached("acknowledged")
+    _crash_at("acknowledged")
 
 
-def _set_clock(seconds: float) -> None:
+def _skew_clock(seconds: float) -> None:
     def now() -> str:
         return text_time(datetime.now(UTC) + timedelta(seconds=seconds))
 
     bootstrap.utc_now = now
 
 
-def _make_fragile() -> None:
+def _install_crash_points() -> None:
     Session.receive = receive  # type: ignore[method-assign]
     Session.publish = publish  # type: ignore[method-assign]
     Session.ack = ack  # type: ignore[method-assign]
@@ -82,9 +86,9 @@ def _make_fragile() -> None:
 
 
 if __name__ == "__main__":
-    if off := os.environ.get("CLOCK_OFF"):
-        _set_clock(float(off))
-    if _point:
-        _make_fragile()
-    plant(os.environ.get("PLANTED"))
+    if skew := os.environ.get("CLOCK_SKEW"):
+        _skew_clock(float(skew))
+    if _crash_point:
+        _install_crash_points()
+    plant(os.environ.get("PLANTED_FAULT"))
     app(prog_name="outplan")

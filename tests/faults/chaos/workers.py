@@ -1,77 +1,84 @@
-"""The workers of a run: they come and go, and some have something wrong with them."""
+"""Worker processes of a run, some of them with a wrong clock or a tendency to crash."""
 
 import asyncio
 import random
 import signal
 from typing import Any, Final
 
-from tests.faults.chaos.worker import POINTS
+from tests.faults.chaos.worker import CRASH_POINTS
 from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, start_worker
 
 _MODULE: Final = "tests.faults.chaos.worker"
-# With a batch every few milliseconds that is a death every few seconds.
-_FRAGILITY: Final = 0.02
-# Where a death shows most of what is wrong in the code.
-_TELLING: Final = ("committed", "half published")
+# A batch takes a few milliseconds, so a worker crashes every few seconds.
+_CRASH_PROBABILITY: Final = 0.02
+# The points at which a crash exposes most defects in the code.
+_EXPOSING_POINTS: Final = ("committed", "half published")
 
 
-class Crew:
-    """Worker processes at one place. Whoever is asked for is any of those that run."""
+class WorkerPool:
+    """Start, replace and drain worker processes of one deployment.
+
+    ``unexpected_exits`` collects exit codes and stderr that no fault explains.
+    """
 
     def __init__(
-        self, place: Deployment, luck: random.Random, planted: str = "", partitions: int = 1
+        self, deployment: Deployment, rng: random.Random, planted: str = "", partitions: int = 1
     ) -> None:
-        self._place = place
-        self._luck = luck
+        self._deployment = deployment
+        self._rng = rng
         self._planted = planted
         self._partitions = partitions
-        self.workers: list[WorkerProcess] = []
-        self.ended: list[str] = []
+        self.running: list[WorkerProcess] = []
+        self.unexpected_exits: list[str] = []
 
-    async def hire(self, kind: str = "sound") -> WorkerProcess:
-        """Start a worker, ``sound``, ``clock`` (a minute off) or ``fragile``."""
-        # One that was frozen for long is to come back, so that it meets the fence.
+    async def start(self, kind: str = "healthy") -> WorkerProcess:
+        """Start a worker: ``healthy``, ``skewed`` (clock a minute off) or ``crashing``."""
+        # Without the watchdog a worker that was frozen for long comes back and meets the fence.
         environment: dict[str, Any] = {
-            "PLANTED": self._planted,
+            "PLANTED_FAULT": self._planted,
             "OUTPLAN_HANG_SECONDS": "0",
             "OUTPLAN_PARTITIONS": str(self._partitions),
         }
-        if kind == "clock":
-            environment["CLOCK_OFF"] = str(self._luck.choice([-60, 60]))
+        if kind == "skewed":
+            environment["CLOCK_SKEW"] = str(self._rng.choice([-60, 60]))
         if self._planted:
-            environment["FRAGILE"] = f"{self._luck.choice(_TELLING)}:{5 * _FRAGILITY}"
-        elif kind == "fragile":
-            environment["FRAGILE"] = f"{self._luck.choice(POINTS)}:{_FRAGILITY}"
-        worker = await start_worker(self._place, module=_MODULE, **environment)
-        self.workers.append(worker)
+            point = self._rng.choice(_EXPOSING_POINTS)
+            environment["CRASH"] = f"{point}:{5 * _CRASH_PROBABILITY}"
+        elif kind == "crashing":
+            environment["CRASH"] = f"{self._rng.choice(CRASH_POINTS)}:{_CRASH_PROBABILITY}"
+        worker = await start_worker(self._deployment, module=_MODULE, **environment)
+        self.running.append(worker)
         return worker
 
-    async def replace_the_dead(self) -> None:
-        """Start a worker for each that has died; each death must be one that was meant."""
-        for worker in list(self.workers):
+    async def replace_dead(self) -> None:
+        """Start a healthy worker for each one that ended."""
+        for worker in list(self.running):
             if worker.process.returncode is None:
                 continue
-            self.workers.remove(worker)
+            self.running.remove(worker)
             if worker.process.returncode not in (0, -signal.SIGKILL):
-                self.ended.append(f"{worker.process.returncode}: {worker.errors[-2_000:]}")
-            await self.hire("sound")
+                code, errors = worker.process.returncode, worker.errors[-2_000:]
+                self.unexpected_exits.append(f"exit code {code}: {errors}")
+            await self.start("healthy")
 
-    def any(self) -> WorkerProcess | None:
-        """One that runs."""
-        running = [w for w in self.workers if w.process.returncode is None]
-        return self._luck.choice(running) if running else None
+    def pick_running(self) -> WorkerProcess | None:
+        """Return a random worker that runs, or None."""
+        running = [w for w in self.running if w.process.returncode is None]
+        return self._rng.choice(running) if running else None
 
-    async def dismiss(self) -> None:
-        """Have all of them drain; all is settled when the last has ended."""
-        for worker in self.workers:
+    async def drain(self) -> None:
+        """Stop all workers gracefully and wait until they have settled what is in flight."""
+        for worker in self.running:
             worker.signal(signal.SIGCONT)
-        codes = await asyncio.gather(*(worker.stop() for worker in self.workers))
-        # One that had only just been started knows nothing of draining yet.
-        meant = (0, -signal.SIGKILL, -signal.SIGTERM)
-        self.ended += [f"drained with {code}" for code in codes if code not in meant]
-        self.workers.clear()
+        codes = await asyncio.gather(*(worker.stop() for worker in self.running))
+        # SIGTERM ends a worker that had no time to install its handler.
+        expected = (0, -signal.SIGKILL, -signal.SIGTERM)
+        self.unexpected_exits += [
+            f"drained with exit code {code}" for code in codes if code not in expected
+        ]
+        self.running.clear()
 
     async def kill(self) -> None:
-        """End whatever still runs."""
-        await asyncio.gather(*(worker.kill() for worker in self.workers))
+        """Kill all workers that still run."""
+        await asyncio.gather(*(worker.kill() for worker in self.running))

@@ -1,4 +1,4 @@
-"""A RabbitMQ cluster and a MongoDB replica set, of three each, all on this machine."""
+"""Start a RabbitMQ cluster and a MongoDB replica set, of three each, on this machine."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,16 +25,20 @@ from tests.faults.clusters.nodes import (
     mongo_members,
     rabbit_processes,
 )
-from tests.faults.clusters.status import hand_on, leader, survey, write_down
+from tests.faults.clusters.status import (
+    find_leader,
+    persist_queues,
+    read_status,
+    transfer_leadership,
+)
 from tests.support.brokers import Broker
 
-Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
-_PATIENCE = 60.0
+_TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _ANSWER_MILLISECONDS = 2_000
-# A primary that is gone is missed after three seconds: long enough that one which waits for its
-# turn on a busy machine is not.
+# Elect a new primary after three seconds; less would take a busy machine for a dead primary.
 _SETTINGS = {"electionTimeoutMillis": 3_000, "heartbeatIntervalMillis": 500}
 _MEMBER_STATES = {"PRIMARY", "SECONDARY"}
 
@@ -43,11 +47,11 @@ _MEMBER_STATES = {"PRIMARY", "SECONDARY"}
 class Cluster:
     """Three RabbitMQ nodes and three MongoDB members; each is a `Server` on its own.
 
-    What is asked of the whole is asked of a node that answers. Every call blocks, by seconds: an
-    event loop should make it by `asyncio.to_thread`. All raise `ServerFailed`.
+    A question about the cluster goes to a node that answers. Every call blocks for seconds: use
+    `asyncio.to_thread` on an event loop. All raise `ServerFailed`.
 
-    A RabbitMQ node that is started while the majority is down waits for it: bring several back
-    by `start`. A queue that is declared while a node is down has no member on it.
+    A RabbitMQ node that starts while the majority is down waits for it: start several by `start`.
+    A queue that is declared while a node is down has no member on it.
     """
 
     rabbits: tuple[RabbitNode, ...]
@@ -58,100 +62,100 @@ class Cluster:
         return f"mongodb://{','.join(member.address for member in self.mongos)}/?replicaSet=rs0"
 
     def start(self) -> None:
-        """Bring back, all at the same time, whatever is down, paused or has fallen out.
+        """Start at once all servers that are down, paused or separated.
 
-        A RabbitMQ node that was paused for long may stay apart from the others, although it runs
-        and sees them; it is killed and started, as an operator would.
+        A RabbitMQ node that was paused for long may stay separated although it runs; kill and start
+        it, as an operator would.
         """
         start_together([*self.mongos, *self.rabbits])
-        apart = self._apart()
-        for node in apart:
+        separated = self._find_separated()
+        for node in separated:
             node.kill()
-        start_together(apart)
+        start_together(separated)
 
-    def healthy(self, seconds: float = _PATIENCE) -> None:
-        """Wait until all nodes are up and in sync, and the set has a primary.
+    def wait_until_healthy(self, seconds: float = _TIMEOUT_SECONDS) -> None:
+        """Wait until all nodes are up and in sync, and the replica set has a primary.
 
-        A node is in sync when it has all that was committed once all of them were up.
+        A node is in sync once it has everything that was committed when the last node came up.
         """
         deadline = monotonic() + seconds
-        queues = _awaited(self._queues_of_all, deadline)
-        written = _awaited(self._written_by_all, deadline)
-        _awaited(lambda: self._require_queues(queues), deadline)
-        _awaited(lambda: self._require_written(written), deadline)
+        queues = _retry(self._commit_indexes, deadline)
+        last_write = _retry(self._last_write, deadline)
+        _retry(lambda: self._require_queues(queues), deadline)
+        _retry(lambda: self._require_replicated(last_write), deadline)
 
-    def primary(self, seconds: float = _PATIENCE) -> MongoMember:
-        """Return the primary, or wait for one."""
-        return _awaited(self._primary, monotonic() + seconds)
+    def primary(self, seconds: float = _TIMEOUT_SECONDS) -> MongoMember:
+        """Return the primary; wait for one if there is none."""
+        return _retry(self._primary, monotonic() + seconds)
 
     def step_down(self, seconds: int = 10) -> MongoMember:
-        """Have the primary step down, not to stand again for `seconds`, at least 2; return it."""
+        """Have the primary step down for `seconds`, at least 2, and return it."""
         member = self.primary()
         _command(member, "replSetStepDown", seconds, secondaryCatchUpPeriodSecs=seconds // 2)
         return member
 
-    def leader_of(self, queue: str, seconds: float = _PATIENCE) -> RabbitNode:
-        """Return the node that leads the quorum queue, or wait for one."""
-        name = _awaited(lambda: leader(self._awake(), queue), monotonic() + seconds)
-        return self._named(name)
+    def leader_of(self, queue: str, seconds: float = _TIMEOUT_SECONDS) -> RabbitNode:
+        """Return the node that leads the quorum queue; wait for one if there is none."""
+        name = _retry(lambda: find_leader(self._answering_node(), queue), monotonic() + seconds)
+        return self._node_named(name)
 
-    def move_leader(self, queue: str, seconds: float = _PATIENCE) -> RabbitNode:
-        """Hand the quorum queue to another node, wait until that one leads it, and return it."""
+    def move_leader(self, queue: str, seconds: float = _TIMEOUT_SECONDS) -> RabbitNode:
+        """Move the quorum queue's leader to another node, and return that node."""
         deadline = monotonic() + seconds
-        name = _awaited(lambda: hand_on(self._awake(), queue), deadline)
-        _awaited(lambda: self._require_leader(queue, name), deadline)
-        return self._named(name)
+        name = _retry(lambda: transfer_leadership(self._answering_node(), queue), deadline)
+        _retry(lambda: self._require_leader(queue, name), deadline)
+        return self._node_named(name)
 
-    def write_down_queues(self) -> None:
-        """Have all nodes write to disk which queues there are: a kill soon after loses them."""
+    def persist_queues(self) -> None:
+        """Have all nodes write queue definitions to disk: a kill would lose new ones."""
         for node in self.rabbits:
-            write_down(node)
+            persist_queues(node)
 
-    def _awake(self) -> RabbitNode:
+    def _answering_node(self) -> RabbitNode:
         for node in self.rabbits:
-            if node.answers():
+            if node.is_answering():
                 return node
         raise ServerFailed("no RabbitMQ node answers")
 
-    def _apart(self) -> list[RabbitNode]:
-        """Find the nodes that are not in the largest cluster that one of them sees."""
-        views = [_view(node) for node in self.rabbits]
-        largest = max(views, key=len)
+    def _find_separated(self) -> list[RabbitNode]:
+        """Find the nodes outside the largest cluster that any node sees."""
+        visible = [_visible_nodes(node) for node in self.rabbits]
+        largest = max(visible, key=len)
         return [node for node in self.rabbits if node.name not in largest]
 
-    def _named(self, name: str) -> RabbitNode:
+    def _node_named(self, name: str) -> RabbitNode:
         return next(node for node in self.rabbits if node.name == name)
 
-    def _queues_of_all(self) -> dict[str, int]:
+    def _commit_indexes(self) -> dict[str, int]:
         for node in self.rabbits:
-            _require(node.answers(), f"{node.name} does not answer")
-        seen = survey(self.rabbits[0])
-        missing = {node.name for node in self.rabbits} - seen.nodes
+            _require(node.is_answering(), f"{node.name} does not answer")
+        status = read_status(self.rabbits[0])
+        missing = {node.name for node in self.rabbits} - status.nodes
         _require(not missing, f"{', '.join(missing)} not in the cluster")
-        return seen.committed()
+        return status.commit_indexes()
 
     def _require_queues(self, goal: dict[str, int]) -> None:
-        behind = survey(self.rabbits[0]).behind(goal)
+        behind = read_status(self.rabbits[0]).behind(goal)
         _require(not behind, f"members behind: {', '.join(behind)}")
 
     def _require_leader(self, queue: str, name: str) -> None:
-        leads = leader(self._awake(), queue)
-        _require(leads == name, f"{leads} still leads {queue}")
+        leader = find_leader(self._answering_node(), queue)
+        _require(leader == name, f"{leader} still leads the queue {queue}")
 
-    def _written_by_all(self) -> Timestamp:
+    def _last_write(self) -> Timestamp:
         members = _command(self._primary(), "replSetGetStatus")["members"]
         absent = [m["name"] for m in members if m["stateStr"] not in _MEMBER_STATES]
         _require(not absent, f"{', '.join(absent)} not in the set")
         newest: Timestamp = max(m["optime"]["ts"] for m in members)
         return newest
 
-    def _require_written(self, goal: Timestamp) -> None:
+    def _require_replicated(self, goal: Timestamp) -> None:
         members = _command(self._primary(), "replSetGetStatus")["members"]
         behind = [m["name"] for m in members if m["optime"]["ts"] < goal]
         _require(not behind, f"members behind: {', '.join(behind)}")
 
     def _primary(self) -> MongoMember:
-        # One that was cut off for a while may believe for a moment that it still is.
+        # A former primary that was cut off may still claim the role for a moment.
         claims = {}
         for member in self.mongos:
             hello = _hello(member)
@@ -161,20 +165,20 @@ class Cluster:
         return claims[max(claims)]
 
 
-def _view(node: RabbitNode) -> frozenset[str]:
+def _visible_nodes(node: RabbitNode) -> frozenset[str]:
     try:
-        return survey(node).nodes
-    except ServerFailed:  # it may be about to start again by itself
+        return read_status(node).nodes
+    except ServerFailed:  # It may be restarting by itself.
         return frozenset()
 
 
-def _require(true: bool, complaint: str) -> None:
-    if not true:
-        raise ServerFailed(complaint)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ServerFailed(message)
 
 
-def _awaited(ask: Callable[[], Asked], deadline: float) -> Asked:
-    """Ask until there is an answer, at least once; at the deadline the last error is raised."""
+def _retry(ask: Callable[[], Answer], deadline: float) -> Answer:
+    """Call until it raises no ServerFailed; raise the last one at the deadline."""
     while True:
         try:
             return ask()
@@ -200,16 +204,16 @@ def _command(member: MongoMember, name: str, value: Any = 1, **options: Any) -> 
         ) as client:
             return client.admin.command(name, value, **options)
     except PyMongoError as error:
-        raise ServerFailed(f"{member.name} does not do {name}: {error}") from error
+        raise ServerFailed(f"{member.name} failed the command {name}: {error}") from error
 
 
 @contextmanager
-def cluster(broker: Broker = "3.10") -> Iterator[Cluster]:
-    """Start a cluster, healthy and empty, and end it with the block or with this process.
+def start_cluster(broker: Broker = "3.10") -> Iterator[Cluster]:
+    """Start a healthy, empty cluster; end it with the block or with this process.
 
-    RabbitMQ 3.10 runs as child processes of the system's ``rabbitmq-server``, whatever version
-    that is; 4 in containers. MongoDB runs as child processes. All listen on 127.0.0.1 alone.
-    Raises `ServersUnavailable`.
+    RabbitMQ 3.10 runs as child processes of the system's ``rabbitmq-server``, whatever its version;
+    4 runs in containers. MongoDB runs as child processes. All listen on 127.0.0.1 only. Raises
+    `ServersUnavailable`.
     """
     programs = find_programs()
     folder = Path(tempfile.gettempdir(), f"outplan-cluster-{token_hex(8)}")
@@ -226,14 +230,14 @@ def cluster(broker: Broker = "3.10") -> Iterator[Cluster]:
         for server in (*mongos, *rabbits):
             stack.callback(server.kill)
         start_together(mongos)
-        _initiate(mongos)
+        _initiate_replica_set(mongos)
         start_together(rabbits)
-        whole = Cluster(rabbits, mongos)
-        whole.healthy()
-        yield whole
+        servers = Cluster(rabbits, mongos)
+        servers.wait_until_healthy()
+        yield servers
 
 
-def _initiate(mongos: tuple[MongoMember, ...]) -> None:
+def _initiate_replica_set(mongos: tuple[MongoMember, ...]) -> None:
     members = [{"_id": n, "host": member.address} for n, member in enumerate(mongos)]
     config = {"_id": "rs0", "members": members, "settings": _SETTINGS}
     _command(mongos[0], "replSetInitiate", config)

@@ -1,7 +1,7 @@
-"""The nodes of a RabbitMQ cluster as Docker containers, in the network of this machine.
+"""Run the nodes of a RabbitMQ cluster as Docker containers on the host's network.
 
-There they keep their addresses whatever is done to them, and listen on 127.0.0.1 alone, exactly
-as the child processes do.
+There they keep their addresses across restarts and listen on 127.0.0.1 only, as the child
+processes do.
 """
 
 import os
@@ -28,7 +28,7 @@ _SETTINGS = "/etc/rabbitmq"
 
 @contextmanager
 def rabbit_containers(ports: Ports) -> Iterator[tuple[RabbitNode, ...]]:
-    """Prepare the nodes, with the epmd that they need running in a container of its own.
+    """Prepare the nodes, and run the epmd that they need in a container of its own.
 
     The containers are removed when the block or this process ends. Raises `ServersUnavailable`.
     """

@@ -1,4 +1,4 @@
-"""The members of a cluster, each a server that can be killed or paused alone."""
+"""Describe the members of a cluster: servers that can be killed or paused one by one."""
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +25,14 @@ from outplan.testing.warden import ProcessGroup
 SIZE = 3
 NODES = tuple(f"rabbit{n}@localhost" for n in range(1, SIZE + 1))
 
-# Three virtual machines share the processors: one thread for each of them, and none that spins.
+# Three Erlang VMs share the processors: give each one scheduler, and no busy waiting.
 ERLANG = "+S 1:1 +SDio 2 +sbwt none +sbwtdcpu none +sbwtdio none"
 _CACHE_GIGABYTES = 0.25
-# What speaks Erlang's or AMQP's protocol answers within this time, unless it is paused.
+# A node that is not paused answers an AMQP handshake within this time.
 _ANSWER_SECONDS = 1.0
 
-# A node that is paused for longer than the tick is cut off by the others; when it is resumed it
-# starts again from what they know: pause_minority would leave it alone for ever.
+# The others drop a node that is paused for longer than the tick. autoheal restarts it from their
+# state once it is resumed; pause_minority would keep it separated for ever.
 CLUSTER_CONF = "".join(
     [
         "cluster_formation.peer_discovery_backend = classic_config\n",
@@ -48,7 +48,7 @@ CLUSTER_CONF = "".join(
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports of a cluster: three of each kind, and the one that names are looked up at."""
+    """The ports of a cluster: three of each kind, and epmd's."""
 
     amqp: tuple[int, ...]
     distribution: tuple[int, ...]
@@ -57,7 +57,7 @@ class Ports:
 
     @classmethod
     def of(cls, free: Sequence[int]) -> "Ports":
-        """Deal out `PORTS` ports."""
+        """Assign `PORTS` free ports."""
         amqp, distribution, mongo = (tuple(free[n::SIZE]) for n in range(SIZE))
         return cls(amqp[:SIZE], distribution, mongo, names=amqp[SIZE])
 
@@ -66,7 +66,7 @@ PORTS = 3 * SIZE + 1
 
 
 class RabbitNode(OwnRabbit):
-    """A `RabbitServer` that is one node of a cluster; its name is Erlang's."""
+    """A `RabbitServer` that is a node of a cluster; ``name`` is its Erlang node name."""
 
     def __init__(
         self, name: str, port: int, runner: Runner, ctl: Callable[[Sequence[str]], str]
@@ -74,8 +74,8 @@ class RabbitNode(OwnRabbit):
         super().__init__(port, runner, ctl)
         self.name = name
 
-    def answers(self) -> bool:
-        """Tell whether it takes connections and is not paused, within a second."""
+    def is_answering(self) -> bool:
+        """Return whether it takes connections and is not paused, within a second."""
         try:
             with socket.create_connection(("127.0.0.1", self._port), _ANSWER_SECONDS) as caller:
                 caller.sendall(b"AMQP\x00\x00\x09\x01")
@@ -85,7 +85,7 @@ class RabbitNode(OwnRabbit):
 
 
 class MongoMember(OwnServer):
-    """A `Server` that is one member of the replica set rs0; its URL leads to it alone."""
+    """A `Server` that is a member of the replica set rs0; its URL leads to this member only."""
 
     def __init__(self, name: str, port: int, runner: Runner) -> None:
         url = f"mongodb://127.0.0.1:{port}/?directConnection=true"
@@ -97,7 +97,7 @@ class MongoMember(OwnServer):
 def _member_version(url: str) -> str:
     with MongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=2_000) as client:
         hello = client.admin.command("hello")
-        # The last is one that does not know yet which set it is in.
+        # isreplicaset: a member that has no configuration yet.
         if not (hello["isWritablePrimary"] or hello["secondary"] or hello.get("isreplicaset")):
             raise NotPrimaryError("neither primary nor secondary yet")
         return str(client.server_info()["version"])
@@ -120,7 +120,7 @@ def mongo_members(
 def rabbit_processes(
     programs: Programs, folder: Path, ports: Ports, will: int
 ) -> Iterator[tuple[RabbitNode, ...]]:
-    """Prepare the nodes as child processes, with the epmd that they need running."""
+    """Prepare the nodes as child processes, and run the epmd that they need."""
     with ExitStack() as stack:
         names = folder / "epmd"
         names.mkdir()
@@ -147,7 +147,7 @@ def _rabbit_process(
 ) -> RabbitNode:
     folder.mkdir()
     configure(folder, own[0], more=CLUSTER_CONF)
-    _leave_cookie(folder, cookie)
+    _write_cookie(folder, cookie)
     environment = node_environment(folder, name, own[1], ports.names) | {
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG
     }
@@ -155,7 +155,7 @@ def _rabbit_process(
     return RabbitNode(name, own[0], group, rabbitmqctl(programs, name, environment))
 
 
-def _leave_cookie(folder: Path, cookie: str) -> None:
+def _write_cookie(folder: Path, cookie: str) -> None:
     file = folder / ".erlang.cookie"
     file.touch(0o600)
     file.write_text(cookie)

@@ -1,4 +1,4 @@
-"""What a RabbitMQ node knows of its cluster: terms of Erlang for it, and what they answer."""
+"""Read and change the state of a RabbitMQ cluster by evaluating Erlang terms on a node."""
 
 import json
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from typing import Any
 
 from outplan.testing.servers import RabbitServer
 
-# Each term prints JSON. They keep to what RabbitMQ 3.10 and 4.0 both have.
-_SURVEY = """
+# Each term prints JSON, and works on RabbitMQ 3.10 and 4.0.
+_STATUS = """
 Members = fun(Q) ->
     {resource, VHost, queue, Name} = amqqueue:get_name(Q),
     {Name, [maps:from_list(Member) || Member <- rabbit_quorum_queue:status(VHost, Name)]}
 end,
 Queues = [Members(Q) || Q <- rabbit_amqqueue:list_by_type(rabbit_quorum_queue)],
-Survey = [{nodes, rabbit_mnesia:cluster_nodes(running)}, {queues, maps:from_list(Queues)}],
-io:format(<<"~ts">>, [rabbit_json:encode(maps:from_list(Survey))]).
+ClusterStatus = [{nodes, rabbit_mnesia:cluster_nodes(running)}, {queues, maps:from_list(Queues)}],
+io:format(<<"~ts">>, [rabbit_json:encode(maps:from_list(ClusterStatus))]).
 """
 _MEMBERS = """
 {ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"QUEUE">>)),
@@ -30,65 +30,69 @@ _MOVE = f"""{_MEMBERS}
 ok = ra:transfer_leadership({{Name, Leader}}, {{Name, Next}}),
 io:format(<<"~ts">>, [rabbit_json:encode(Next)]).
 """
-_WRITE_DOWN = """
+_PERSIST = """
 [dets:sync(Table) || Table <- dets:all()],
 io:format("null").
 """
 
-# Below the time that rabbitmqctl takes to find out that a node is paused.
+# Shorter than rabbitmqctl's own timeout for a paused node.
 _TIMEOUT = ("--timeout", "15")
 
 
 @dataclass(frozen=True)
-class Survey:
-    """The nodes that run, and of each quorum queue its members with what they have."""
+class ClusterStatus:
+    """The running nodes, and each quorum queue's members with their state."""
 
     nodes: frozenset[str]
     queues: dict[str, list[dict[str, Any]]]
 
-    def committed(self) -> dict[str, int]:
-        """Tell how far each queue's leader has come; -1 where there is none."""
+    def commit_indexes(self) -> dict[str, int]:
+        """Map each queue to its leader's commit index, or -1 without a leader."""
         return {
-            name: max((_index(it) for it in members if it["Raft State"] == "leader"), default=-1)
+            name: max(
+                (_commit_index(member) for member in members if member["Raft State"] == "leader"),
+                default=-1,
+            )
             for name, members in self.queues.items()
         }
 
     def behind(self, goal: dict[str, int]) -> list[str]:
-        """Name the queues with no leader, or with a member that has not come as far."""
-        leads = self.committed()
+        """Return the queues without a leader or with a member below the goal."""
+        leaders = self.commit_indexes()
         return [
             name
             for name, members in self.queues.items()
-            if leads[name] < 0 or any(_index(it) < goal.get(name, 0) for it in members)
+            if leaders[name] < 0
+            or any(_commit_index(member) < goal.get(name, 0) for member in members)
         ]
 
 
-def _index(member: dict[str, Any]) -> int:
-    """Return how far the member has come; one that does not answer says no number."""
+def _commit_index(member: dict[str, Any]) -> int:
+    """Return a member's commit index, or -1 if the member does not answer."""
     index = member["Commit Index"]
     return index if isinstance(index, int) else -1
 
 
-def survey(node: RabbitServer) -> Survey:
-    answer = _evaluate(node, _SURVEY)
-    return Survey(frozenset(answer["nodes"]), answer["queues"])
+def read_status(node: RabbitServer) -> ClusterStatus:
+    answer = _evaluate(node, _STATUS)
+    return ClusterStatus(frozenset(answer["nodes"]), answer["queues"])
 
 
-def leader(node: RabbitServer, queue: str) -> str:
-    """Ask for the name of the node that leads the queue, of the virtual host /."""
+def find_leader(node: RabbitServer, queue: str) -> str:
+    """Return the name of the node that leads the queue; the virtual host is /."""
     return str(_evaluate(node, _LEADER.replace("QUEUE", queue)))
 
 
-def hand_on(node: RabbitServer, queue: str) -> str:
-    """Have the queue's leader hand its role on to another node; return that node's name."""
+def transfer_leadership(node: RabbitServer, queue: str) -> str:
+    """Have the queue's leader hand over to another node; return that node's name."""
     return str(_evaluate(node, _MOVE.replace("QUEUE", queue)))
 
 
-def write_down(node: RabbitServer) -> None:
-    """Have the node write to disk which queues it has, which it does lazily."""
-    _evaluate(node, _WRITE_DOWN)
+def persist_queues(node: RabbitServer) -> None:
+    """Have the node write its queue definitions to disk, which it does lazily."""
+    _evaluate(node, _PERSIST)
 
 
 def _evaluate(node: RabbitServer, term: str) -> Any:
-    # What the term returns is printed behind what it prints.
+    # rabbitmqctl prints the term's value after its output.
     return json.JSONDecoder().raw_decode(node.ctl("eval", *_TIMEOUT, term).lstrip())[0]

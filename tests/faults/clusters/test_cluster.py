@@ -1,6 +1,6 @@
-"""The cluster that chaos runs torture: it forms, survives the loss of any one, and leaves nothing.
+"""Check that a cluster forms, survives the loss of any server, and leaves nothing behind.
 
-Each test takes tens of seconds; they are run by name, ``pytest tests/faults/test_cluster.py``.
+Each test takes tens of seconds; run them by ``make cluster``.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from aiormq.exceptions import AMQPError
 from pymongo import MongoClient, WriteConcern
 
 from outplan.testing.servers import ServerFailed
-from tests.faults.clusters.cluster import Cluster, cluster
+from tests.faults.clusters.cluster import Cluster, start_cluster
 from tests.faults.clusters.nodes import MongoMember
-from tests.faults.clusters.status import survey
+from tests.faults.clusters.status import read_status
 from tests.integration.test_servers import (
     LOOPBACK,
     PROGRAMS,
@@ -42,32 +42,32 @@ pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[3]
 PARENT = """
 import sys
-from tests.faults.clusters.cluster import cluster
-with cluster(sys.argv[1]):
+from tests.faults.clusters.cluster import start_cluster
+with start_cluster(sys.argv[1]):
     print("up", flush=True)
     sys.stdin.read()
 """
-# What the issue allows for events to flow again; the servers' part has to be well below.
+# The promise for events to flow again; the servers alone must stay well below.
 OUTAGE_SECONDS = 10.0
 UNAVAILABLE = (OSError, AMQPError, RuntimeError)
 
-Report = Callable[[str, float], None]
+ReportTime = Callable[[str, float], None]
 
 
 @pytest.fixture(scope="module", params=BROKERS)
-def whole(request: pytest.FixtureRequest, reported: Report) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, report_time: ReportTime) -> Iterator[Cluster]:
     broker: Broker = request.param
     if broker == "4":
         skip_without_docker()
     began = monotonic()
-    with cluster(broker) as running:
-        reported(f"{running.rabbits[0].version} start", monotonic() - began)
+    with start_cluster(broker) as running:
+        report_time(f"{running.rabbits[0].version} start", monotonic() - began)
         yield running
 
 
 @pytest.fixture(scope="module")
-def reported(request: pytest.FixtureRequest) -> Report:
-    """Note a time for the file that OUTPLAN_TEST_TIMES names, where it is set."""
+def report_time(request: pytest.FixtureRequest) -> ReportTime:
+    """Return a function that appends a time to the file OUTPLAN_TEST_TIMES, if that is set."""
     file = os.environ.get("OUTPLAN_TEST_TIMES")
 
     def note(what: str, seconds: float) -> None:
@@ -79,135 +79,137 @@ def reported(request: pytest.FixtureRequest) -> Report:
 
 
 @pytest.fixture
-async def queue(whole: Cluster) -> AsyncIterator[str]:
-    """A quorum queue of three, on a healthy cluster, which is made healthy again behind it."""
-    name = f"torture-{uuid4()}"
-    await asyncio.to_thread(whole.healthy)
-    async with channel_to(whole.rabbits[0].url) as channel:
+async def queue(cluster: Cluster) -> AsyncIterator[str]:
+    """Declare a quorum queue of three members; make the cluster healthy before and after."""
+    name = f"cluster-test-{uuid4()}"
+    await asyncio.to_thread(cluster.wait_until_healthy)
+    async with open_channel(cluster.rabbits[0].url) as channel:
         await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
-    await asyncio.to_thread(whole.write_down_queues)
+    await asyncio.to_thread(cluster.persist_queues)
     yield name
-    await asyncio.to_thread(whole.start)
-    await asyncio.to_thread(whole.healthy)
-    async with channel_to(whole.rabbits[0].url) as channel:
+    await asyncio.to_thread(cluster.start)
+    await asyncio.to_thread(cluster.wait_until_healthy)
+    async with open_channel(cluster.rabbits[0].url) as channel:
         await channel.queue_delete(name)
 
 
 async def test_three_nodes_form_one_cluster_and_a_queue_has_a_member_on_each(
-    whole: Cluster, queue: str
+    cluster: Cluster, queue: str
 ) -> None:
-    names = {node.name for node in whole.rabbits}
-    assert len(names) == len(whole.rabbits) == len(whole.mongos) == 3
-    for node in whole.rabbits:
-        seen = await asyncio.to_thread(survey, node)
-        assert seen.nodes == names
-        assert {member["Node Name"] for member in seen.queues[queue]} == names
-    assert whole.primary() in whole.mongos
-    with mongo(whole) as client:
+    names = {node.name for node in cluster.rabbits}
+    assert len(names) == len(cluster.rabbits) == len(cluster.mongos) == 3
+    for node in cluster.rabbits:
+        status = await asyncio.to_thread(read_status, node)
+        assert status.nodes == names
+        assert {member["Node Name"] for member in status.queues[queue]} == names
+    assert cluster.primary() in cluster.mongos
+    with connect_mongo(cluster) as client:
         assert len(client.nodes) <= 3
         client.kept.documents.with_options(write_concern=WriteConcern(w=3)).insert_one({})
 
 
-async def test_the_leader_of_a_queue_moves_to_another_node(whole: Cluster, queue: str) -> None:
-    before = await asyncio.to_thread(whole.leader_of, queue)
-    after = await asyncio.to_thread(whole.move_leader, queue)
+async def test_the_leader_of_a_queue_moves_to_another_node(cluster: Cluster, queue: str) -> None:
+    before = await asyncio.to_thread(cluster.leader_of, queue)
+    after = await asyncio.to_thread(cluster.move_leader, queue)
     assert after is not before
-    assert await asyncio.to_thread(whole.leader_of, queue) is after
+    assert await asyncio.to_thread(cluster.leader_of, queue) is after
 
 
-async def test_the_node_that_leads_is_killed_and_messages_flow_on_and_none_is_lost(
-    whole: Cluster, queue: str, reported: Report
+async def test_messages_survive_the_death_of_the_queue_leaders_node(
+    cluster: Cluster, queue: str, report_time: ReportTime
 ) -> None:
-    leads = await asyncio.to_thread(whole.leader_of, queue)
-    async with balanced(*(node.url for node in whole.rabbits)) as balancer:
-        confirmed = [await publish_at_last(balancer.url, queue, f"{n}") for n in range(3)]
-        await asyncio.to_thread(leads.kill)
+    leader = await asyncio.to_thread(cluster.leader_of, queue)
+    async with balanced(*(node.url for node in cluster.rabbits)) as balancer:
+        confirmed = [await publish_until_confirmed(balancer.url, queue, f"{n}") for n in range(3)]
+        await asyncio.to_thread(leader.kill)
         began = monotonic()
-        confirmed += [await publish_at_last(balancer.url, queue, f"{n}") for n in range(3, 9)]
+        confirmed += [
+            await publish_until_confirmed(balancer.url, queue, f"{n}") for n in range(3, 9)
+        ]
         outage = monotonic() - began
-        reported(f"{leads.version} leader killed, next confirm", outage)
+        report_time(f"{leader.version} leader killed, next confirm", outage)
         assert outage < OUTAGE_SECONDS
-        assert await asyncio.to_thread(whole.leader_of, queue) is not leads
-        await asyncio.to_thread(leads.start)
-        await asyncio.to_thread(whole.healthy)
-        reported(f"{leads.version} killed node in sync again", monotonic() - began)
-        assert set(confirmed) <= set(await taken(balancer.url, queue))
+        assert await asyncio.to_thread(cluster.leader_of, queue) is not leader
+        await asyncio.to_thread(leader.start)
+        await asyncio.to_thread(cluster.wait_until_healthy)
+        report_time(f"{leader.version} killed node in sync again", monotonic() - began)
+        assert set(confirmed) <= set(await consume_all(balancer.url, queue))
 
 
-async def test_what_was_confirmed_while_a_node_was_down_is_on_it_when_it_is_back(
-    whole: Cluster, queue: str
+async def test_a_node_that_was_down_catches_up(cluster: Cluster, queue: str) -> None:
+    absent, *others = cluster.rabbits
+    await asyncio.to_thread(absent.stop)
+    confirmed = [await publish_until_confirmed(others[0].url, queue, f"{n}") for n in range(20)]
+    with pytest.raises(ServerFailed, match=f"{absent.name} does not answer"):
+        await asyncio.to_thread(cluster.wait_until_healthy, 0)
+    await asyncio.to_thread(absent.start)
+    await asyncio.to_thread(cluster.wait_until_healthy)
+    leader = await asyncio.to_thread(cluster.leader_of, queue)
+    # One of the two that stayed up is gone: a majority needs the node that was absent.
+    await asyncio.to_thread(next(node for node in others if node is not leader).kill)
+    assert await consume_all(absent.url, queue) == confirmed
+
+
+async def test_a_paused_node_is_skipped_and_rejoins_when_resumed(
+    cluster: Cluster, queue: str, report_time: ReportTime
 ) -> None:
-    away, *others = whole.rabbits
-    await asyncio.to_thread(away.stop)
-    confirmed = [await publish_at_last(others[0].url, queue, f"{n}") for n in range(20)]
-    with pytest.raises(ServerFailed, match=f"{away.name} does not answer"):
-        await asyncio.to_thread(whole.healthy, 0)
-    await asyncio.to_thread(away.start)
-    await asyncio.to_thread(whole.healthy)
-    leads = await asyncio.to_thread(whole.leader_of, queue)
-    # Without one of those that were there: what it has, the node that was away has to give.
-    await asyncio.to_thread(next(node for node in others if node is not leads).kill)
-    assert await taken(away.url, queue) == confirmed
-
-
-async def test_a_paused_node_is_passed_over_and_joins_again_when_it_is_resumed(
-    whole: Cluster, queue: str, reported: Report
-) -> None:
-    leads = await asyncio.to_thread(whole.leader_of, queue)
-    async with balanced(*(node.url for node in whole.rabbits)) as balancer:
-        await asyncio.to_thread(leads.pause)
+    leader = await asyncio.to_thread(cluster.leader_of, queue)
+    async with balanced(*(node.url for node in cluster.rabbits)) as balancer:
+        await asyncio.to_thread(leader.pause)
         began = monotonic()
-        await publish_at_last(balancer.url, queue, "x")
-        reported(f"{leads.version} leader paused, next confirm", monotonic() - began)
-        assert not await asyncio.to_thread(leads.answers)
-        # The others have given it up by now, or do so before long: see net_ticktime.
-        assert await asyncio.to_thread(whole.leader_of, queue) is not leads
-    await asyncio.to_thread(leads.resume)
-    await asyncio.to_thread(whole.start)
-    await asyncio.to_thread(whole.healthy)
+        await publish_until_confirmed(balancer.url, queue, "x")
+        report_time(f"{leader.version} leader paused, next confirm", monotonic() - began)
+        assert not await asyncio.to_thread(leader.is_answering)
+        # The others drop it within net_ticktime.
+        assert await asyncio.to_thread(cluster.leader_of, queue) is not leader
+    await asyncio.to_thread(leader.resume)
+    await asyncio.to_thread(cluster.start)
+    await asyncio.to_thread(cluster.wait_until_healthy)
 
 
-def test_the_primary_is_killed_and_another_one_takes_over(whole: Cluster, reported: Report) -> None:
-    whole.healthy()
-    before = whole.primary()
-    with mongo(whole) as client:
+def test_another_member_takes_over_from_a_killed_primary(
+    cluster: Cluster, report_time: ReportTime
+) -> None:
+    cluster.wait_until_healthy()
+    before = cluster.primary()
+    with connect_mongo(cluster) as client:
         client.kept.documents.insert_one({"_id": f"before {before.name}"})
         before.kill()
         began = monotonic()
         client.kept.documents.insert_one({"_id": f"after {before.name}"})
         outage = monotonic() - began
-        reported("primary killed, next majority write", outage)
+        report_time("primary killed, next majority write", outage)
         assert outage < OUTAGE_SECONDS
-        after = whole.primary()
+        after = cluster.primary()
         assert after is not before
         before.start()
-        whole.healthy()
+        cluster.wait_until_healthy()
     assert ids_on(before) >= {f"before {before.name}", f"after {before.name}"}
 
 
-def test_the_primary_steps_down_for_another(whole: Cluster) -> None:
-    whole.healthy()
-    stepped = whole.step_down()
-    assert whole.primary() is not stepped
-    whole.healthy()
+def test_another_member_takes_over_from_a_primary_that_steps_down(cluster: Cluster) -> None:
+    cluster.wait_until_healthy()
+    former = cluster.step_down()
+    assert cluster.primary() is not former
+    cluster.wait_until_healthy()
 
 
-def test_all_of_it_can_be_killed_and_started_again(whole: Cluster) -> None:
-    for server in (*whole.rabbits, *whole.mongos):
+def test_all_servers_can_be_killed_and_started_again(cluster: Cluster) -> None:
+    for server in (*cluster.rabbits, *cluster.mongos):
         server.kill()
-    assert not any(is_listening(server) for server in (*whole.rabbits, *whole.mongos))
-    whole.start()
-    whole.healthy()
+    assert not any(is_listening(server) for server in (*cluster.rabbits, *cluster.mongos))
+    cluster.start()
+    cluster.wait_until_healthy()
 
 
-def test_the_processes_listen_on_this_machine_alone(whole: Cluster) -> None:
+def test_the_processes_listen_on_loopback_only(cluster: Cluster) -> None:
     members = {member for member in family(os.getpid()) if member.name in PROGRAMS}
     assert members
     assert listened_on(members) <= LOOPBACK
 
 
 @pytest.mark.parametrize("broker", ["3.10", "4"])
-def test_all_of_it_is_gone_after_its_parent_was_killed(broker: str, tmp_path: Path) -> None:
+def test_nothing_is_left_after_the_parent_was_killed(broker: str, tmp_path: Path) -> None:
     if broker == "4":
         skip_without_docker()
     before = outplan_containers()
@@ -231,9 +233,6 @@ def test_all_of_it_is_gone_after_its_parent_was_killed(broker: str, tmp_path: Pa
         eventually(lambda: not ours & outplan_containers())
 
 
-# What a user does with the cluster, and what is known of it outside.
-
-
 def outplan_containers() -> set[str]:
     try:
         return set(
@@ -244,27 +243,27 @@ def outplan_containers() -> set[str]:
 
 
 @asynccontextmanager
-async def channel_to(url: str) -> AsyncIterator[AbstractChannel]:
+async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
     async with await aio_pika.connect(url, timeout=5) as connection:
         yield await connection.channel()
 
 
-async def publish_at_last(url: str, queue: str, body: str) -> str:
-    """Publish until it is confirmed, each time on a new connection, and return the body."""
+async def publish_until_confirmed(url: str, queue: str, body: str) -> str:
+    """Publish, each time on a new connection, until it is confirmed; return the body."""
     message = aio_pika.Message(body.encode(), delivery_mode=2)
     while True:
         try:
-            async with channel_to(url) as channel:
+            async with open_channel(url) as channel:
                 await channel.default_exchange.publish(message, queue, timeout=5)
                 return body
         except UNAVAILABLE:
             await asyncio.sleep(0.1)
 
 
-async def taken(url: str, queue: str) -> list[str]:
-    """Take all messages off the queue, from where it may have a new leader by now."""
+async def consume_all(url: str, queue: str) -> list[str]:
+    """Take and ack all messages; the queue's leader may have moved."""
     bodies = []
-    async with channel_to(url) as channel:
+    async with open_channel(url) as channel:
         found = await channel.get_queue(queue)
         while message := await found.get(fail=False, timeout=20):
             await message.ack()
@@ -272,11 +271,11 @@ async def taken(url: str, queue: str) -> list[str]:
     return bodies
 
 
-def mongo(whole: Cluster) -> MongoClient[dict[str, Any]]:
-    return MongoClient(whole.mongo_url, w="majority", timeoutMS=30_000)
+def connect_mongo(cluster: Cluster) -> MongoClient[dict[str, Any]]:
+    return MongoClient(cluster.mongo_url, w="majority", timeoutMS=30_000)
 
 
 def ids_on(member: MongoMember) -> set[str]:
-    """Read what the one member has, be it a secondary."""
+    """Read the ids that one member has, be it a secondary."""
     with MongoClient[dict[str, Any]](member.url) as client:
         return {str(document["_id"]) for document in client.kept.documents.find()}

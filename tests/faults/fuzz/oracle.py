@@ -17,7 +17,7 @@ from referencing import Registry, Resource
 from outplan.contract import schemas
 from outplan.mongodb.validators import validators
 from outplan.rabbitmq.frames import WireProperties
-from tests.support.contract_rules import Command, Document, command, ruling
+from tests.support.contract_rules import Command, Document, judge, parse_command
 
 LIMIT: Final = 262_144
 NAMES: Final = ("outplan_create", "outplan_update", "outplan_delete")
@@ -86,9 +86,9 @@ def judged(
     name: str, body: bytes, state: Document | None, version: int
 ) -> tuple[Command, Expected]:
     """What the contract's rules make of a well-formed command against an outplan."""
-    given = _lowered(command(name, body.decode("latin-1")))
-    found = ruling(state, version, given)
-    return given, Expected(found.outcome, settings=found.settings)
+    given = _lowered(parse_command(name, body.decode("latin-1")))
+    found = judge(state, version, given)
+    return given, Expected(found.outcome, settings=found.fields)
 
 
 def same(one: Command, other: Command) -> bool:

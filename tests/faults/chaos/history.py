@@ -1,0 +1,129 @@
+"""The history of a run: commands sent and effects observed, as JSON lines that can be replayed."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+Document = dict[str, Any]
+
+# confirmed: the broker has it. returned: no queue took it. unknown: the connection broke first,
+# so it may arrive at any later time, or never.
+PublishOutcome = Literal["confirmed", "returned", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class SentCommand:
+    """One publish. ``send_id`` is its correlation id, unique to it.
+
+    A publisher's entries stand in publish order. ``invalid_code`` is the problem code that its form
+    alone calls for, or None. ``body`` is decoded as Latin-1, which takes any bytes.
+    """
+
+    send_id: str
+    publisher: str
+    name: str
+    message_id: str
+    outplan_id: str
+    body: str
+    outcome: PublishOutcome
+    invalid_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedEvent:
+    """An event as the durable subscriber received it, in order of arrival."""
+
+    message_id: str
+    routing_key: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedReply:
+    """A reply; ``send_id`` is its correlation id."""
+
+    send_id: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedCopy:
+    """A message in the queue of rejected commands."""
+
+    send_id: str
+    message_id: str
+    name: str
+    outplan_id: str
+    body: str
+    code: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document in MongoDB at the end of the run."""
+
+    collection: Literal["outplans", "outplan_events"]
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class InjectedFault:
+    """A fault that the nemesis injected ``at`` seconds after the start."""
+
+    at: float
+    name: str
+    detail: str = ""
+
+
+Entry = SentCommand | ReceivedEvent | ReceivedReply | RejectedCopy | StoredDocument | InjectedFault
+
+
+@dataclass(slots=True)
+class History:
+    """Everything that the checker may know about a run."""
+
+    sent: list[SentCommand] = field(default_factory=list)
+    events: list[ReceivedEvent] = field(default_factory=list)
+    replies: list[ReceivedReply] = field(default_factory=list)
+    copies: list[RejectedCopy] = field(default_factory=list)
+    documents: list[StoredDocument] = field(default_factory=list)
+    faults: list[InjectedFault] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        self._lists()[type(entry)].append(entry)
+
+    def entries(self) -> Iterator[Entry]:
+        for entries in self._lists().values():
+            yield from entries
+
+    def _lists(self) -> Mapping[type[Entry], list[Any]]:
+        return {
+            SentCommand: self.sent,
+            ReceivedEvent: self.events,
+            ReceivedReply: self.replies,
+            RejectedCopy: self.copies,
+            StoredDocument: self.documents,
+            InjectedFault: self.faults,
+        }
+
+
+_KINDS: Final[Mapping[str, type[Entry]]] = {kind.__name__: kind for kind in History()._lists()}
+
+
+def write(history: History, path: Path) -> None:
+    """Write a history to a file, one JSON object a line."""
+    with path.open("w") as file:
+        for entry in history.entries():
+            file.write(json.dumps({"kind": type(entry).__name__, **asdict(entry)}) + "\n")
+
+
+def read(lines: Iterable[str]) -> History:
+    """Read a history that ``write`` wrote."""
+    history = History()
+    for line in lines:
+        fields = json.loads(line)
+        history.add(_KINDS[fields.pop("kind")](**fields))
+    return history
