@@ -45,9 +45,9 @@ async def test_with_a_worker_at_work_all_is_well_and_the_worker_notices_nothing(
 
     assert code == 0
     assert {state for state, _, _ in found.values()} == {"ok"}
-    assert found[f"queue {deployment.prefix}.commands"][1] == "as it should be"
+    assert found[f"queue {deployment.prefix}.commands"][1] == "declared as a worker does"
     assert found[f"depth of {deployment.prefix}.commands"][1] == "0 waiting, 1 consumer"
-    assert found["index outplan_version"][1].endswith("as it should be")
+    assert found["index outplan_version"][1] == "unique on outplan_id and version"
     assert "session 1" in found[f"fence {deployment.prefix}.commands"][1]
     assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
     assert [line["event"] for line in worker.log].count("ready") == 1
@@ -61,8 +61,11 @@ async def test_before_the_first_worker_all_is_well_and_nothing_is_there_afterwar
     code, found = await check(deployment, OUTPLAN_PARTITIONS=partitions)
 
     assert (code, problems(found)) == (0, [])
-    assert found[f"queue {deployment.prefix}.rejected"][1] == "not there yet; a worker declares it"
-    assert found["collection outplans"][1] == "not there yet; a worker makes it"
+    assert (
+        found[f"queue {deployment.prefix}.rejected"][1]
+        == "does not exist yet; a worker declares it"
+    )
+    assert found["collection outplans"][1] == "does not exist yet; a worker creates it"
     assert ("plugin rabbitmq_consistent_hash_exchange" in found) is (partitions == "3")
     layout = topology(deployment.prefix, int(partitions))
     async with await aio_pika.connect(deployment.amqp_url) as connection:
@@ -96,7 +99,7 @@ async def test_what_hangs_on_a_wrong_setting_is_not_checked(deployment: Deployme
     url = "http://user:secret@localhost/"
     code, found = await check(deployment, OUTPLAN_AMQP_URL=url)
     assert code == 2
-    assert found["rabbitmq"] == ("not checked", "it takes OUTPLAN_AMQP_URL", "")
+    assert found["rabbitmq"] == ("not checked", "correct OUTPLAN_AMQP_URL first", "")
     assert found["mongodb"][0] == "ok"
     assert "secret" not in str(found)
 
@@ -201,7 +204,10 @@ async def test_commands_that_wait_without_a_worker_are_told(
     code, found = await check(deployment)
     point = f"depth of {deployment.prefix}.commands"
     assert (code, problems(found)) == (1, [point])
-    assert found[point][1:] == ("1 waiting, 0 consumers", "no worker runs: outplan run")
+    assert found[point][1:] == (
+        "1 waiting, 0 consumers",
+        "no worker consumes: start one with outplan run",
+    )
     assert await world.count_waiting() == 1
 
 
@@ -249,7 +255,7 @@ async def test_an_index_that_is_not_there_is_the_workers_to_make(
     )
     code, found = await check(deployment)
     assert code == 0
-    assert found["index outplan_version"][1] == "not there yet; a worker makes it"
+    assert found["index outplan_version"][1] == "does not exist yet; a worker creates it"
 
 
 async def test_on_a_terminal_it_is_a_coloured_line_a_point_with_what_to_do_below(

@@ -127,7 +127,7 @@ async def test_it_stops_where_the_same_problem_comes_back_and_never_goes_round_i
     assert [line.split()[2] for line in out.splitlines()] == [f"id-{n}" for n in range(tried)]
     if tried == 1:
         assert "1 of 3 copies: 1 rejected once more; 2 not tried\n" in err
-        assert "same reason, not_found; --keep-going" in err
+        assert "same code, not_found; --keep-going" in err
     back = [str(message.message_id) for message in await queued(world)]
     assert sorted(back) == ["id-0", "id-1", "id-2"]
     assert back[: 3 - tried] == ["id-1", "id-2"][: 3 - tried]
@@ -152,7 +152,7 @@ async def test_without_a_worker_the_outcome_is_unknown_the_copy_stays_and_no_har
     await put(world, "twice")
     code, _, err = await run(deployment, "redrive", "--all", "--timeout", "0.5")
     assert code == 4
-    assert "no outcome of twice within 0.5 s: does a worker run?" in err
+    assert "no reply to twice within 0.5 s: the command was sent" in err
     assert await ids(deployment) == ["twice"]
 
     async with run_worker(deployment):

@@ -32,9 +32,9 @@ def check(
 
 
 async def _findings() -> "tuple[list[Finding], bool]":
-    from outplan.operations.check import findings  # noqa: PLC0415 - not for --help
+    from outplan.operations.check import run_checks  # noqa: PLC0415 - not for --help
 
-    return await findings()
+    return await run_checks()
 
 
 def _print(found: "list[Finding]", as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Whether RabbitMQ is what a worker needs. Nothing is changed, and no running worker notices."""
+"""Check that RabbitMQ is as a worker needs it, without changing anything."""
 
 import asyncio
 import re
@@ -12,12 +12,12 @@ from yarl import URL
 from outplan.contract.topology import Exchange, Queue, Topology, topology
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.operations.findings import Finding, not_checked, ok, problem
-from outplan.operations.probes import SECONDS, Answer, Probes
+from outplan.operations.probes import SECONDS, ProbeResult, Probes
 from outplan.rabbitmq.connection import open_connection
 from outplan.rabbitmq.reader import FrameHandler
 from outplan.settings import Settings
 
-_OLDEST: Final = (3, 10)
+_MIN_VERSION: Final = (3, 10)
 _POINTS: Final = (
     "rabbitmq version", "rabbitmq topology", "rabbitmq permissions", "rabbitmq queues",
     "rabbitmq alarms",
@@ -26,8 +26,8 @@ _PLUGIN: Final = "plugin rabbitmq_consistent_hash_exchange"
 _DEFAULT_EXCHANGE: Final = "the default exchange"
 
 
-class _Reason(FrameHandler):
-    """Keeps why the broker closed the connection."""
+class _CloseReason(FrameHandler):
+    """Keep the reason that the broker gives when it closes the connection."""
 
     reason = ""
 
@@ -36,40 +36,40 @@ class _Reason(FrameHandler):
 
 
 @asynccontextmanager
-async def _probes(url: str, heard: _Reason) -> AsyncIterator[Probes]:
+async def _open_probes(url: str, closed: _CloseReason) -> AsyncIterator[Probes]:
     async with asyncio.timeout(SECONDS) as limit:
-        async with open_connection(url, "check", heard) as connection:
+        async with open_connection(url, "check", closed) as connection:
             limit.reschedule(None)
             yield Probes(connection)
 
 
-async def broker_findings(settings: Settings) -> list[Finding]:
-    """Ask one thing after another; one that fails does not hide the others."""
-    heard = _Reason()
+async def check_broker(settings: Settings) -> list[Finding]:
+    """Check every point in turn; a problem does not hide the others."""
+    closed = _CloseReason()
     try:
-        async with _probes(settings.amqp_url, heard) as probes:
-            return [*_connected(settings.amqp_url), *await _findings(settings, probes)]
+        async with _open_probes(settings.amqp_url, closed) as probes:
+            return [*_report_connected(settings.amqp_url), *await _check_points(settings, probes)]
     except (BrokerRefused, BrokerUnavailable, TimeoutError) as error:
         return [
-            *_not_connected(settings.amqp_url, error, heard),
+            *_report_not_connected(settings.amqp_url, error, closed),
             *not_checked(_POINTS, "no connection to RabbitMQ"),
         ]
 
 
-async def _findings(settings: Settings, probes: Probes) -> list[Finding]:
+async def _check_points(settings: Settings, probes: Probes) -> list[Finding]:
     layout = topology(settings.prefix, settings.partitions)
-    found = [_version(probes.version)]
+    found = [_check_version(probes.version)]
     if layout.partitioner is not None:
-        found.append(await _plugin(settings, layout.partitioner))
-    looked = {thing.name: await probes.look(thing) for thing in _things(layout)}
-    for thing in _things(layout):
-        found.append(await _drift(probes, thing, looked[thing.name]))
-    found += await _permissions(settings, probes, layout)
-    found += _depths(layout, looked)
-    return [*found, *await _publishing(settings)]
+        found.append(await _check_plugin(settings, layout.partitioner))
+    inspected = {declared.name: await probes.inspect(declared) for declared in _objects(layout)}
+    for declared in _objects(layout):
+        found.append(await _check_drift(probes, declared, inspected[declared.name]))
+    found += await _check_permissions(settings, probes, layout)
+    found += _report_depths(layout, inspected)
+    return [*found, *await _check_publishing(settings)]
 
 
-def _things(layout: Topology) -> list[Exchange | Queue]:
+def _objects(layout: Topology) -> list[Exchange | Queue]:
     return [*layout.exchanges, *layout.queues]
 
 
@@ -83,7 +83,7 @@ def _vhost(url: str) -> str:
     return URL(url).path.removeprefix("/") or "/"
 
 
-def _connected(url: str) -> list[Finding]:
+def _report_connected(url: str) -> list[Finding]:
     return [
         ok("rabbitmq", f"answers at {_address(url)}"),
         ok("rabbitmq credentials", f"user {URL(url).user or 'guest'}"),
@@ -91,17 +91,19 @@ def _connected(url: str) -> list[Finding]:
     ]
 
 
-def _not_connected(url: str, error: Exception, heard: _Reason) -> list[Finding]:
-    there, credentials, vhost = _connected(url)
+def _report_not_connected(url: str, error: Exception, closed: _CloseReason) -> list[Finding]:
+    there, credentials, vhost = _report_connected(url)
     if isinstance(error, TimeoutError):
         error = BrokerUnavailable(f"no answer within {SECONDS} s")
     if isinstance(error.__cause__, AuthenticationError | ProbableAuthenticationError):
-        remedy = "check user and password in OUTPLAN_AMQP_URL; guest may only connect locally"
-        refused = problem(credentials.point, "RabbitMQ refuses them", remedy)
-        return [there, refused, *not_checked([vhost.point], "the credentials are refused")]
-    if heard.close_code:
-        remedy = "check the path of OUTPLAN_AMQP_URL, and the user's permission for it"
-        return [there, credentials, problem(vhost.point, heard.reason, remedy)]
+        remedy = (
+            "check user and password in OUTPLAN_AMQP_URL; guest may connect from localhost only"
+        )
+        refused = problem(credentials.point, "RabbitMQ refuses user or password", remedy)
+        return [there, refused, *not_checked([vhost.point], "RabbitMQ refuses the credentials")]
+    if closed.close_code:
+        remedy = "check the virtual host in OUTPLAN_AMQP_URL, and the user's permissions on it"
+        return [there, credentials, problem(vhost.point, closed.reason, remedy)]
     remedy = "check OUTPLAN_AMQP_URL, and that RabbitMQ runs there"
     return [
         problem(there.point, f"{_address(url)}: {error}", remedy),
@@ -109,66 +111,70 @@ def _not_connected(url: str, error: Exception, heard: _Reason) -> list[Finding]:
     ]
 
 
-def _version(version: str) -> Finding:
+def _check_version(version: str) -> Finding:
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    if numbers < _OLDEST:
-        return problem("rabbitmq version", version or "unknown", "3.10 is the oldest that will do")
+    if numbers < _MIN_VERSION:
+        return problem(
+            "rabbitmq version", version or "unknown", "upgrade to RabbitMQ 3.10 or later"
+        )
     return ok("rabbitmq version", version)
 
 
-async def _plugin(settings: Settings, partitioner: Exchange) -> Finding:
-    # On 3.10 the answer to an unknown type is the connection's end, so it is not the shared one.
+async def _check_plugin(settings: Settings, partitioner: Exchange) -> Finding:
+    # RabbitMQ 3.10 closes the connection on an unknown type, so this probe opens its own.
     try:
-        async with _probes(settings.amqp_url, _Reason()) as probes:
-            answer = await probes.exchange_type(partitioner.name, partitioner.type)
+        async with _open_probes(settings.amqp_url, _CloseReason()) as probes:
+            answer = await probes.probe_exchange_type(partitioner.name, partitioner.type)
     except (OutplanError, TimeoutError) as error:
-        answer = Answer("failed", str(error))
+        answer = ProbeResult("failed", str(error))
     if re.search("(unknown|invalid) exchange type", answer.text):
         remedy = f"rabbitmq-plugins enable {_PLUGIN.split()[1]}, or OUTPLAN_PARTITIONS=1"
         return problem(_PLUGIN, "not enabled", remedy)
-    if answer.kind == "wrong":
+    if answer.outcome == "wrong":
         return ok(_PLUGIN, "enabled")
     return not_checked([_PLUGIN], answer.text)[0]
 
 
-async def _drift(probes: Probes, thing: Exchange | Queue, looked: Answer) -> Finding:
-    point = f"{'queue' if isinstance(thing, Queue) else 'exchange'} {thing.name}"
-    if looked.kind == "missing":
-        return ok(point, "not there yet; a worker declares it")
-    compared = await probes.compare(thing) if looked.kind == "done" else looked
-    if compared.kind == "done":
-        return ok(point, "as it should be")
-    if compared.kind == "refused":
-        return not_checked([point], "it is there; to compare it takes the permission to configure")[
-            0
-        ]
-    remedy = "a worker refuses to start: delete it once it is empty, or set OUTPLAN_PREFIX"
-    if compared.kind == "failed":
+async def _check_drift(
+    probes: Probes, declared: Exchange | Queue, inspected: ProbeResult
+) -> Finding:
+    point = f"{'queue' if isinstance(declared, Queue) else 'exchange'} {declared.name}"
+    if inspected.outcome == "missing":
+        return ok(point, "does not exist yet; a worker declares it")
+    compared = await probes.compare(declared) if inspected.outcome == "done" else inspected
+    if compared.outcome == "done":
+        return ok(point, "declared as a worker does")
+    if compared.outcome == "refused":
+        return not_checked([point], "it exists; comparing it needs the configure permission")[0]
+    remedy = "a worker refuses to start: delete it once it is empty, or set another OUTPLAN_PREFIX"
+    if compared.outcome == "failed":
         remedy = "see whether its node is up: rabbitmq-queues check_if_node_is_quorum_critical"
     return problem(point, compared.text, remedy)
 
 
-async def _permissions(settings: Settings, probes: Probes, layout: Topology) -> list[Finding]:
-    configure = {thing.name: await probes.configure(thing) for thing in _things(layout)}
+async def _check_permissions(settings: Settings, probes: Probes, layout: Topology) -> list[Finding]:
+    configure = {
+        declared.name: await probes.probe_configure(declared) for declared in _objects(layout)
+    }
     binds = [
-        await probes.bind(b.source, b.destination, to_exchange=b.to_exchange)
+        await probes.probe_bind(b.source, b.destination, to_exchange=b.to_exchange)
         for b in layout.bindings
     ]
-    read = {queue.name: await probes.read(queue.name) for queue in layout.command_queues}
+    read = {queue.name: await probes.probe_read(queue.name) for queue in layout.command_queues}
     bound = {
         f"{b.source} to {b.destination}": a for b, a in zip(layout.bindings, binds, strict=True)
     }
     return [
-        _permission("permission to configure", configure, settings),
-        _permission("permission to bind", bound, settings),
-        _permission("permission to read", read, settings),
+        _report_permission("permission to configure", configure, settings),
+        _report_permission("permission to bind", bound, settings),
+        _report_permission("permission to read", read, settings),
     ]
 
 
-def _permission(point: str, answers: dict[str, Answer], settings: Settings) -> Finding:
-    if refused := [name for name, answer in answers.items() if answer.kind == "refused"]:
-        return problem(point, f"refused for {', '.join(refused)}", _grant(settings))
-    if failed := [name for name, answer in answers.items() if answer.kind == "failed"]:
+def _report_permission(point: str, answers: dict[str, ProbeResult], settings: Settings) -> Finding:
+    if refused := [name for name, answer in answers.items() if answer.outcome == "refused"]:
+        return problem(point, f"refused for {', '.join(refused)}", _grant_command(settings))
+    if failed := [name for name, answer in answers.items() if answer.outcome == "failed"]:
         return not_checked([point], f"{failed[0]}: {answers[failed[0]].text}")[0]
     return ok(point, _summary(list(answers)))
 
@@ -177,7 +183,7 @@ def _summary(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:4])}, … ({len(names)})"
 
 
-def _grant(settings: Settings) -> str:
+def _grant_command(settings: Settings) -> str:
     names = f"^{re.escape(settings.prefix)}\\."
     user = URL(settings.amqp_url).user or "guest"
     return (
@@ -186,42 +192,44 @@ def _grant(settings: Settings) -> str:
     )
 
 
-def _depths(layout: Topology, looked: dict[str, Answer]) -> list[Finding]:
-    there = [q for q in layout.queues if looked[q.name].kind == "done"]
-    return [_depth(queue, looked[queue.name], queue is layout.rejected) for queue in there]
+def _report_depths(layout: Topology, inspected: dict[str, ProbeResult]) -> list[Finding]:
+    there = [q for q in layout.queues if inspected[q.name].outcome == "done"]
+    return [
+        _report_depth(queue, inspected[queue.name], queue is layout.rejected) for queue in there
+    ]
 
 
-def _depth(queue: Queue, answer: Answer, is_rejected: bool) -> Finding:
+def _report_depth(queue: Queue, answer: ProbeResult, is_rejected: bool) -> Finding:
     waiting, consumers = answer.value.message_count, answer.value.consumer_count
     point, plural = f"depth of {queue.name}", "" if consumers == 1 else "s"
     text = f"{waiting:,} waiting, {consumers} consumer{plural}"
     if is_rejected:
-        return ok(point, f"{text}; outplan rejected list shows them" if waiting else text)
+        return ok(point, f"{text}; see outplan rejected list" if waiting else text)
     if waiting and not consumers:
-        return problem(point, text, "no worker runs: outplan run")
-    return ok(point, text if consumers else f"{text}: no worker runs")
+        return problem(point, text, "no worker consumes: start one with outplan run")
+    return ok(point, text if consumers else f"{text}: no worker consumes")
 
 
-async def _publishing(settings: Settings) -> list[Finding]:
-    """What it takes to publish; on a connection that an alarm may hold up for ever."""
+async def _check_publishing(settings: Settings) -> list[Finding]:
+    """Check what publishing needs, on a connection of its own, since an alarm blocks it."""
     layout = topology(settings.prefix, settings.partitions)
     try:
-        async with _probes(settings.amqp_url, _Reason()) as probes:
-            answers = {_DEFAULT_EXCHANGE: await probes.write("")}
-            if await probes.held_up():
-                return _held_up()
-            answers[layout.events.name] = await probes.write(layout.events.name)
+        async with _open_probes(settings.amqp_url, _CloseReason()) as probes:
+            answers = {_DEFAULT_EXCHANGE: await probes.probe_write("")}
+            if await probes.is_blocked():
+                return _report_blocked()
+            answers[layout.events.name] = await probes.probe_write(layout.events.name)
     except (OutplanError, TimeoutError) as error:
         return not_checked(["permission to write", "rabbitmq alarms"], str(error))
     return [
-        _permission("permission to write", answers, settings),
-        ok("rabbitmq alarms", "none: publishers are not held up"),
+        _report_permission("permission to write", answers, settings),
+        ok("rabbitmq alarms", "none: publishers are not blocked"),
     ]
 
 
-def _held_up() -> list[Finding]:
-    remedy = "rabbitmq-diagnostics alarms tells which: memory, or disk space"
+def _report_blocked() -> list[Finding]:
+    remedy = "see rabbitmq-diagnostics alarms: free memory or disk space"
     return [
-        *not_checked(["permission to write"], "an alarm holds publishers up"),
-        problem("rabbitmq alarms", "an alarm is raised: publishers are held up", remedy),
+        *not_checked(["permission to write"], "an alarm blocks publishers"),
+        problem("rabbitmq alarms", "an alarm blocks publishers", remedy),
     ]

@@ -1,34 +1,34 @@
-"""All that can be found out before a worker is started, or while one runs."""
+"""Check settings, RabbitMQ and MongoDB, before a worker starts or while one runs."""
 
 import asyncio
 
-from outplan.operations.broker_check import broker_findings
+from outplan.operations.broker_check import check_broker
 from outplan.operations.findings import Finding, not_checked
-from outplan.operations.settings_check import settings_findings
-from outplan.operations.store_check import store_findings
+from outplan.operations.settings_check import check_settings
+from outplan.operations.store_check import check_store
 from outplan.settings import Settings, usable_settings, variable
 
-_BROKERS = ("amqp_url", "prefix", "partitions")
-_STORES = ("mongo_url", "mongo_database", "prefix", "partitions")
+_BROKER_SETTINGS = ("amqp_url", "prefix", "partitions")
+_STORE_SETTINGS = ("mongo_url", "mongo_database", "prefix", "partitions")
 
 
-async def findings() -> tuple[list[Finding], bool]:
-    """Check settings, RabbitMQ and MongoDB; and whether a worker could read its settings.
+async def run_checks() -> tuple[list[Finding], bool]:
+    """Check everything; return the findings, and whether a worker would accept its settings.
 
-    What hangs on a setting that is wrong is not checked.
+    A server whose settings are wrong is not checked.
     """
     settings, wrong = usable_settings()
-    found = settings_findings(settings, wrong)
+    found = check_settings(settings, wrong)
     broker, store = await asyncio.gather(
-        _unless_wrong("rabbitmq", _BROKERS, settings, wrong),
-        _unless_wrong("mongodb", _STORES, settings, wrong),
+        _check_server("rabbitmq", _BROKER_SETTINGS, settings, wrong),
+        _check_server("mongodb", _STORE_SETTINGS, settings, wrong),
     )
     return [*found, *broker, *store], not wrong
 
 
-async def _unless_wrong(
+async def _check_server(
     server: str, fields: tuple[str, ...], settings: Settings, wrong: dict[str, str]
 ) -> list[Finding]:
     if needed := [variable(field) for field in fields if field in wrong]:
-        return not_checked([server], f"it takes {' and '.join(needed)}")
-    return await (broker_findings if server == "rabbitmq" else store_findings)(settings)
+        return not_checked([server], f"correct {' and '.join(needed)} first")
+    return await (check_broker if server == "rabbitmq" else check_store)(settings)

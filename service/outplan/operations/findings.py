@@ -1,4 +1,4 @@
-"""What a check has found: one point each, and what to do."""
+"""Describe what a check found and what to do about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ State = Literal["ok", "problem", "not checked"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One point: how it is, in words, and what to do where it is not as it should be."""
+    """Report one point: its state, the details, and for a problem what to do."""
 
     point: str
     state: State
@@ -18,15 +18,15 @@ class Finding:
 
 
 def ok(point: str, text: str) -> Finding:
-    """Find that all is well."""
+    """Report that a point is in order."""
     return Finding(point, "ok", text)
 
 
 def problem(point: str, text: str, remedy: str) -> Finding:
-    """Find that something is wrong."""
+    """Report a problem and its remedy."""
     return Finding(point, "problem", text, remedy)
 
 
 def not_checked(points: Sequence[str], why: str) -> list[Finding]:
-    """Say of each that it could not be found out."""
+    """Report that points could not be checked, and why."""
     return [Finding(point, "not checked", why) for point in points]

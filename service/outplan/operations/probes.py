@@ -1,7 +1,8 @@
-"""Questions to RabbitMQ that change nothing.
+"""Probe RabbitMQ for objects and permissions without changing anything.
 
-AMQP has no word for "may I?". But the broker looks at the permission before it looks at the rest
-of a request, so a request that is wrong in itself tells the two apart: refused, or found wrong.
+AMQP has no method that asks for a permission. But RabbitMQ checks the permission before it checks
+the arguments, so a request with invalid arguments tells which one it lacks: an access error means
+no permission, an argument error means the permission is there.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ from outplan.rabbitmq.connection import translated
 
 SECONDS: Final = 5
 
-Kind = Literal["done", "missing", "refused", "wrong", "failed"]
-_KINDS: Final[dict[type[Exception], Kind]] = {
+ProbeOutcome = Literal["done", "missing", "refused", "wrong", "failed"]
+_OUTCOMES: Final[dict[type[Exception], ProbeOutcome]] = {
     ChannelNotFoundEntity: "missing",
     ChannelAccessRefused: "refused",
     ChannelPreconditionFailed: "wrong",
@@ -36,16 +37,16 @@ _KINDS: Final[dict[type[Exception], Kind]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """How a request went, in the broker's words where it did not do it."""
+class ProbeResult:
+    """Report how the broker answered; ``text`` is its error message."""
 
-    kind: Kind
+    outcome: ProbeOutcome
     text: str = ""
     value: Any = None
 
 
 class Probes:
-    """Requests, each on a channel of its own, since what is refused closes the channel."""
+    """Send probes, each on its own channel, since an error closes the channel."""
 
     def __init__(self, connection: aio_pika.Connection) -> None:
         assert connection.transport is not None
@@ -53,54 +54,55 @@ class Probes:
 
     @property
     def version(self) -> str:
+        """Return the broker's version, or an empty string."""
         found = self._connection.server_properties or {}
         return str(found.get("version", ""))
 
-    async def held_up(self) -> bool:
-        """Whether the broker holds up whoever publishes: known after the first publish."""
+    async def is_blocked(self) -> bool:
+        """Tell whether an alarm blocks publishers; call it after a first publish."""
         try:
             async with asyncio.timeout(0.3):
-                # The broker says it right behind the answer to what was published.
+                # The broker sends connection.blocked right after it answers the publish.
                 await asyncio.sleep(0.1)
                 await self._connection.ready()
         except TimeoutError:
             return True
         return False
 
-    async def look(self, thing: Exchange | Queue) -> Answer:
-        """Whether it is there: of a queue, how deep it is and how many consume."""
+    async def inspect(self, thing: Exchange | Queue) -> ProbeResult:
+        """Declare passively; a queue's result has its message and consumer counts."""
         if isinstance(thing, Queue):
-            return await self._ask(lambda c: c.queue_declare(thing.name, passive=True))
-        return await self._ask(lambda c: c.exchange_declare(thing.name, passive=True))
+            return await self._send(lambda c: c.queue_declare(thing.name, passive=True))
+        return await self._send(lambda c: c.exchange_declare(thing.name, passive=True))
 
-    async def compare(self, thing: Exchange | Queue) -> Answer:
-        """Whether what is there is as the worker would declare it. Ask only of what is there."""
+    async def compare(self, thing: Exchange | Queue) -> ProbeResult:
+        """Declare an object that exists as the worker does: ``wrong`` where it differs."""
         arguments: dict[str, Any] = dict(thing.arguments)
         if isinstance(thing, Queue):
-            return await self._ask(
+            return await self._send(
                 lambda c: c.queue_declare(thing.name, durable=True, arguments=arguments)
             )
-        return await self._ask(
+        return await self._send(
             lambda c: c.exchange_declare(
                 thing.name, exchange_type=thing.type, durable=True, arguments=arguments
             )
         )
 
-    async def configure(self, thing: Exchange | Queue) -> Answer:
-        """Declare it with an argument that nothing can be declared with."""
+    async def probe_configure(self, thing: Exchange | Queue) -> ProbeResult:
+        """Declare with an invalid argument, which takes the configure permission."""
         if isinstance(thing, Queue):
             wrong: dict[str, Any] = {"x-expires": "no number"}
-            return await self._ask(
+            return await self._send(
                 lambda c: c.queue_declare(thing.name, durable=True, arguments=wrong)
             )
-        return await self._impossible_exchange(thing.name, "topic")
+        return await self._declare_invalid_exchange(thing.name, "topic")
 
-    async def exchange_type(self, name: str, type_: str) -> Answer:
-        """Whether exchanges of the type can be had: the type is looked at first of all."""
-        return await self._impossible_exchange(name, type_)
+    async def probe_exchange_type(self, name: str, type_: str) -> ProbeResult:
+        """Declare with an invalid argument; RabbitMQ checks that it knows the type first."""
+        return await self._declare_invalid_exchange(name, type_)
 
-    async def write(self, exchange: str) -> Answer:
-        """Publish what can't be published."""
+    async def probe_write(self, exchange: str) -> ProbeResult:
+        """Publish with an invalid expiration, which takes the write permission."""
 
         async def publish(channel: AbstractChannel) -> None:
             await channel.basic_publish(
@@ -111,27 +113,27 @@ class Probes:
             )
             await asyncio.shield(channel.closing)
 
-        return await self._ask(publish)
+        return await self._send(publish)
 
-    async def bind(self, source: str, destination: str, *, to_exchange: bool) -> Answer:
-        """Remove a binding that is not there; it takes what making one does."""
+    async def probe_bind(self, source: str, destination: str, *, to_exchange: bool) -> ProbeResult:
+        """Remove a binding that does not exist, which takes the same permissions as a bind."""
         key = f"check-{uuid4()}"
         if to_exchange:
-            return await self._ask(lambda c: c.exchange_unbind(destination, source, key))
-        return await self._ask(lambda c: c.queue_unbind(destination, source, key))
+            return await self._send(lambda c: c.exchange_unbind(destination, source, key))
+        return await self._send(lambda c: c.queue_unbind(destination, source, key))
 
-    async def read(self, queue: str) -> Answer:
-        """Consume in a way that can't be."""
+    async def probe_read(self, queue: str) -> ProbeResult:
+        """Consume with an invalid argument, which takes the read permission."""
         wrong: dict[str, Any] = {"x-priority": "no number"}
-        return await self._ask(lambda c: c.basic_consume(queue, _never, arguments=wrong))
+        return await self._send(lambda c: c.basic_consume(queue, _never, arguments=wrong))
 
-    async def _impossible_exchange(self, name: str, type_: str) -> Answer:
+    async def _declare_invalid_exchange(self, name: str, type_: str) -> ProbeResult:
         wrong: dict[str, Any] = {"alternate-exchange": 1}
-        return await self._ask(
+        return await self._send(
             lambda c: c.exchange_declare(name, exchange_type=type_, durable=True, arguments=wrong)
         )
 
-    async def _ask(self, request: Callable[[AbstractChannel], Awaitable[Any]]) -> Answer:
+    async def _send(self, request: Callable[[AbstractChannel], Awaitable[Any]]) -> ProbeResult:
         try:
             async with asyncio.timeout(SECONDS):
                 with translated():
@@ -139,12 +141,14 @@ class Probes:
                     value = await request(channel)
                     await channel.close()
         except TimeoutError:
-            return Answer("failed", f"no answer within {SECONDS} s")
+            return ProbeResult("failed", f"no answer within {SECONDS} s")
         except OutplanError as error:
             cause = error.__cause__
-            kind = _KINDS.get(type(cause), "failed") if isinstance(cause, Exception) else "failed"
-            return Answer(kind, str(cause if kind != "failed" else error))
-        return Answer("done", value=value)
+            outcome = (
+                _OUTCOMES.get(type(cause), "failed") if isinstance(cause, Exception) else "failed"
+            )
+            return ProbeResult(outcome, str(cause if outcome != "failed" else error))
+        return ProbeResult("done", value=value)
 
 
 async def _never(_message: Any) -> None:

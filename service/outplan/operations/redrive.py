@@ -1,7 +1,7 @@
-"""Rejected commands sent once more, the oldest first, and each copy kept until that has an outcome.
+"""Send rejected commands again, the oldest first, and keep each message until it has an outcome.
 
-One at a time: whatever ends this, and whenever, at most one command was sent whose copy is still
-there. Sent again under the same message_id, it is a duplicate.
+Commands go one at a time. So whatever interrupts a redrive, at most one command was sent whose
+message is still in the queue; sent again under the same message_id, it is a duplicate.
 """
 
 import asyncio
@@ -14,103 +14,109 @@ from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Problem
 from outplan.domain.codec import parse
 from outplan.errors import BrokerUnavailable, OutplanError
-from outplan.operations.rejected_queue import Custody, Held
-from outplan.operations.resend import Asking, resendable
+from outplan.operations.rejected_queue import RejectedMessage, RejectedQueue
+from outplan.operations.resend import ReplyClient, restore_command
 
-# The broker takes back what is held for 30 minutes, and closes the channel.
-LONGEST_SECONDS: Final = 25 * 60
+# RabbitMQ's consumer_timeout is 30 minutes: it requeues messages unacked for longer.
+MAX_SECONDS: Final = 25 * 60
 
 Status = Literal["accepted", "unchanged", "duplicate", "rejected", "invalid", "valid"]
 
 
-class Halted(OutplanError):
-    """Raised when it is no good to go on. The text says why."""
+class RedriveStopped(OutplanError):
+    """Raised when a redrive cannot go on. The text says why."""
 
 
-class SameProblem(Halted):
-    """Raised when a command comes back for the reason that it was rejected for before."""
+class SameProblem(RedriveStopped):
+    """Raised when a command is rejected again with the problem code that it had before."""
 
 
-class NoOutcome(Halted):
-    """Raised when it is not known what became of a command. Its copy stays."""
+class NoOutcome(RedriveStopped):
+    """Raised when a command may have taken effect. Its message stays in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
-class Redriven:
-    """What became of one. ``invalid`` was not sent; ``valid`` is all that a dry run says."""
+class RedriveResult:
+    """Report one message. ``invalid`` was not sent; a dry run reports ``valid`` or ``invalid``."""
 
-    held: Held
+    message: RejectedMessage
     status: Status
     version: int | None = None
     problem: Problem | None = None
 
 
-def judged(
-    custody: Custody, chosen: Sequence[Held], exchange: str, user: str
-) -> Iterator[Redriven]:
-    """Say of each whether it passes today's schema; nothing is sent."""
-    for held in chosen:
-        yield _judged(held, resendable(custody.delivery(held), exchange, user))
+def validate(
+    queue: RejectedQueue, messages: Sequence[RejectedMessage], exchange: str, user: str
+) -> Iterator[RedriveResult]:
+    """Validate each command against today's schema; send nothing."""
+    for message in messages:
+        yield _validate(message, restore_command(queue.read(message), exchange, user))
 
 
 async def redrive(
-    custody: Custody,
-    chosen: Sequence[Held],
+    queue: RejectedQueue,
+    messages: Sequence[RejectedMessage],
     exchange: str,
-    asking: Asking,
+    client: ReplyClient,
     *,
     rate: float,
     seconds: float,
     keep_going: bool = False,
-) -> AsyncGenerator[Redriven, None]:
-    """Send each that is valid, ``rate`` a second at most; ``seconds`` to await each outcome.
+) -> AsyncGenerator[RedriveResult, None]:
+    """Send each valid command, at most ``rate`` a second; wait ``seconds`` for each reply.
 
-    Raises SameProblem, unless told to ``keep_going``, NoOutcome and Halted, BrokerRefused and
+    Raises SameProblem (unless ``keep_going``), NoOutcome, RedriveStopped, BrokerRefused and
     BrokerUnavailable.
     """
     began, due = monotonic(), 0.0
-    for held in chosen:
-        command = resendable(custody.delivery(held), exchange, asking.user, asking.reply_queue)
-        found = _judged(held, command)
-        if found.status == "valid":
-            if monotonic() - began > LONGEST_SECONDS:
-                raise Halted("the broker lends copies for half an hour; run it again for the rest")
+    for message in messages:
+        command = restore_command(queue.read(message), exchange, client.user, client.reply_queue)
+        result = _validate(message, command)
+        if result.status == "valid":
+            if monotonic() - began > MAX_SECONDS:
+                raise RedriveStopped(
+                    "stopped after 25 minutes, since the broker requeues messages after 30; "
+                    "run it again for the rest"
+                )
             await asyncio.sleep(due - monotonic())
             due = monotonic() + 1 / rate
-            found = await _sent(held, command, asking, seconds)
-            await custody.acknowledge([held])
-        yield found
-        if found.status == "rejected" and not keep_going:
-            _halt_if_same(found)
+            result = await _send(message, command, client, seconds)
+            await queue.ack([message])
+        yield result
+        if result.status == "rejected" and not keep_going:
+            _raise_if_same_problem(result)
 
 
-def _judged(held: Held, command: Delivery) -> Redriven:
-    verdict = parse(command)
-    if isinstance(verdict, Problem):
-        return Redriven(held, "invalid", problem=verdict)
-    return Redriven(held, "valid")
+def _validate(message: RejectedMessage, command: Delivery) -> RedriveResult:
+    parsed = parse(command)
+    if isinstance(parsed, Problem):
+        return RedriveResult(message, "invalid", problem=parsed)
+    return RedriveResult(message, "valid")
 
 
-async def _sent(held: Held, command: Delivery, asking: Asking, seconds: float) -> Redriven:
+async def _send(
+    message: RejectedMessage, command: Delivery, client: ReplyClient, seconds: float
+) -> RedriveResult:
     try:
-        reply = await asking.ask(command, seconds)
+        reply = await client.ask(command, seconds)
     except TimeoutError:
         raise NoOutcome(
-            f"no outcome of {held.summary.message_id} within {seconds:g} s: does a worker run? "
-            "The command is sent, its copy stays"
+            f"no reply to {message.summary.message_id} within {seconds:g} s: the command was sent, "
+            "and its message stays in the queue; check that a worker runs, then run it again"
         ) from None
     except BrokerUnavailable as error:
         raise NoOutcome(
-            f"no outcome of {held.summary.message_id}: {error}. It may be sent, its copy stays"
+            f"no reply to {message.summary.message_id}: {error}; the command may have been sent, "
+            "and its message stays in the queue; run it again"
         ) from error
     status: Status = "duplicate" if reply.duplicate else reply.status
-    return Redriven(held, status, reply.version, reply.problem)
+    return RedriveResult(message, status, reply.version, reply.problem)
 
 
-def _halt_if_same(found: Redriven) -> None:
-    assert found.problem is not None
-    if found.problem.code == found.held.summary.code:
+def _raise_if_same_problem(result: RedriveResult) -> None:
+    assert result.problem is not None
+    if result.problem.code == result.message.summary.code:
         raise SameProblem(
-            f"{found.held.summary.message_id} is valid and was rejected once more for the same "
-            f"reason, {found.problem.code}; --keep-going goes on all the same"
+            f"{result.message.summary.message_id} is valid and was rejected again with the same "
+            f"code, {result.problem.code}; --keep-going continues with the others"
         )

@@ -1,7 +1,8 @@
-"""What a message in the queue of rejected commands tells about itself. Pure.
+"""Read messages of the queue of rejected commands. Pure.
 
-The worker puts copies there and says why in headers; the broker moves there what it gives up,
-with headers of its own. Neither is taken on trust: anybody may have put it there.
+The worker publishes a rejected command there, with the reason in headers. The broker dead-letters
+commands there, with headers of its own. Anybody else may publish there too, so no header is
+trusted to exist or to have the expected form.
 """
 
 import base64
@@ -31,7 +32,10 @@ _PROPERTIES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A copy in a line. ``code`` is a problem's, or the broker's reason; None: neither's."""
+    """Describe one rejected message briefly.
+
+    ``code`` is the problem's code, or the broker's reason, or None where the message has neither.
+    """
 
     rejected_at: datetime | None
     code: str | None
@@ -46,9 +50,9 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which copies are meant: those that every condition given holds for.
+    """Select rejected messages: those that meet every condition given.
 
-    A copy that doesn't say when it was rejected is neither older nor newer than anything.
+    A message without a time of rejection meets no condition on its age.
     """
 
     codes: frozenset[str] = frozenset()
@@ -59,73 +63,77 @@ class Selection:
     newer_than: timedelta | None = None
 
     def matches(self, summary: Summary, now: datetime) -> bool:
-        """Whether the copy is meant, at the moment ``now``."""
+        """Tell whether a message meets the conditions at the time ``now``."""
         return (
             (not self.codes or summary.code in self.codes)
             and (not self.message_ids or summary.message_id in self.message_ids)
             and (not self.customer_id or summary.customer_id == self.customer_id.lower())
             and (not self.outplan_id or summary.outplan_id == self.outplan_id.lower())
-            and self._is_of_age(summary.rejected_at, now)
+            and self._matches_age(summary.rejected_at, now)
         )
 
-    def _is_of_age(self, at: datetime | None, now: datetime) -> bool:
+    def _matches_age(self, at: datetime | None, now: datetime) -> bool:
         if at is None:
             return self.older_than is None and self.newer_than is None
         older = self.older_than is None or now - at >= self.older_than
         return older and (self.newer_than is None or now - at <= self.newer_than)
 
 
-def summary_of(copy: Delivery) -> Summary:
-    """Sum a copy up; whatever it lacks, or has in another form, is None."""
-    code, problem = _text(copy, "x-problem-code"), _problem(copy)
-    reason, death = _text(copy, "x-first-death-reason"), _death(copy)
-    body = _object(copy.body) if len(copy.body) <= MAX_BODY_BYTES else {}
+def summarize(message: Delivery) -> Summary:
+    """Summarize a message; fields that it lacks, or has in another form, are None."""
+    code, problem = _text(message, "x-problem-code"), _problem(message)
+    reason, death = _text(message, "x-first-death-reason"), _death(message)
+    body = _object(message.body) if len(message.body) <= MAX_BODY_BYTES else {}
     customer = body.get("customer_id")
     return Summary(
-        rejected_at=_moment(copy, death),
+        rejected_at=_rejection_time(message, death),
         code=code or reason,
         rejected_by="worker" if code else "broker" if reason else None,
-        command=shown(command_name(copy)),
-        message_id=shown(copy.properties.message_id) if copy.properties.message_id else None,
+        command=escape_surrogates(find_command_name(message)),
+        message_id=escape_surrogates(message.properties.message_id)
+        if message.properties.message_id
+        else None,
         customer_id=_id(customer),
-        outplan_id=_outplan_id(copy, body),
-        detail=(_reasons(problem) if code else _given_up(reason, death))[:_LONGEST_DETAIL],
-        body_bytes=len(copy.body),
+        outplan_id=_outplan_id(message, body),
+        detail=(_problem_detail(problem) if code else _broker_reason(reason, death))[
+            :_LONGEST_DETAIL
+        ],
+        body_bytes=len(message.body),
     )
 
 
-def record_of(copy: Delivery) -> Json:
-    """All that a copy says, ready for JSON: text that is no UTF-8 escaped, bytes as base64."""
-    assert isinstance(copy.properties, WireProperties)
-    values = {name: getattr(copy.properties, name) for name in _PROPERTIES}
+def build_record(message: Delivery) -> Json:
+    """Convert a message to JSON values: non-UTF-8 text escaped, bytes in base64."""
+    assert isinstance(message.properties, WireProperties)
+    values = {name: getattr(message.properties, name) for name in _PROPERTIES}
     return {
-        **asdict(summary_of(copy)),
-        "problem": _problem(copy) or None,
-        "properties": {k: _plain(v) for k, v in values.items() if v is not None},
-        "headers": _plain(copy.properties.headers),
-        **_body(copy.body),
+        **asdict(summarize(message)),
+        "problem": _problem(message) or None,
+        "properties": {k: _to_json(v) for k, v in values.items() if v is not None},
+        "headers": _to_json(message.properties.headers),
+        **_body(message.body),
     }
 
 
-def command_name(copy: Delivery) -> str:
-    """The name that the command had: its type, or else the routing key that it came with."""
-    if copy.properties.message_type:
-        return copy.properties.message_type
-    keys = _death(copy).get("routing-keys")
-    dead_lettered_by = keys[0] if isinstance(keys, list) and keys else ""
-    return _text(copy, "x-original-routing-key") or _as_text(dead_lettered_by) or ""
+def find_command_name(message: Delivery) -> str:
+    """Return the command's name: its type, or else the routing key that it came with."""
+    if message.properties.message_type:
+        return message.properties.message_type
+    keys = _death(message).get("routing-keys")
+    routing_key = keys[0] if isinstance(keys, list) and keys else ""
+    return _text(message, "x-original-routing-key") or _decode(routing_key) or ""
 
 
-def shown(text: str) -> str:
-    """Text whose bytes were no UTF-8, with those bytes written out."""
+def escape_surrogates(text: str) -> str:
+    """Write the bytes that were not UTF-8, kept as surrogates, as escapes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _text(copy: Delivery, header: str) -> str | None:
-    return _as_text(copy.properties.header(header))
+def _text(message: Delivery, header: str) -> str | None:
+    return _decode(message.properties.header(header))
 
 
-def _as_text(value: Any) -> str | None:
+def _decode(value: Any) -> str | None:
     if isinstance(value, bytes | bytearray):
         return value.decode("utf-8", "backslashreplace")
     return value if isinstance(value, str) else None
@@ -139,20 +147,20 @@ def _object(text: str | bytes) -> Json:
     return found if isinstance(found, dict) else {}
 
 
-def _problem(copy: Delivery) -> Json:
-    return _object(_text(copy, "x-problem") or "")
+def _problem(message: Delivery) -> Json:
+    return _object(_text(message, "x-problem") or "")
 
 
-def _death(copy: Delivery) -> Mapping[str, Any]:
-    """The broker's last note of having moved it."""
-    deaths = copy.properties.header("x-death")
+def _death(message: Delivery) -> Mapping[str, Any]:
+    """Return the latest entry of x-death, which the broker writes when it dead-letters."""
+    deaths = message.properties.header("x-death")
     latest = deaths[0] if isinstance(deaths, list) and deaths else None
     return latest if isinstance(latest, dict) else {}
 
 
-def _moment(copy: Delivery, death: Mapping[str, Any]) -> datetime | None:
+def _rejection_time(message: Delivery, death: Mapping[str, Any]) -> datetime | None:
     at: Any = death.get("time")
-    if (text := _text(copy, "x-rejected-at")) is not None:
+    if (text := _text(message, "x-rejected-at")) is not None:
         try:
             at = datetime.fromisoformat(text)
         except ValueError:
@@ -162,31 +170,34 @@ def _moment(copy: Delivery, death: Mapping[str, Any]) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _outplan_id(copy: Delivery, body: Json) -> str | None:
-    name, message_id = copy.properties.message_type or command_name(copy), copy.command_id
+def _outplan_id(message: Delivery, body: Json) -> str | None:
+    name, message_id = (
+        message.properties.message_type or find_command_name(message),
+        message.command_id,
+    )
     if body and message_id and name in COMMANDS:
         return _id(Request(name, body, message_id).outplan_id)  # type: ignore[arg-type]
-    return _id(body.get("id")) or _id(copy.properties.header("outplan_id"))
+    return _id(body.get("id")) or _id(message.properties.header("outplan_id"))
 
 
 def _id(value: Any) -> str | None:
     return value[:_LONGEST_ID].lower() if isinstance(value, str) and value else None
 
 
-def _reasons(problem: Json) -> str:
-    """Each broken rule, where there are any; they say more than that there are some."""
+def _problem_detail(problem: Json) -> str:
+    """Return every validation error, or else the problem's detail."""
     errors = problem.get("errors")
-    rules = [e for e in errors if isinstance(e, dict)] if isinstance(errors, list) else []
-    if rules:
-        return "; ".join(f"{e.get('pointer') or '/'}: {e.get('detail')}" for e in rules)
+    listed = [e for e in errors if isinstance(e, dict)] if isinstance(errors, list) else []
+    if listed:
+        return "; ".join(f"{e.get('pointer') or '/'}: {e.get('detail')}" for e in listed)
     return str(problem.get("detail") or "")
 
 
-def _given_up(reason: str | None, death: Mapping[str, Any]) -> str:
+def _broker_reason(reason: str | None, death: Mapping[str, Any]) -> str:
     if reason is None:
-        return "neither a worker nor the broker has said why it is here"
-    queue = _as_text(death.get("queue")) or "a queue"
-    return f"the broker moved it here from {queue}: {reason}"
+        return "neither a worker nor the broker says why this message is here"
+    queue = _decode(death.get("queue")) or "a queue"
+    return f"the broker dead-lettered it from {queue}: {reason}"
 
 
 def _body(body: bytes) -> Json:
@@ -196,13 +207,13 @@ def _body(body: bytes) -> Json:
         return {"body_base64": base64.b64encode(body).decode()}
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {shown(str(name)): _plain(item) for name, item in value.items()}
+        return {escape_surrogates(str(name)): _to_json(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, bytes | bytearray):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, str):
-        return shown(value)
+        return escape_surrogates(value)
     return str(value) if isinstance(value, Decimal) else value

@@ -1,8 +1,9 @@
-"""All copies of the queue in one hand: looked at, some acknowledged, the rest given back.
+"""Read every message of the queue of rejected commands, ack some, and requeue the rest.
 
-AMQP has no way to look at a queue: a message is taken, and given back by closing the channel. A
-quorum queue puts what comes back in front of what was never taken, but behind what came back
-before. So order holds only where all that is there is taken before anything is given back.
+AMQP cannot peek at a queue: a consumer takes messages, and closing its channel requeues those that
+it has not acked. A quorum queue puts requeued messages in front of those never delivered, but
+behind those requeued before. So the queue keeps its order only where a consumer takes every
+message before it requeues any.
 """
 
 import asyncio
@@ -22,37 +23,42 @@ from pamqp.commands import Queue
 
 from outplan.contract.amqp import Delivery
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
-from outplan.operations.rejected_message import Summary, summary_of
+from outplan.operations.rejected_message import Summary, summarize
 from outplan.rabbitmq.connection import CONNECT_SECONDS, open_connection, translated
 from outplan.rabbitmq.frames import WireProperties, read_content_header
 from outplan.rabbitmq.reader import FrameHandler
 
-# A consumer can't be sent more than 65,535 messages ahead; each further one doubles the sum. Up to
-# 32 of them the broker gives back in the order of their tags, which is enough for 1.5 million.
-_FIRST_CREDIT: Final = 1_000
-_MOST_CREDIT: Final = 65_535
-_MOST_CONSUMERS: Final = 30
+# A consumer's prefetch is at most 65,535, so one consumer after another is added, each with as many
+# messages as all before it. The broker requeues the messages of up to 32 consumers in the order of
+# their tags, which suffices for 1.5 million messages.
+_FIRST_PREFETCH: Final = 1_000
+_MAX_PREFETCH: Final = 65_535
+_MAX_CONSUMERS: Final = 30
 _QUIET_SECONDS: Final = 10.0
-_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 _content_head: Final = struct.Struct(">HHQH")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A copy in custody. ``number`` counts from the oldest, which is 1."""
+class RejectedMessage:
+    """Identify a message of the queue. ``number`` counts from 1, the oldest.
+
+    ``span`` is where its body is kept: the offset, the header's length and the body's.
+    """
 
     number: int
     summary: Summary
     tag: int
     routing_key: str
-    place: tuple[int, int, int] = (0, 0, 0)
+    span: tuple[int, int, int] = (0, 0, 0)
 
 
-class Custody(FrameHandler):
-    """The copies that were in the queue when it was taken, from ``custody``.
+class RejectedQueue(FrameHandler):
+    """Hold the messages that were in the queue when it was opened.
 
-    ``others`` says how many other consumers the queue had then: what they hold is out of sight.
-    ``missing`` says how many of those that were counted never came. Raises BrokerUnavailable.
+    ``other_consumers`` counts the queue's other consumers then; their unacked messages are not
+    included. ``missing`` counts messages that the queue reported and did not deliver. Open one with
+    ``open_rejected_queue``. Its methods raise BrokerUnavailable.
     """
 
     def __init__(self, queue: str, spool: IO[bytes] | None) -> None:
@@ -62,11 +68,11 @@ class Custody(FrameHandler):
         self._inbox: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._failed: BrokerUnavailable | None = None
-        self._received = self._credit = self._consumers = 0
+        self._received = self._prefetched = self._consumers = 0
         self._channel: AbstractChannel
-        self._asking: AbstractChannel
-        self.copies: list[Held] = []
-        self.others = self.missing = 0
+        self._passive_channel: AbstractChannel
+        self.messages: list[RejectedMessage] = []
+        self.other_consumers = self.missing = 0
 
     def on_delivery(self, delivery: Delivery) -> None:
         self._received += 1
@@ -77,104 +83,112 @@ class Custody(FrameHandler):
         self._fail(f"the broker closed the connection: {code} {reason}")
 
     async def take(self, connection: aio_pika.Connection) -> Self:
-        """Take all that is there, oldest first. Raises BrokerRefused."""
+        """Take every message, the oldest first. Raises BrokerRefused."""
         assert connection.transport is not None
         underlying = connection.transport.connection
-        self._asking = await underlying.channel(timeout=CONNECT_SECONDS)
+        self._passive_channel = await underlying.channel(timeout=CONNECT_SECONDS)
         self._channel = await underlying.channel(timeout=CONNECT_SECONDS)
         for part in (underlying, self._channel):
             part.closing.add_done_callback(self._closed)
         self._channel.on_consumer_cancel_callbacks.add(
-            lambda _: self._fail(f"queue {self._queue} is gone")
+            lambda _: self._fail(f"queue {self._queue} was deleted")
         )
-        found = await self._ask()
-        self.others = found.consumer_count or 0
-        await self._take(found.message_count or 0)
+        found = await self._declare_passively()
+        self.other_consumers = found.consumer_count or 0
+        await self._take_messages(found.message_count or 0)
         return self
 
-    def delivery(self, held: Held) -> Delivery:
-        """The copy as it came; only of a custody with bodies."""
+    def read(self, message: RejectedMessage) -> Delivery:
+        """Return a message as the broker delivered it; requires ``with_bodies``."""
         assert self._spool is not None
-        start, head, body = held.place
+        start, head, body = message.span
         self._spool.seek(start)
         properties = read_content_header(self._spool.read(head))
         return Delivery(
-            held.tag, self._queue, "", held.routing_key, True, properties, self._spool.read(body)
+            message.tag,
+            self._queue,
+            "",
+            message.routing_key,
+            True,
+            properties,
+            self._spool.read(body),
         )
 
-    async def acknowledge(self, copies: Iterable[Held]) -> None:
-        """Take these out of the queue for ever; returns when the broker has done it."""
+    async def ack(self, messages: Iterable[RejectedMessage]) -> None:
+        """Remove messages from the queue; return when the broker has removed them."""
         if self._failed:
             raise self._failed
         with translated():
-            for held in copies:
-                await self._channel.basic_ack(held.tag, wait=False)
-            # Answered in turn on one channel: what was sent before it has been done.
-            await self._channel.basic_qos(prefetch_count=_FIRST_CREDIT)
-            await self._ask()
+            for message in messages:
+                await self._channel.basic_ack(message.tag, wait=False)
+            # The broker handles a channel's methods in order, so this reply follows the acks.
+            await self._channel.basic_qos(prefetch_count=_FIRST_PREFETCH)
+            await self._declare_passively()
 
-    async def give_back(self) -> None:
-        """Let the broker have the rest."""
+    async def requeue(self) -> None:
+        """Return the messages not acked to the queue."""
         with suppress(OutplanError), translated():
             await self._channel.close()
 
-    async def _ask(self) -> Queue.DeclareOk:
+    async def _declare_passively(self) -> Queue.DeclareOk:
         try:
-            return await self._asking.queue_declare(self._queue, passive=True)
+            return await self._passive_channel.queue_declare(self._queue, passive=True)
         except ChannelNotFoundEntity as error:
             raise BrokerRefused(
-                f"there is no queue {self._queue}: has a worker run with this prefix?"
+                f"there is no queue {self._queue}; check --prefix, or start a worker, "
+                "which declares it"
             ) from error
 
-    async def _take(self, expected: int) -> None:
-        found: list[Held] = []
-        latest = _LONG_AGO
+    async def _take_messages(self, expected: int) -> None:
+        found: list[RejectedMessage] = []
+        latest = _EARLIEST
         order: list[tuple[datetime, int]] = []
-        while len(found) < expected and await self._more():
-            copy = self._inbox.popleft()
-            summary = summary_of(copy)
+        while len(found) < expected and await self._has_more():
+            message = self._inbox.popleft()
+            summary = summarize(message)
             latest = summary.rejected_at or latest
             order.append((latest, len(found)))
-            found.append(Held(0, summary, copy.tag, copy.routing_key, self._keep(copy)))
+            span = self._store(message)
+            found.append(RejectedMessage(0, summary, message.tag, message.routing_key, span))
         self.missing = expected - len(found)
-        # Whoever was killed while it took them has left them in another order.
-        self.copies = [replace(found[n], number=k) for k, (_, n) in enumerate(sorted(order), 1)]
+        # A reader that was killed while it took messages leaves the queue in another order.
+        self.messages = [replace(found[n], number=k) for k, (_, n) in enumerate(sorted(order), 1)]
 
-    def _keep(self, copy: Delivery) -> tuple[int, int, int]:
+    def _store(self, message: Delivery) -> tuple[int, int, int]:
         if self._spool is None:
             return (0, 0, 0)
-        assert isinstance(copy.properties, WireProperties)
-        head = _content_head.pack(60, 0, len(copy.body), copy.properties.flags)
-        head += copy.properties.raw
-        self._spool.write(head + copy.body)
-        place = (self._spooled, len(head), len(copy.body))
-        self._spooled += len(head) + len(copy.body)
-        return place
+        assert isinstance(message.properties, WireProperties)
+        head = _content_head.pack(60, 0, len(message.body), message.properties.flags)
+        head += message.properties.raw
+        self._spool.write(head + message.body)
+        span = (self._spooled, len(head), len(message.body))
+        self._spooled += len(head) + len(message.body)
+        return span
 
-    async def _more(self) -> bool:
-        """Whether another has come; not, when the queue has no more."""
+    async def _has_more(self) -> bool:
+        """Wait for another message; return False when the queue has no more."""
         while not self._inbox:
             if self._failed:
                 raise self._failed
             self._arrived.clear()
-            if self._received >= self._credit and not await self._consume():
+            if self._received >= self._prefetched and not await self._add_consumer():
                 return False
             try:
-                # Long, since a broker under load counts as given what it is yet to send.
+                # A broker under load counts messages as delivered that it is still about to send.
                 await asyncio.wait_for(self._arrived.wait(), _QUIET_SECONDS)
             except TimeoutError:
-                if (await self._ask()).message_count:
-                    raise BrokerUnavailable(f"queue {self._queue} gives nothing out") from None
+                if (await self._declare_passively()).message_count:
+                    raise BrokerUnavailable(f"queue {self._queue} delivers nothing") from None
                 return bool(self._inbox)
         return True
 
-    async def _consume(self) -> bool:
-        if self._consumers == _MOST_CONSUMERS:
+    async def _add_consumer(self) -> bool:
+        if self._consumers == _MAX_CONSUMERS:
             return False
-        credit = min(max(self._credit, _FIRST_CREDIT), _MOST_CREDIT)
+        prefetch = min(max(self._prefetched, _FIRST_PREFETCH), _MAX_PREFETCH)
         self._consumers += 1
-        self._credit += credit
-        await self._channel.basic_qos(prefetch_count=credit)
+        self._prefetched += prefetch
+        await self._channel.basic_qos(prefetch_count=prefetch)
         await self._channel.basic_consume(
             self._queue, _untapped, consumer_tag=f"operator-{self._consumers:02}"
         )
@@ -190,21 +204,23 @@ class Custody(FrameHandler):
 
 
 @asynccontextmanager
-async def custody(url: str, queue: str, *, with_bodies: bool) -> AsyncIterator[Custody]:
-    """Take all copies there are; what is not acknowledged goes back with the block, in order.
+async def open_rejected_queue(
+    url: str, name: str, *, with_bodies: bool
+) -> AsyncIterator[RejectedQueue]:
+    """Take every message of the queue ``name``; requeue those not acked at the block's end.
 
-    Only summaries stay in memory; ``with_bodies`` keeps the rest in an unnamed file. Raises
-    BrokerUnavailable and BrokerRefused.
+    Requeued messages keep their order. Memory holds the summaries; ``with_bodies`` keeps the rest
+    in an unnamed file. Raises BrokerUnavailable and BrokerRefused.
     """
     with TemporaryFile() if with_bodies else nullcontext() as spool:
-        taken = Custody(queue, spool)
-        async with open_connection(url, "operator", taken) as connection:
+        queue = RejectedQueue(name, spool)
+        async with open_connection(url, "operator", queue) as connection:
             try:
                 with translated():
-                    await taken.take(connection)
-                yield taken
+                    await queue.take(connection)
+                yield queue
             finally:
-                await taken.give_back()
+                await queue.requeue()
 
 
 async def _untapped(_message: Any) -> None:

@@ -1,4 +1,4 @@
-"""Rejected commands on their way again: as they were sent, but for where the outcome goes."""
+"""Publish rejected commands again, as they were sent, and await their replies."""
 
 import asyncio
 import struct
@@ -14,13 +14,13 @@ from yarl import URL
 from outplan.client.models import Reply
 from outplan.contract.amqp import Delivery, Publication
 from outplan.errors import BrokerRefused, BrokerUnavailable
-from outplan.operations.rejected_message import command_name
+from outplan.operations.rejected_message import find_command_name
 from outplan.rabbitmq.connection import CONNECT_SECONDS, open_connection, translated
 from outplan.rabbitmq.frames import PROPERTIES, U32, WireProperties, read_content_header, without
 from outplan.rabbitmq.frames import write_publication as written
 from outplan.rabbitmq.reader import FrameHandler
 
-# What the rejection has added, the worker's or the broker's; the command is sent without it.
+# Headers that the worker or the broker adds to a rejected command; redrive removes them.
 _ADDED: Final = frozenset(
     {
         "x-problem-code", "x-problem", "x-rejected-at", "x-original-exchange",
@@ -34,13 +34,15 @@ _content_head: Final = struct.Struct(">HHQH")
 _LONGEST_KEY: Final = 255
 
 
-def resendable(copy: Delivery, exchange: str, user: str, reply_to: str | None = None) -> Delivery:
-    """The command that a copy is of, as a delivery to be judged, or published.
+def restore_command(
+    message: Delivery, exchange: str, user: str, reply_to: str | None = None
+) -> Delivery:
+    """Rebuild the command that a rejected message holds, to validate or to publish it.
 
-    Body, message_id, type, correlation_id and the publisher's headers are byte for byte the same.
-    ``user`` is the connection's own: the broker lets nobody else's ``user_id`` through.
+    Body, message_id, type, correlation_id and the publisher's headers keep their bytes. ``user`` is
+    the connection's user: the broker refuses a ``user_id`` that names another.
     """
-    properties = copy.properties
+    properties = message.properties
     assert isinstance(properties, WireProperties)
     table = without(properties.table, _ADDED)
     changes: dict[str, bytes | None] = {"table": U32.pack(len(table)) + table, "reply_to": None}
@@ -48,19 +50,19 @@ def resendable(copy: Delivery, exchange: str, user: str, reply_to: str | None = 
         changes["reply_to"] = bytes((len(reply_to),)) + reply_to.encode()
     if properties.user_id != user:
         changes["user_id"] = None
-    name = command_name(copy)
+    name = find_command_name(message)
     key = name if len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_KEY else ""
     return replace(
-        copy,
+        message,
         exchange=exchange,
         routing_key=key,
         redelivered=False,
-        properties=_changed(properties, changes),
+        properties=_replace_bytes(properties, changes),
     )
 
 
-def _changed(original: WireProperties, changes: Mapping[str, bytes | None]) -> WireProperties:
-    """The properties with the bytes of some replaced, or left out."""
+def _replace_bytes(original: WireProperties, changes: Mapping[str, bytes | None]) -> WireProperties:
+    """Return the properties with the bytes of some replaced or removed."""
     flags, parts = 0, []
     for flag, name, _ in PROPERTIES:
         span = original.spans.get(name)
@@ -73,24 +75,24 @@ def _changed(original: WireProperties, changes: Mapping[str, bytes | None]) -> W
     )
 
 
-class Asking(FrameHandler):
-    """One command at a time: published, confirmed, and its outcome heard."""
+class ReplyClient(FrameHandler):
+    """Publish one command at a time, and await its confirm and its reply."""
 
     def __init__(self, user: str) -> None:
         self.user = user
         self.reply_queue = ""
         self._channel: AbstractChannel
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._confirmed: bool | None = None
-        self._returned = ""
-        self._failed = ""
+        self._return_reason = ""
+        self._failure = ""
         self._reply: Reply | None = None
         self._command_id: str | None = None
 
     async def start(self, connection: aio_pika.Connection) -> None:
         assert connection.transport is not None
         underlying = connection.transport.connection
-        # Returns and replies carry content, and come in on this one channel, as the tap wants it.
+        # The frame reader takes content on one channel, so returns and replies share this one.
         self._channel = await underlying.channel(timeout=CONNECT_SECONDS)
         for part in (underlying, self._channel):
             part.closing.add_done_callback(self._closed)
@@ -99,12 +101,12 @@ class Asking(FrameHandler):
         await self._channel.basic_consume(self.reply_queue, _untapped, no_ack=True)
 
     async def ask(self, command: Delivery, seconds: float) -> Reply:
-        """Send it, and await its outcome.
+        """Publish a command and return its reply.
 
-        Raises TimeoutError or BrokerUnavailable where it is not known whether the command takes
-        effect, and BrokerRefused where it is known that it does not.
+        Raises BrokerRefused where the command takes no effect, and TimeoutError or
+        BrokerUnavailable where it may take effect.
         """
-        self._confirmed, self._returned, self._reply = None, "", None
+        self._confirmed, self._return_reason, self._reply = None, "", None
         self._command_id = command.command_id
         assert self._channel.connection is not None
         publication = Publication(
@@ -115,18 +117,21 @@ class Asking(FrameHandler):
         async with asyncio.timeout(seconds):
             with translated():
                 await self._channel.connection.write_queue.put(ChannelFrame(frames, False))
-            return await self._outcome()
+            return await self._wait_for_reply()
 
-    async def _outcome(self) -> Reply:
+    async def _wait_for_reply(self) -> Reply:
         while self._confirmed is None or self._reply is None:
-            if self._returned:
-                raise BrokerRefused(f"no queue takes commands: {self._returned}")
+            if self._return_reason:
+                raise BrokerRefused(
+                    f"the broker returned the command ({self._return_reason}); "
+                    "check --prefix, or start a worker, which binds its queues"
+                )
             if self._confirmed is False:
-                raise BrokerRefused("the broker refuses the command: a full queue?")
-            if self._failed:
-                raise BrokerUnavailable(self._failed)
-            self._news.clear()
-            await self._news.wait()
+                raise BrokerRefused("the broker nacked the command; see whether a queue is full")
+            if self._failure:
+                raise BrokerUnavailable(self._failure)
+            self._changed.clear()
+            await self._changed.wait()
         return self._reply
 
     def on_delivery(self, delivery: Delivery) -> None:
@@ -136,15 +141,15 @@ class Asking(FrameHandler):
             return
         if reply.command_id == self._command_id:
             self._reply = reply
-            self._news.set()
+            self._changed.set()
 
     def on_confirm(self, tag: int, multiple: bool, confirmed: bool) -> None:  # noqa: ARG002
         self._confirmed = confirmed
-        self._news.set()
+        self._changed.set()
 
     def on_return(self, reason: str) -> None:
-        self._returned = reason
-        self._news.set()
+        self._return_reason = reason
+        self._changed.set()
 
     def on_close(self, code: int, reason: str) -> None:
         self._fail(f"the broker closed the connection: {code} {reason}")
@@ -154,22 +159,22 @@ class Asking(FrameHandler):
         self._fail(f"connection closed: {reason!r}")
 
     def _fail(self, reason: str) -> None:
-        self._failed = self._failed or reason
-        self._news.set()
+        self._failure = self._failure or reason
+        self._changed.set()
 
 
 @asynccontextmanager
-async def asking(url: str) -> AsyncIterator[Asking]:
+async def open_reply_client(url: str) -> AsyncIterator[ReplyClient]:
     """Connect. Raises BrokerUnavailable and BrokerRefused."""
-    found = Asking(user_of(url))
-    async with open_connection(url, "redrive", found) as connection:
+    client = ReplyClient(user_of(url))
+    async with open_connection(url, "redrive", client) as connection:
         with translated():
-            await found.start(connection)
-        yield found
+            await client.start(connection)
+        yield client
 
 
 def user_of(url: str) -> str:
-    """The user that connects by this URL."""
+    """Return the user that connects by this URL."""
     return URL(url).user or "guest"
 
 

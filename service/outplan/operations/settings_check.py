@@ -1,4 +1,4 @@
-"""Whether a worker could start with the environment's settings."""
+"""Check the settings in the environment."""
 
 from difflib import get_close_matches
 
@@ -6,14 +6,14 @@ from outplan.operations.findings import Finding, not_checked, ok, problem
 from outplan.settings import Settings, unknown_variables, variable
 
 
-def settings_findings(settings: Settings, wrong: dict[str, str]) -> list[Finding]:
-    """Say what is wrong with which variable, and which are most likely misspelt."""
+def check_settings(settings: Settings, wrong: dict[str, str]) -> list[Finding]:
+    """Report each variable with a wrong value, and those that no setting reads."""
     found = [
-        problem(f"setting {variable(field)}", text, "a worker refuses to start with it: set it, "
-                "or unset it for the default (docs/running.md)")
+        problem(f"setting {variable(field)}", text, "a worker refuses to start with it: "
+                "correct it, or unset it for the default (docs/running.md)")
         for field, text in wrong.items()
     ]  # fmt: skip
-    found += [_unknown(name) for name in unknown_variables()]
+    found += [_check_unknown(name) for name in unknown_variables()]
     if any(finding.state == "problem" for finding in found):
         return found
     partitions = "1 partition" if settings.partitions == 1 else f"{settings.partitions} partitions"
@@ -21,7 +21,7 @@ def settings_findings(settings: Settings, wrong: dict[str, str]) -> list[Finding
     return [ok("settings", summary), *found]
 
 
-def _unknown(name: str) -> Finding:
+def _check_unknown(name: str) -> Finding:
     known = [variable(field) for field in Settings.model_fields]
     if near := get_close_matches(name, known, 1, cutoff=0.8):
         return problem(f"setting {name}", "no setting reads it", f"did you mean {near[0]}?")

@@ -1,4 +1,4 @@
-"""Whether MongoDB is what a worker needs. Nothing is changed."""
+"""Check that MongoDB is as a worker needs it, without changing anything."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,147 +13,153 @@ from outplan.mongodb.validators import EVENTS, VERSION_INDEX, validators
 from outplan.operations.findings import Finding, not_checked, ok, problem
 from outplan.settings import Settings
 
-_OLDEST: Final = (5, 0)
-_URL: Final = "check OUTPLAN_MONGO_URL, and that MongoDB runs there"
+_MIN_VERSION: Final = (5, 0)
+_CHECK_URL: Final = "check OUTPLAN_MONGO_URL, and that MongoDB runs there"
 _MANUAL: Final = "see MongoDB's manual on connection strings"
-_IGNORED: Final = f"the driver takes no notice of it: mend OUTPLAN_MONGO_URL; {_MANUAL}"
+_IGNORED: Final = f"the driver ignores it: correct OUTPLAN_MONGO_URL; {_MANUAL}"
 _POINTS: Final = (
     "mongodb version", "mongodb privileges", "mongodb majority", "mongodb validators",
     "mongodb index", "mongodb fences",
 )  # fmt: skip
 
 
-async def store_findings(settings: Settings) -> list[Finding]:
-    """Ask one thing after another; one that fails does not hide the others."""
+async def check_store(settings: Settings) -> list[Finding]:
+    """Check every point in turn; a problem does not hide the others."""
     try:
-        with catch_warnings(record=True, action="always") as warned:
+        with catch_warnings(record=True, action="always") as caught:
             survey = Survey(settings.mongo_url, settings.mongo_database)
     except WrongSetting as error:
         found = problem("mongodb", str(error), _MANUAL)
         return [found, *not_checked(_POINTS, "the URL cannot be used")]
-    said = (str(each.message).removesuffix(" Refer to docstring.") for each in warned)
-    ignored = [problem("mongodb url", text, _IGNORED) for text in said]
+    warnings = (str(each.message).removesuffix(" Refer to docstring.") for each in caught)
+    ignored = [problem("mongodb url", text, _IGNORED) for text in warnings]
     try:
-        reached = await _reached(survey)
+        reached = await _check_primary(survey)
         if reached.state != "ok":
             return [*ignored, reached, *not_checked(_POINTS, "no primary answers")]
-        return [*ignored, reached, *await _findings(survey, settings)]
+        return [*ignored, reached, *await _check_points(survey, settings)]
     finally:
         await survey.close()
 
 
-async def _findings(survey: Survey, settings: Settings) -> list[Finding]:
-    async def held() -> list[Finding]:
-        return await _fences(survey, settings)
-
-    questions: tuple[Callable[[], Awaitable[list[Finding]]], ...] = (
-        lambda: _version(survey),
-        lambda: _privileges(survey, settings),
-        lambda: _majority(survey),
-        lambda: _validators(survey, settings),
-        lambda: _index(survey, settings),
-        held,
+async def _check_points(survey: Survey, settings: Settings) -> list[Finding]:
+    checks: tuple[Callable[[], Awaitable[list[Finding]]], ...] = (
+        lambda: _check_version(survey),
+        lambda: _check_privileges(survey, settings),
+        lambda: _check_majority(survey),
+        lambda: _check_validators(survey, settings),
+        lambda: _check_index(survey, settings),
+        lambda: _check_fences(survey, settings),
     )
     found: list[Finding] = []
-    for point, question in zip(_POINTS, questions, strict=True):
-        found += await _asked(point, question)
+    for point, check in zip(_POINTS, checks, strict=True):
+        found += await _run_check(point, check)
     return found
 
 
-async def _asked(point: str, question: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+async def _run_check(point: str, check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
     try:
         async with asyncio.timeout(2 * SECONDS):
-            return await question()
+            return await check()
     except StoreUnsuitable as error:
         return [problem(point, brief(error), "grant the user readWrite and dbAdmin")]
     except TimeoutError:
-        return [problem(point, f"no answer within {2 * SECONDS} s", _URL)]
+        return [problem(point, f"no answer within {2 * SECONDS} s", _CHECK_URL)]
     except OutplanError as error:
         return [problem(point, brief(error), "see MongoDB's log")]
 
 
-async def _reached(survey: Survey) -> Finding:
+async def _check_primary(survey: Survey) -> Finding:
     try:
         hello = await survey.hello()
     except StoreUnsuitable as error:
         return problem("mongodb", brief(error), "check user, password and authSource in the URL")
     except OutplanError as error:
-        return await _unreached(survey, error)
+        return await _report_unreachable(survey, error)
     if hello.get("msg") == "isdbgrid":
         return ok("mongodb", "a mongos answers")
     if "setName" not in hello:
-        remedy = "start mongod with --replSet rs0 and run rs.initiate() once; one node will do"
-        return problem("mongodb", "it is no replica set, and has no transactions", remedy)
+        remedy = "start mongod with --replSet rs0 and run rs.initiate() once; one node is enough"
+        return problem("mongodb", "it is no replica set, so it has no transactions", remedy)
     return ok("mongodb", f"{hello['me']} is primary of {hello['setName']}")
 
 
-async def _unreached(survey: Survey, error: OutplanError) -> Finding:
+async def _report_unreachable(survey: Survey, error: OutplanError) -> Finding:
     try:
         why = await survey.obstacle()
     except OutplanError as obstacle:
         why = str(obstacle)
     if why:
         return problem("mongodb", why, "a worker needs a replica set with a primary")
-    return problem("mongodb", f"no primary within {SECONDS} s: {brief(error)}", _URL)
+    return problem("mongodb", f"no primary within {SECONDS} s: {brief(error)}", _CHECK_URL)
 
 
-async def _version(survey: Survey) -> list[Finding]:
+async def _check_version(survey: Survey) -> list[Finding]:
     version = await survey.version()
     text = ".".join(map(str, version))
-    if version < _OLDEST:
-        return [problem("mongodb version", text, "5.0 is the oldest that will do")]
+    if version < _MIN_VERSION:
+        return [problem("mongodb version", text, "upgrade to MongoDB 5.0 or later")]
     return [ok("mongodb version", text)]
 
 
-async def _privileges(survey: Survey, settings: Settings) -> list[Finding]:
+async def _check_privileges(survey: Survey, settings: Settings) -> list[Finding]:
     user, missing = await survey.not_granted()
     if missing:
         remedy = f"grant {user} readWrite and dbAdmin on {settings.mongo_database}"
         return [problem("mongodb privileges", f"{user} may not {'; '.join(missing)}", remedy)]
-    return [ok("mongodb privileges", f"{user} may do all" if user else "it asks for no login")]
+    return [
+        ok(
+            "mongodb privileges",
+            f"{user} has every privilege needed" if user else "MongoDB asks for no login",
+        )
+    ]
 
 
-async def _majority(survey: Survey) -> list[Finding]:
+async def _check_majority(survey: Survey) -> list[Finding]:
     await survey.majority()
     return [ok("mongodb majority", "a majority of the replica set confirms writes")]
 
 
-async def _validators(survey: Survey, settings: Settings) -> list[Finding]:
+async def _check_validators(survey: Survey, settings: Settings) -> list[Finding]:
     drifts = await survey.collections()
-    return [_validator(name, drifts, settings.mongo_database) for name in validators()]
+    return [_report_validator(name, drifts, settings.mongo_database) for name in validators()]
 
 
-def _validator(name: str, drifts: dict[str, str | None], database: str) -> Finding:
+def _report_validator(name: str, drifts: dict[str, str | None], database: str) -> Finding:
     point = f"collection {name}"
     if name not in drifts:
-        return ok(point, "not there yet; a worker makes it")
+        return ok(point, "does not exist yet; a worker creates it")
     drift = drifts[name]
     if drift is None:
-        return ok(point, "its validator is as it should be")
+        return ok(point, "its validator is the worker's")
     command = f'{{collMod: "{name}", validationLevel: "strict", validationAction: "error"}}'
     remedy = f"db.getSiblingDB({database!r}).runCommand({command})"
     if "another" in drift:
-        remedy = "a worker that starts sets it: restart one, of the newest version that runs"
+        remedy = (
+            "restart a worker of the newest version in use: it sets the validator when it starts"
+        )
     return problem(point, drift, remedy)
 
 
-async def _index(survey: Survey, settings: Settings) -> list[Finding]:
+async def _check_index(survey: Survey, settings: Settings) -> list[Finding]:
     point, drift = f"index {VERSION_INDEX}", await survey.index()
     if drift is None:
-        return [ok(point, "not there yet; a worker makes it")]
+        return [ok(point, "does not exist yet; a worker creates it")]
     if not drift:
-        return [ok(point, "unique on outplan_id and version, as it should be")]
+        return [ok(point, "unique on outplan_id and version")]
     where = f"db.getSiblingDB({settings.mongo_database!r}).{EVENTS}"
-    return [problem(point, drift, f"drop it, in {where}: a worker that starts makes the right one")]
+    return [
+        problem(point, drift, f"drop it in {where}; a worker creates the right one when it starts")
+    ]
 
 
-async def _fences(survey: Survey, settings: Settings) -> list[Finding]:
+async def _check_fences(survey: Survey, settings: Settings) -> list[Finding]:
     layout = topology(settings.prefix, settings.partitions)
     holders = await survey.holders(queue.name for queue in layout.command_queues)
     if not holders:
-        return [ok("mongodb fences", "no worker has held a queue here yet")]
+        return [ok("mongodb fences", "no worker has claimed a queue here yet")]
     return [
-        ok(f"fence {h.queue}", f"last taken by {h.worker}, session {h.epoch:,}, "
+        ok(f"fence {h.queue}", f"claimed by {h.worker}, session {h.epoch:,}, "
            f"{h.batches:,} batches in all")
         for h in holders
     ]  # fmt: skip

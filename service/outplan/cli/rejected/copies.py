@@ -17,8 +17,8 @@ from outplan.cli.legible import legible, legible_json
 from outplan.cli.terminal import a_console, say
 from outplan.contract.messages import Problem
 from outplan.domain.decider import text_time
-from outplan.operations.redrive import Redriven
-from outplan.operations.rejected_queue import Held
+from outplan.operations.redrive import RedriveResult
+from outplan.operations.rejected_queue import RejectedMessage
 
 Json = dict[str, Any]
 
@@ -34,7 +34,7 @@ _SAID_ABOVE: Final = frozenset({"x-problem", "x-problem-code", "x-rejected-at", 
 _LEAST_DETAIL: Final = 24
 _MARGIN: Final = 12
 _AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
-_COLUMNS: Final[dict[str, Callable[[Held], str]]] = {
+_COLUMNS: Final[dict[str, Callable[[RejectedMessage], str]]] = {
     "n": lambda held: str(held.number),
     "rejected (UTC)": lambda held: _time(held)[:19],
     "age": lambda held: _age(held.summary.rejected_at),
@@ -51,7 +51,7 @@ _BY_WEIGHT: Final = (
 )  # fmt: skip
 
 
-def rows(found: Sequence[Held], as_json: bool) -> None:
+def rows(found: Sequence[RejectedMessage], as_json: bool) -> None:
     """Print a line each: a table as wide as the terminal, or as it needs, or JSON."""
     if as_json:
         emit(as_line(held, asdict(held.summary)) for held in found)
@@ -59,7 +59,7 @@ def rows(found: Sequence[Held], as_json: bool) -> None:
         _table(found)
 
 
-def counts(found: Sequence[Held], among: int, limit: int | None) -> None:
+def counts(found: Sequence[RejectedMessage], among: int, limit: int | None) -> None:
     """Say on standard error how many there are of each code."""
     by_code = Counter(held.summary.code or "without a code" for held in found)
     each = ", ".join(f"{n:,} {legible(code)}" for code, n in by_code.most_common())
@@ -74,7 +74,7 @@ def counts(found: Sequence[Held], among: int, limit: int | None) -> None:
         note(f"{len(found):,}{of}: {each}")
 
 
-def whole(held: Held, record: Json, now: Redriven, as_json: bool) -> None:
+def whole(held: RejectedMessage, record: Json, now: RedriveResult, as_json: bool) -> None:
     """Print all that a copy says, and whether its command would pass now."""
     verdict = now.problem.model_dump(exclude_none=True) if now.problem else None
     if as_json:
@@ -89,7 +89,7 @@ def whole(held: Held, record: Json, now: Redriven, as_json: bool) -> None:
     say("")
 
 
-def as_line(held: Held, record: Json) -> bytes:
+def as_line(held: RejectedMessage, record: Json) -> bytes:
     """One copy as a line of JSON."""
     at = held.summary.rejected_at
     line = {"number": held.number, **record, "rejected_at": text_time(at) if at else None}
@@ -134,10 +134,10 @@ class Tally:
     def expect(self, chosen: int, among: int) -> None:
         self._expected, self._among = chosen, among
 
-    def add(self, each: Redriven) -> None:
+    def add(self, each: RedriveResult) -> None:
         """Print one."""
         self._counts[each.status] += 1
-        summary = each.held.summary
+        summary = each.message.summary
         if self._as_json:
             said = {
                 "status": each.status,
@@ -147,7 +147,7 @@ class Tally:
                 "version": each.version,
                 "problem": each.problem.model_dump(exclude_none=True) if each.problem else None,
             }
-            emit([as_line(each.held, said)])
+            emit([as_line(each.message, said)])
             return
         why = f"  {legible(_why(each.problem))}" if each.problem else ""
         version = f"  version {each.version}" if each.version else ""
@@ -178,7 +178,7 @@ _WORDS: Final = {
 }
 
 
-def _time(held: Held) -> str:
+def _time(held: RejectedMessage) -> str:
     at = held.summary.rejected_at
     return text_time(at.astimezone(UTC)) if at else "-"
 
@@ -191,7 +191,7 @@ def _age(at: datetime | None) -> str:
     return f"{seconds // size}{unit}"
 
 
-def _table(found: Sequence[Held]) -> None:
+def _table(found: Sequence[RejectedMessage]) -> None:
     console = a_console()
     cells = [{name: legible(cell(held)) for name, cell in _COLUMNS.items()} for held in found]
     widths = {name: max(cell_len(row[name]) for row in ({name: name}, *cells)) for name in _COLUMNS}
@@ -234,7 +234,9 @@ def _why(problem: Problem) -> str:
     return f"{problem.code}: {problem.detail}"
 
 
-def _described(held: Held, record: Json, now: Problem | None) -> Iterator[tuple[str, str]]:
+def _described(
+    held: RejectedMessage, record: Json, now: Problem | None
+) -> Iterator[tuple[str, str]]:
     summary = held.summary
     by = f" by the {summary.rejected_by}" if summary.rejected_by else ""
     yield (

@@ -18,10 +18,10 @@ from outplan.cli.rejected import copies
 from outplan.cli.rejected.command import Chosen, Conditions, Queue
 from outplan.contract.topology import topology
 from outplan.errors import BrokerUnavailable, OutplanError
-from outplan.operations.redrive import NoOutcome, SameProblem, judged, redrive
-from outplan.operations.rejected_message import Selection, record_of
-from outplan.operations.rejected_queue import Custody, Held, custody
-from outplan.operations.resend import asking, user_of
+from outplan.operations.redrive import NoOutcome, SameProblem, redrive, validate
+from outplan.operations.rejected_message import Selection, build_record
+from outplan.operations.rejected_queue import RejectedMessage, RejectedQueue, open_rejected_queue
+from outplan.operations.resend import open_reply_client, user_of
 
 _MOST_ROWS: Final = 50
 
@@ -60,22 +60,22 @@ async def list_copies(
         found = _chosen(taken, conditions, ids)
         _mind(taken)
     copies.rows(found[:limit], as_json)
-    copies.counts(found, len(taken.copies), limit)
+    copies.counts(found, len(taken.messages), limit)
 
 
 async def show_copies(queue: Queue, which: str, as_json: bool) -> None:
     """Print the copy, or copies, in full."""
     async with _taken(queue, with_bodies=True) as taken:
         _mind(taken)
-        found = [h for h in taken.copies if h.summary.message_id == which]
+        found = [h for h in taken.messages if h.summary.message_id == which]
         if not found and which.isdecimal():
-            found = [h for h in taken.copies if h.number == int(which)]
+            found = [h for h in taken.messages if h.number == int(which)]
         if not found:
             raise failure(f"{which!r} is neither a message_id nor a number among the "
-                          f"{len(taken.copies)} copies there are")  # fmt: skip
-        now = judged(taken, found, _exchange(queue), user_of(queue.amqp_url))
+                          f"{len(taken.messages)} copies there are")  # fmt: skip
+        now = validate(taken, found, _exchange(queue), user_of(queue.amqp_url))
         for held, verdict in zip(found, now, strict=True):
-            copies.whole(held, record_of(taken.delivery(held)), verdict, as_json)
+            copies.whole(held, build_record(taken.read(held)), verdict, as_json)
 
 
 async def redrive_copies(
@@ -87,7 +87,7 @@ async def redrive_copies(
     async with _taken(queue, with_bodies=True) as taken:
         found = _chosen(taken, chosen, ids)
         _mind(taken)
-        tally.expect(len(found), len(taken.copies))
+        tally.expect(len(found), len(taken.messages))
         try:
             await _redrive(queue, taken, found, how, tally)
         finally:
@@ -97,13 +97,17 @@ async def redrive_copies(
 
 
 async def _redrive(
-    queue: Queue, taken: Custody, found: list[Held], how: Redriving, tally: copies.Tally
+    queue: Queue,
+    taken: RejectedQueue,
+    found: list[RejectedMessage],
+    how: Redriving,
+    tally: copies.Tally,
 ) -> None:
     if how.dry_run or not found:
-        for each in judged(taken, found, _exchange(queue), user_of(queue.amqp_url)):
+        for each in validate(taken, found, _exchange(queue), user_of(queue.amqp_url)):
             tally.add(each)
         return
-    async with asking(queue.amqp_url) as sender:
+    async with open_reply_client(queue.amqp_url) as sender:
         sending = redrive(
             taken, found, _exchange(queue), sender,
             rate=how.rate, seconds=how.timeout, keep_going=how.keep_going,
@@ -124,21 +128,21 @@ async def discard_copies(
         found = _chosen(taken, chosen, ids)
         _mind(taken)
         copies.rows(found if as_json else found[:_MOST_ROWS], as_json)
-        copies.counts(found, len(taken.copies), None if as_json else _MOST_ROWS)
+        copies.counts(found, len(taken.messages), None if as_json else _MOST_ROWS)
         if not found:
             return
         if not yes and not await _agreed(f"Discard {copies.counted(len(found))} for ever?"):
             raise failure("nothing is discarded")
         if save is not None:
             _save(taken, found, save)
-        await taken.acknowledge(found)
+        await taken.ack(found)
     saved = f"; they are in {save}" if save else ""
     copies.note(f"{copies.counted(len(found))} discarded{saved}")
 
 
-def _taken(queue: Queue, *, with_bodies: bool) -> AbstractAsyncContextManager[Custody]:
+def _taken(queue: Queue, *, with_bodies: bool) -> AbstractAsyncContextManager[RejectedQueue]:
     name = topology(queue.prefix).rejected.name
-    return custody(queue.amqp_url, name, with_bodies=with_bodies)
+    return open_rejected_queue(queue.amqp_url, name, with_bodies=with_bodies)
 
 
 def _exchange(queue: Queue) -> str:
@@ -154,7 +158,9 @@ def _must_choose(chosen: Chosen, ids: list[str]) -> None:
         raise failure("--all goes without message_ids and conditions", Exit.WRONG_USAGE)
 
 
-def _chosen(taken: Custody, conditions: Conditions, ids: Sequence[str]) -> list[Held]:
+def _chosen(
+    taken: RejectedQueue, conditions: Conditions, ids: Sequence[str]
+) -> list[RejectedMessage]:
     """The copies that fit, the oldest first; what is named has to be there."""
     selection = Selection(
         codes=frozenset(conditions.code),
@@ -164,23 +170,27 @@ def _chosen(taken: Custody, conditions: Conditions, ids: Sequence[str]) -> list[
         older_than=conditions.older_than,
         newer_than=conditions.newer_than,
     )
-    there = {held.summary.message_id for held in taken.copies}
+    there = {held.summary.message_id for held in taken.messages}
     if missing := [id_ for id_ in ids if id_ not in there]:
         raise failure(f"no copy has the message_id {', '.join(missing)}")
-    if missing := [str(n) for n in conditions.number if n > len(taken.copies)]:
-        raise failure(f"there is no copy {', '.join(missing)}: there are {len(taken.copies)}")
+    if missing := [str(n) for n in conditions.number if n > len(taken.messages)]:
+        raise failure(f"there is no copy {', '.join(missing)}: there are {len(taken.messages)}")
     now, numbers = datetime.now(UTC), frozenset(conditions.number)
     return [
         held
-        for held in taken.copies
+        for held in taken.messages
         if selection.matches(held.summary, now) and (not numbers or held.number in numbers)
     ]
 
 
-def _mind(taken: Custody) -> None:
+def _mind(taken: RejectedQueue) -> None:
     """Say what may be out of sight."""
-    if taken.others:
-        consumers = "another consumer is" if taken.others == 1 else f"{taken.others} others are"
+    if taken.other_consumers:
+        consumers = (
+            "another consumer is"
+            if taken.other_consumers == 1
+            else f"{taken.other_consumers} others are"
+        )
         copies.note(f"{consumers} at this queue; what they hold is not seen here")
     if taken.missing:
         copies.note(
@@ -206,11 +216,11 @@ async def _agreed(question: str) -> bool:
         loop.remove_reader(sys.stdin)
 
 
-def _save(taken: Custody, found: Sequence[Held], path: Path) -> None:
+def _save(taken: RejectedQueue, found: Sequence[RejectedMessage], path: Path) -> None:
     """Add them to the file; returns when they are on the disk."""
     with path.open("ab") as file:
         for held in found:
-            file.write(copies.as_line(held, record_of(taken.delivery(held))))
+            file.write(copies.as_line(held, build_record(taken.read(held))))
         file.flush()
         os.fsync(file.fileno())
     folder = os.open(path.parent, os.O_RDONLY)
