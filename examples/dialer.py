@@ -1,20 +1,20 @@
-"""A dialer in small: it hears of outplans and "dials" by the log, as they say.
+"""Dial by the log: a small dialer that obeys outplans and only prints its calls.
 
 python examples/dialer.py --speed 60
 
-Every outplan that it hears of gets the same made-up people to call: one answers the second call,
-one never does. A change of the outplan counts from the next attempt on; its end ends the dialing.
+It calls the same made-up people for every outplan: one answers the second call, one never answers.
+A change of the outplan counts from the next attempt on. A deleted outplan gets no further calls.
 
-Its queue is durable: after a crash it goes on with the events that came meanwhile. But what it
-knows, it knows in memory: the outplans of before are gone until their next event, and so is how
-often it has called whom. A real dialer keeps both in a database: an outplan with its version
-before it takes the next event, a try count before it calls. It then says by ``seen`` what it has.
-Where the outplans were there before its queue was, it reads them from the collection ``outplans``
-(docs/contract.md, section 7); the service has no call for that.
+Its queue is durable, so after a crash it continues with the events that arrived meanwhile. But it
+keeps outplans and try counts in memory only, so a crash loses them until the next event. A real
+dialer keeps both in a database: it stores an outplan with its version before it takes the next
+event, stores a try count before it calls, and passes the stored versions in ``seen``. For outplans
+that are older than its queue, read the collection ``outplans`` (docs/contract.md, section 7).
 """
 
 import argparse
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from outplan.client.dialing import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person(Target):
-    """A target with a name, who answers the call of that number (None: no call)."""
+    """A target with a name. ``answers`` is the number of the call to answer; None: never."""
 
     name: str
     answers: int | None
@@ -54,22 +54,22 @@ PEOPLE = (
 
 
 class Clock:
-    """The time, which runs ``speed`` times as fast as everybody else's."""
+    """A clock that runs ``speed`` times as fast as real time."""
 
     def __init__(self, speed: float) -> None:
         self._speed = speed
-        self._began = datetime.now(UTC)
+        self._start = datetime.now(UTC)
 
     def now(self) -> datetime:
-        return self._began + (datetime.now(UTC) - self._began) * self._speed
+        return self._start + (datetime.now(UTC) - self._start) * self._speed
 
-    def seconds(self, duration: timedelta) -> float:
-        """How many real seconds a duration takes."""
+    def real_seconds(self, duration: timedelta) -> float:
+        """Convert a duration of this clock to real seconds."""
         return max(duration.total_seconds(), 0) / self._speed
 
 
 class Campaign:
-    """The people that one outplan is for, and how each of them stands."""
+    """One outplan's latest event and the people to call for it."""
 
     def __init__(self, event: Event) -> None:
         self.event = event
@@ -79,128 +79,126 @@ class Campaign:
     def name(self) -> str:
         return self.event.data.name
 
-    def due(self, now: datetime) -> list[tuple[Person, Attempt]]:
+    def list_due(self, now: datetime) -> list[tuple[Person, Attempt]]:
         return dialable(self.event.data, self.people.values(), now)
 
-    def outlook(self, now: datetime) -> Iterator[tuple[Person, Attempt | NoAttempt]]:
-        """What comes next for each; asked afresh whenever anything has changed."""
+    def list_next(self, now: datetime) -> Iterator[tuple[Person, Attempt | NoAttempt]]:
+        """Yield each person's next attempt, or why there is none."""
         for person in self.people.values():
             yield person, next_attempt(self.event.data, person, now)
 
 
 class Dialer:
-    """Keeps campaigns by their outplan's id, and calls whoever is due."""
+    """Keep a campaign for each outplan, and call whoever is due."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._campaigns: dict[str, Campaign] = {}
-        self._said: dict[tuple[str, str], str] = {}
-        self._news = asyncio.Event()
+        self._last_printed: dict[tuple[str, str], str] = {}
+        self._changed = asyncio.Event()
 
     @property
     def seen(self) -> dict[str, int]:
-        """Which outplans are known in which version: none yet, where nothing is kept."""
+        """The known version of each outplan; empty at the start, since nothing is stored."""
         return {id_: campaign.event.version for id_, campaign in self._campaigns.items()}
 
     async def listen(self, stream: Events) -> None:
-        """Take each event as it comes; the next that it asks for acknowledges the last."""
+        """Handle events one by one. Asking for the next one acks the last."""
         async for item in stream:
             match item:
                 case Event():
-                    self._hear(item)
+                    self._handle_event(item)
                 case Gap():
-                    pass  # The event that follows carries the whole outplan.
+                    pass  # the event that follows carries the whole outplan
                 case Unreadable():
-                    self.say(f"cannot read what came: {item.reason!r}")
+                    self.log(f"unreadable message: {item.reason!r}")
 
     async def dial(self, group: asyncio.TaskGroup, *, once: bool) -> None:
-        """Call whoever is due, until nobody is left to be called if ``once``, else for ever."""
+        """Call whoever is due, for ever; with ``once`` return when nobody is left to call."""
         while True:
-            self._news.clear()
+            self._changed.clear()
             for campaign in self._campaigns.values():
-                for person, attempt in campaign.due(self._clock.now()):
-                    self._begin(campaign, person, attempt)
-                    group.create_task(self._call(campaign, person.name, attempt))
-            coming = self._coming()
-            if once and self._campaigns and not coming and not self._in_progress():
+                for person, attempt in campaign.list_due(self._clock.now()):
+                    self._start_call(campaign, person, attempt)
+                    group.create_task(self._finish_call(campaign, person.name, attempt))
+            due_times = self._find_due_times()
+            if once and self._campaigns and not due_times and not self._has_calls_in_progress():
                 return
-            await self._news_or(min(coming, default=None))
+            await self._wait_for_change(until=min(due_times, default=None))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         print(f"{self._clock.now():%Y-%m-%d %H:%M:%S.%f}  {text}", flush=True)
 
-    def say_reconnected(self, how: Reconnected) -> None:
-        self.say("connected again, and nothing lost" if how.lossless else "events were lost")
+    def log_reconnect(self, how: Reconnected) -> None:
+        self.log("reconnected, lossless" if how.lossless else "reconnected, events are missing")
 
-    def _hear(self, event: Event) -> None:
+    def _handle_event(self, event: Event) -> None:
         campaign = self._campaigns.setdefault(event.data.id, Campaign(event))
         campaign.event = event
         kind = event.type.removeprefix("outplan_")
-        self.say(f"{campaign.name!r}: {kind}, version {event.version}")
-        self._news.set()
+        self.log(f"{campaign.name!r}: {kind}, version {event.version}")
+        self._changed.set()
 
-    def _begin(self, campaign: Campaign, person: Person, attempt: Attempt) -> None:
+    def _start_call(self, campaign: Campaign, person: Person, attempt: Attempt) -> None:
         campaign.people[person.name] = started(person, attempt.index)
-        self.say(
+        self.log(
             f"{campaign.name!r}: calls {person.name}, destination {attempt.index}, "
             f"attempt {attempt.number}, rings {attempt.dial_timeout} ms"
         )
 
-    async def _call(self, campaign: Campaign, name: str, attempt: Attempt) -> None:
-        """Let it ring; where this stands, a real dialer calls ``attempt.destination``."""
-        await asyncio.sleep(self._clock.seconds(attempt.ring_timeout))
+    async def _finish_call(self, campaign: Campaign, name: str, attempt: Attempt) -> None:
+        """Let it ring and record the end. A real dialer calls ``attempt.destination`` here."""
+        await asyncio.sleep(self._clock.real_seconds(attempt.ring_timeout))
         person = campaign.people[name]
         success = sum(person.try_counts) == person.answers
         campaign.people[name] = ended(person, self._clock.now(), success)
-        self.say(f"{campaign.name!r}: {name} {'answers' if success else 'does not answer'}")
-        self._news.set()
+        self.log(f"{campaign.name!r}: {name} {'answers' if success else 'does not answer'}")
+        self._changed.set()
 
-    def _coming(self) -> list[datetime]:
-        """When who is idle is due; who is not, and why, is said once."""
-        moments = []
+    def _find_due_times(self) -> list[datetime]:
+        """Collect when each idle person is due. Log each new answer once."""
+        due_times = []
         for campaign in self._campaigns.values():
-            for person, attempt in campaign.outlook(self._clock.now()):
+            for person, attempt in campaign.list_next(self._clock.now()):
                 if isinstance(attempt, Attempt):
-                    moments.append(attempt.not_before)
-                self._say_outlook(campaign, person, attempt)
-        return moments
+                    due_times.append(attempt.not_before)
+                self._log_next(campaign, person, attempt)
+        return due_times
 
-    def _say_outlook(
-        self, campaign: Campaign, person: Person, attempt: Attempt | NoAttempt
-    ) -> None:
+    def _log_next(self, campaign: Campaign, person: Person, attempt: Attempt | NoAttempt) -> None:
         if attempt is NoAttempt.TARGET_NOT_IDLE:
             return
-        which = (campaign.event.data.id, person.name)
+        key = (campaign.event.data.id, person.name)
         text = f"no more for {person.name}: {attempt}"
         if isinstance(attempt, Attempt):
             text = f"{person.name} not before {attempt.not_before:%H:%M:%S.%f}"
-        if self._said.get(which) != text:
-            self._said[which] = text
-            self.say(f"{campaign.name!r}: {text}")
+        if self._last_printed.get(key) != text:
+            self._last_printed[key] = text
+            self.log(f"{campaign.name!r}: {text}")
 
-    def _in_progress(self) -> bool:
+    def _has_calls_in_progress(self) -> bool:
         people = (p for campaign in self._campaigns.values() for p in campaign.people.values())
         return any(person.status == "progressing" for person in people)
 
-    async def _news_or(self, moment: datetime | None) -> None:
-        wait = None if moment is None else self._clock.seconds(moment - self._clock.now())
+    async def _wait_for_change(self, until: datetime | None) -> None:
+        wait = None if until is None else self._clock.real_seconds(until - self._clock.now())
         with suppress(TimeoutError):
             async with asyncio.timeout(wait):
-                await self._news.wait()
+                await self._changed.wait()
 
 
 async def run(options: argparse.Namespace) -> None:
-    """Subscribe, and dial."""
+    """Subscribe to events and dial."""
     dialer = Dialer(Clock(options.speed))
     subscription = events(
         options.amqp_url,
         prefix=options.prefix,
         queue=options.queue,
         seen=dialer.seen,
-        on_reconnect=dialer.say_reconnected,
+        on_reconnect=dialer.log_reconnect,
     )
     async with subscription as stream, asyncio.TaskGroup() as group:
-        dialer.say("listening")
+        dialer.log("listening")
         listening = group.create_task(dialer.listen(stream))
         await dialer.dial(group, once=options.once)
         listening.cancel()
@@ -209,11 +207,12 @@ async def run(options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line and dial."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--amqp-url", default="amqp://guest:guest@localhost:5672/")
+    amqp_url = os.environ.get("OUTPLAN_AMQP_URL", "amqp://guest:guest@localhost:5672/")
+    parser.add_argument("--amqp-url", default=amqp_url, help="default: OUTPLAN_AMQP_URL")
     parser.add_argument("--prefix", default="outplan", help="the worker's OUTPLAN_PREFIX")
-    parser.add_argument("--queue", default="dialer", help="the durable queue to read from")
+    parser.add_argument("--queue", default="dialer", help="the durable queue to read")
     parser.add_argument("--speed", type=float, default=1, help="how fast its clock runs")
-    parser.add_argument("--once", action="store_true", help="end when nobody is left to be called")
+    parser.add_argument("--once", action="store_true", help="end when nobody is left to call")
     with suppress(KeyboardInterrupt):
         asyncio.run(run(parser.parse_args()))
 
