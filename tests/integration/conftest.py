@@ -1,28 +1,66 @@
-"""Fixtures: a place, a worker there, and a witness outside."""
+"""Provide a deployment, a contract client on it (``world``), a worker and an OutplanClient."""
 
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import aio_pika
 import pytest
+from pymongo import MongoClient
 
+from outplan.client import OutplanClient
+from outplan.testing.processes import find_programs
 from outplan.testing.servers import Servers
 from tests.support.deployment import Deployment, open_deployment
-from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.worker_process import WorkerProcess, free_port, run_worker
 from tests.support.world import World, open_world
 
 
 @pytest.fixture
 async def deployment(servers: Servers) -> AsyncIterator[Deployment]:
-    async with open_deployment(servers) as found:
-        yield found
+    async with open_deployment(servers) as deployment:
+        yield deployment
 
 
 @pytest.fixture
 async def world(deployment: Deployment) -> AsyncIterator[World]:
-    async with open_world(deployment) as found:
-        yield found
+    async with open_world(deployment) as world:
+        yield world
 
 
 @pytest.fixture
 async def worker(deployment: Deployment, world: World) -> AsyncIterator[WorkerProcess]:
-    async with run_worker(deployment) as found:
-        yield found
+    async with run_worker(deployment) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def client(deployment: Deployment, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
+    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client:
+        yield client
+
+
+@pytest.fixture
+async def queue(deployment: Deployment) -> AsyncIterator[str]:
+    """Name a durable queue for a subscriber, and delete it after the test."""
+    name = f"{deployment.prefix}.dialer"
+    yield name
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
+        await (await connection.channel()).queue_delete(name)
+
+
+@pytest.fixture
+def standalone_mongod(tmp_path: Path) -> Iterator[int]:
+    """Run a mongod that is not in a replica set; return its port."""
+    port = free_port()
+    process = subprocess.Popen(
+        [find_programs().mongod, "--dbpath", tmp_path, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with MongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
+            client.admin.command("ping")
+        yield port
+    finally:
+        process.kill()
+        process.wait()

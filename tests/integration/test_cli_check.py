@@ -11,13 +11,10 @@ from yarl import URL
 
 from outplan.contract.topology import topology
 from outplan.mongodb.validators import validators
-from tests.integration.test_startup import standalone
 from tests.support.commands import command
 from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import World, create_body
-
-__all__ = ["standalone"]  # a fixture, by its name
 
 Findings = dict[str, tuple[str, str, str]]
 
@@ -162,9 +159,9 @@ async def test_an_option_that_the_driver_does_not_know_is_a_problem(deployment: 
 
 @pytest.mark.parametrize("query", ["", "?replicaSet=rs0"])
 async def test_a_mongodb_without_a_replica_set_is_told(
-    deployment: Deployment, standalone: int, query: str
+    deployment: Deployment, standalone_mongod: int, query: str
 ) -> None:
-    url = f"mongodb://127.0.0.1:{standalone}/{query}"
+    url = f"mongodb://127.0.0.1:{standalone_mongod}/{query}"
     code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
     assert (code, problems(found)) == (1, ["mongodb"])
     assert "replica set" in found["mongodb"][1] + found["mongodb"][2]

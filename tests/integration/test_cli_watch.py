@@ -4,30 +4,19 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-import aio_pika
 import pytest
 
 from outplan.testing.servers import Servers
-from tests.integration.test_client_events import ID, an_event, publish
 from tests.support.commands import COLUMNS, CommandProcess, command, running
 from tests.support.deployment import Deployment
+from tests.support.events import OUTPLAN_ID, event_body, publish_events
 from tests.support.worker_process import WorkerProcess
 from tests.support.world import CUSTOMER, World, create_body, open_world
 
 OTHER = "0b7c1199-7a3b-4a4e-9d0e-0c8a1f5e4d9c"
-
-
-@pytest.fixture
-async def queue(deployment: Deployment) -> AsyncIterator[str]:
-    """The name of a durable queue, deleted afterwards."""
-    name = f"{deployment.prefix}.watch"
-    yield name
-    async with await aio_pika.connect(deployment.amqp_url) as connection:
-        await (await connection.channel()).queue_delete(name)
 
 
 async def a_life(world: World, **fields: Any) -> str:
@@ -88,11 +77,11 @@ async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
     variables = deployment.environment(TERM="xterm", NO_COLOR="1")
     async with running(program, variables, terminal=True) as watching:
         await watching.told("watching")
-        await publish(world, an_event(1))
+        await publish_events(world, event_body(1))
         await watching.ended()
 
     _, head, row, name, *_ = watching.out.decode().splitlines()
-    assert row.endswith(f"  created    1  {ID}")
+    assert row.endswith(f"  created    1  {OUTPLAN_ID}")
     assert name == " " * 10 + "version 1"
     assert max(len(head), len(row)) <= 60
 
@@ -102,7 +91,7 @@ async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
 ) -> None:
     async with command(deployment, "watch", "--limit", "1", terminal=True, TERM="dumb") as watching:
         await watching.told("watching")
-        await publish(world, an_event(1, name="n" * 200))
+        await publish_events(world, event_body(1, name="n" * 200))
         await watching.ended()
 
     lines = watching.out.decode().splitlines()
@@ -114,14 +103,14 @@ async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_t
 ) -> None:
     async with command(deployment, "watch", "--limit", "3", terminal=True) as watching:
         await watching.told("watching")
-        await publish(world, an_event(2), an_event(3), an_event(6))
+        await publish_events(world, event_body(2), event_body(3), event_body(6))
         assert await watching.ended() == 0
 
     names = [
         line.split(" name ")[1] for line in watching.out.decode().splitlines() if " name " in line
     ]
     assert names == ['"version 2"', '"version 2" → "version 3"', '"version 6"']
-    assert f"missed versions 4 to 5 of outplan {ID}" in watching.err.decode()
+    assert f"missed versions 4 to 5 of outplan {OUTPLAN_ID}" in watching.err.decode()
 
 
 async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_sequence(
@@ -133,7 +122,7 @@ async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_seq
     ):
         for watching in (coloured, plain):
             await watching.told("watching")
-        await publish(world, an_event(1))
+        await publish_events(world, event_body(1))
         await coloured.ended()
         await plain.ended()
 
@@ -148,13 +137,13 @@ async def test_no_text_of_other_people_steers_a_terminal(
 ) -> None:
     evil = "\x1b]0;mine\x07 \x9b31m \u202e\r\x7f"
     source = {"type": "line", "target": "1", "target_name": evil, "name": "", "detail": evil}
-    events = [an_event(1, detail=evil, source=source), an_event(2, detail=evil, source=source)]
+    events = [event_body(1, detail=evil, source=source), event_body(2, detail=evil, source=source)]
     events[1]["changed"] = ["detail", "source"]
     async with command(
         deployment, "watch", "--limit", "2", *form, terminal=True, NO_COLOR="1"
     ) as watching:
         await watching.told("watching")
-        await publish(world, evil.encode(), *events)
+        await publish_events(world, evil.encode(), *events)
         assert await watching.ended() == 0
 
     for text in (watching.out.decode(), watching.err.decode()):
@@ -211,7 +200,7 @@ async def test_a_durable_queue_is_read_on_where_the_last_watch_ended(
 ) -> None:
     async with command(deployment, "watch", "--queue", queue, "--limit", "2") as first:
         await first.told("watching")
-        await publish(world, *map(an_event, range(1, 6)))
+        await publish_events(world, *map(event_body, range(1, 6)))
         assert await first.ended() == 0
     async with command(deployment, "watch", "--queue", queue, "--limit", "3") as second:
         assert await second.ended() == 0
@@ -235,7 +224,7 @@ async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
     async with command(deployment, "watch", stdout=write) as watching:
         os.close(write)
         await watching.told("watching")
-        await publish(world, an_event(1))
+        await publish_events(world, event_body(1))
         with os.fdopen(read) as pipe:
             line = await asyncio.to_thread(pipe.readline)
         assert await watching.ended() == 0
@@ -249,7 +238,7 @@ async def test_a_full_disk_is_said(deployment: Deployment, world: World) -> None
     async with command(deployment, "watch", stdout=full) as watching:
         os.close(full)
         await watching.told("watching")
-        await publish(world, an_event(1))
+        await publish_events(world, event_body(1))
         assert await watching.ended() == 1
 
     assert watching.err.endswith(b"outplan: standard output: No space left on device\n")
@@ -265,7 +254,7 @@ async def test_a_reader_who_pauses_does_not_cost_the_connection(
     ) as watching:
         os.close(write)
         await watching.told("watching")
-        await publish(world, *(an_event(n, detail="x" * 2_000) for n in range(1, 201)))
+        await publish_events(world, *(event_body(n, detail="x" * 2_000) for n in range(1, 201)))
         await asyncio.sleep(5)  # That is the pause.
         with os.fdopen(read) as pipe:
             reading = asyncio.create_task(asyncio.to_thread(pipe.readlines))

@@ -1,4 +1,4 @@
-"""The client against real servers: each outcome told as it is."""
+"""Test OutplanClient against real servers: results, rejections, outages and bulk sending."""
 
 import asyncio
 import gc
@@ -41,32 +41,31 @@ from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import CUSTOMER, World
 
-# OUTPLAN_TEST_MANY=1000000 shows for a million what is shown for these.
+# Set OUTPLAN_TEST_MANY=1000000 to send a million commands.
 MANY = int(os.environ.get("OUTPLAN_TEST_MANY", "5000"))
 SOURCE = Address(type="tel", target="+15559876543")
 
 
-def an_outplan(**fields: Any) -> dict[str, Any]:
+def create_fields(**fields: Any) -> dict[str, Any]:
+    """Build the arguments of a valid create; ``fields`` add to them and replace."""
     return {"customer_id": CUSTOMER, "name": "evenings", "source": SOURCE, **fields}
 
 
 @pytest.fixture
-async def client(deployment: Deployment, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
-    async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as found:
-        yield found
-
-
-@pytest.fixture
-async def trusting(deployment: Deployment, worker: WorkerProcess) -> AsyncIterator[OutplanClient]:
-    """It leaves it to the worker to judge bodies."""
+async def unvalidated_client(
+    deployment: Deployment, worker: WorkerProcess
+) -> AsyncIterator[OutplanClient]:
+    """Open a client that sends bodies without validating them."""
     async with OutplanClient(
         deployment.amqp_url, prefix=deployment.prefix, validate=False
-    ) as found:
-        yield found
+    ) as client:
+        yield client
 
 
-async def test_an_outplans_life_is_told_step_by_step(client: OutplanClient, world: World) -> None:
-    created = await client.create(**an_outplan(try_interval=5_000))
+async def test_create_update_and_delete_return_each_version(
+    client: OutplanClient, world: World
+) -> None:
+    created = await client.create(**create_fields(try_interval=5_000))
     assert (created.status, created.duplicate, created.version) == ("accepted", False, 1)
     id_ = created.outplan.id
     assert created.outplan.created_at is not None
@@ -86,15 +85,15 @@ async def test_an_outplans_life_is_told_step_by_step(client: OutplanClient, worl
     assert [e["_id"] for e in history] == [r.message_id for r in (created, updated, deleted)]
 
 
-async def test_a_command_says_all_that_the_contract_asks_for(
+async def test_a_command_carries_every_property_of_the_contract(
     client: OutplanClient, world: World, worker: WorkerProcess, deployment: Deployment
 ) -> None:
     queue = await world.channel.declare_queue(exclusive=True)
     await queue.bind(f"{deployment.prefix}.commands", "outplan_create")
-    result = await client.create(**an_outplan(), message_id="a-create")
+    result = await client.create(**create_fields(), message_id="a-create")
     message = await queue.get()
 
-    # The id that the worker derives is foretold, so that partitions keep the outplan's order.
+    # The client derives the same id as the worker, so that partitions keep the outplan's order.
     assert message.headers == {"outplan_id": result.outplan.id}
     assert (message.message_id, message.type) == ("a-create", "outplan_create")
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
@@ -102,48 +101,50 @@ async def test_a_command_says_all_that_the_contract_asks_for(
     assert json.loads(message.body)["source"] == SOURCE.model_dump()
 
 
-async def test_a_command_belongs_to_the_trace_that_it_was_sent_in(
+async def test_a_command_carries_the_current_trace_context(
     client: OutplanClient, world: World
 ) -> None:
     tracer = TracerProvider().get_tracer("test")
     with tracer.start_as_current_span("call") as span:
         trace_id = trace.format_trace_id(span.get_span_context().trace_id)
-        asked = (await client.create(**an_outplan())).message_id
-        sent = await client.send(Request.create(**an_outplan()))
-        many = client.send_many([Request.create(**an_outplan())])
-        ids = {asked, sent, *[verdict.request.message_id async for verdict in many]}
+        created = (await client.create(**create_fields())).message_id
+        sent = await client.send(Request.create(**create_fields()))
+        many = client.send_many([Request.create(**create_fields())])
+        ids = {created, sent, *[result.request.message_id async for result in many]}
 
     await world.wait_for(lambda: world.event_ids() == ids)
     traces = [str(event.headers["traceparent"]).split("-")[1] for event in world.events]
     assert traces == [trace_id] * 3
 
 
-async def test_each_rejection_is_an_error_of_its_own(client: OutplanClient) -> None:
+async def test_each_problem_code_raises_its_own_error(client: OutplanClient) -> None:
     id_ = str(uuid4())
-    await client.create(**an_outplan(id=id_), message_id=f"{id_} first")
+    await client.create(**create_fields(id=id_), message_id=f"{id_} first")
 
     with pytest.raises(NotFound) as not_found:
         await client.update(str(uuid4()), name="other")
     assert (not_found.value.problem.status, not_found.value.code) == (404, "not_found")
     with pytest.raises(AlreadyExists):
-        await client.create(**an_outplan(id=id_))
+        await client.create(**create_fields(id=id_))
     with pytest.raises(MessageIdReused):
-        await client.create(**an_outplan(id=id_, name="other"), message_id=f"{id_} first")
+        await client.create(**create_fields(id=id_, name="other"), message_id=f"{id_} first")
     with pytest.raises(VersionConflict) as conflict:
         await client.delete(id_, expected_version=7)
     assert conflict.value.current_version == 1
 
 
-async def test_a_typing_error_costs_no_round_trip(client: OutplanClient, world: World) -> None:
+async def test_an_invalid_command_is_rejected_without_a_round_trip(
+    client: OutplanClient, world: World
+) -> None:
     with pytest.raises(InvalidCommand) as invalid:
-        await client.create(**an_outplan(dial_timeout=30, dial_timout=30_000))
+        await client.create(**create_fields(dial_timeout=30, dial_timout=30_000))
     assert {e.pointer for e in invalid.value.errors} == {"/dial_timeout", "/dial_timout"}
     assert "milliseconds" in str(invalid.value)
     with pytest.raises(TooLarge):
-        await client.create(**an_outplan(detail="\N{BELL}" * 65_535, id=str(uuid4())))
+        await client.create(**create_fields(detail="\N{BELL}" * 65_535, id=str(uuid4())))
 
-    # Whatever had been sent would have been rejected before this.
-    await client.create(**an_outplan())
+    # The worker rejects commands in order, so a sent one would be in the queue by now.
+    await client.create(**create_fields())
     assert world.rejected == []
 
 
@@ -156,61 +157,61 @@ async def test_a_typing_error_costs_no_round_trip(client: OutplanClient, world: 
         (UnknownCommand, Request(cast(CommandName, "outplan_paint"), {})),
     ],
 )
-async def test_unvalidated_the_worker_judges(
-    trusting: OutplanClient, world: World, error: type[CommandRejected], request_: Request
+async def test_without_validation_the_worker_rejects_the_command(
+    unvalidated_client: OutplanClient, world: World, error: type[CommandRejected], request_: Request
 ) -> None:
     with pytest.raises(error) as rejected:
-        await trusting.ask(request_)
+        await unvalidated_client.ask(request_)
     assert rejected.value.problem.command_id == request_.message_id
     assert (await world.wait_for_rejected(request_.message_id)).message_id == request_.message_id
 
 
-async def test_asked_again_under_the_same_id_it_is_a_duplicate(
+async def test_a_repeated_message_id_returns_a_duplicate(
     client: OutplanClient, world: World
 ) -> None:
-    first = await client.create(**an_outplan(), message_id="once")
-    again = await client.create(**an_outplan(), message_id="once")
+    first = await client.create(**create_fields(), message_id="once")
+    again = await client.create(**create_fields(), message_id="once")
     assert (first.duplicate, again.duplicate) == (False, True)
     assert again.outplan == first.outplan
     assert len(await world.read_history(first.outplan.id)) == 1
 
 
-async def test_one_id_asked_many_times_at_once_has_one_effect(
+async def test_concurrent_commands_with_one_message_id_have_one_effect(
     client: OutplanClient, world: World
 ) -> None:
-    asked = [client.create(**an_outplan(), message_id="at once") for _ in range(20)]
-    results = await asyncio.gather(*asked)
+    calls = [client.create(**create_fields(), message_id="at once") for _ in range(20)]
+    results = await asyncio.gather(*calls)
     assert sorted(r.duplicate for r in results) == [False] + [True] * 19
     assert len(await world.read_history(results[0].outplan.id)) == 1
 
 
 @pytest.mark.parametrize("first", [0, 1])
-async def test_of_two_with_one_id_in_flight_each_has_its_own_confirm(
+async def test_two_commands_in_flight_with_one_message_id_have_separate_confirms(
     deployment: Deployment, world: World, first: int
 ) -> None:
     await world.channel.queue_delete(f"{deployment.prefix}.commands")
     queue = await world.channel.declare_queue(exclusive=True)
     await queue.bind(f"{deployment.prefix}.commands", "outplan_create")
-    both = [
-        Request.create(**an_outplan(), message_id="one"),
+    requests = [
+        Request.create(**create_fields(), message_id="one"),
         Request.delete(str(uuid4()), message_id="one"),
     ]
     async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=1) as client:
-        sending = [client.send(both[first]), client.send(both[1 - first])]
-        found = await asyncio.gather(*sending, return_exceptions=True)
-    assert found[first] == "one"
-    assert isinstance(found[1 - first], OutcomeUnknown)
-    assert "NO_ROUTE" in str(found[1 - first])
+        sending = [client.send(requests[first]), client.send(requests[1 - first])]
+        results = await asyncio.gather(*sending, return_exceptions=True)
+    assert results[first] == "one"
+    assert isinstance(results[1 - first], OutcomeUnknown)
+    assert "NO_ROUTE" in str(results[1 - first])
 
 
-async def test_a_slow_answer_is_asked_for_again_without_a_second_effect(
+async def test_a_command_is_resent_without_a_second_effect_when_the_reply_is_late(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with OutplanClient(
         deployment.amqp_url, prefix=deployment.prefix, resend_after=0.1
     ) as client:
         worker.signal(signal.SIGSTOP)
-        asking = asyncio.create_task(client.create(**an_outplan(), message_id="slow"))
+        asking = asyncio.create_task(client.create(**create_fields(), message_id="slow"))
         copies = await world.channel.declare_queue(exclusive=True)
         await copies.bind(f"{deployment.prefix}.commands", "#")
         async with copies.iterator(no_ack=True) as sent:
@@ -223,47 +224,49 @@ async def test_a_slow_answer_is_asked_for_again_without_a_second_effect(
     assert [e["_id"] for e in await world.read_history(result.outplan.id)] == ["slow"]
 
 
-async def test_without_an_answer_the_outcome_is_unknown_and_can_be_asked_for_later(
+async def test_without_a_reply_the_outcome_is_unknown_and_a_resend_finds_it(
     deployment: Deployment, world: World
 ) -> None:
     async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=0.3) as hurried:
         with pytest.raises(OutcomeUnknown, match="no worker has answered") as unknown:
-            await hurried.create(**an_outplan())
+            await hurried.create(**create_fields())
     id_ = unknown.value.message_id
     assert id_ in str(unknown.value)
 
     async with run_worker(deployment):
         await world.wait_for_event(id_)
         async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client:
-            assert (await client.create(**an_outplan(), message_id=id_)).duplicate is True
+            assert (await client.create(**create_fields(), message_id=id_)).duplicate is True
 
 
-async def test_what_no_queue_takes_is_no_verdict(deployment: Deployment, world: World) -> None:
+async def test_an_unroutable_command_has_an_unknown_outcome(
+    deployment: Deployment, world: World
+) -> None:
     await world.channel.queue_delete(f"{deployment.prefix}.commands")
     async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=0.3) as client:
         with pytest.raises(OutcomeUnknown, match="NO_ROUTE"):
-            await client.create(**an_outplan())
+            await client.create(**create_fields())
         with pytest.raises(OutcomeUnknown, match="NO_ROUTE"):
-            await client.send(Request.create(**an_outplan()))
+            await client.send(Request.create(**create_fields()))
 
 
-async def test_a_client_that_is_not_open_says_so_at_once(
+async def test_a_client_that_is_not_open_raises_at_once(
     deployment: Deployment, world: World
 ) -> None:
     client = OutplanClient(deployment.amqp_url, prefix=deployment.prefix)
-    for _ in ("not yet", "no more"):
+    for _ in ("before", "after"):
         with pytest.raises(RuntimeError, match="not open: call it inside of `async with`"):
-            await client.create(**an_outplan())
+            await client.create(**create_fields())
         with pytest.raises(RuntimeError, match="not open"):
-            await client.send(Request.create(**an_outplan()))
+            await client.send(Request.create(**create_fields()))
         async with client:
             with pytest.raises(RuntimeError, match="open already"):
                 async with client:
                     pass
-            await client.send(Request.create(**an_outplan()))
+            await client.send(Request.create(**create_fields()))
 
 
-async def test_a_call_in_flight_when_the_client_closes_ends_as_unknown_at_once(
+async def test_closing_the_client_ends_calls_in_flight_as_unknown(
     deployment: Deployment, world: World
 ) -> None:
     copies = await world.channel.declare_queue(exclusive=True)
@@ -272,14 +275,14 @@ async def test_a_call_in_flight_when_the_client_closes_ends_as_unknown_at_once(
         async with OutplanClient(
             deployment.amqp_url, prefix=deployment.prefix, timeout=60
         ) as client:
-            asking = asyncio.create_task(client.create(**an_outplan()))
+            asking = asyncio.create_task(client.create(**create_fields()))
             await anext(sent)
         async with asyncio.timeout(5):
             with pytest.raises(OutcomeUnknown, match="the client was closed"):
                 await asking
 
 
-async def test_calls_that_wait_for_a_connection_when_the_client_closes_end_as_unknown_at_once(
+async def test_closing_the_client_ends_calls_that_wait_for_a_connection_as_unknown(
     deployment: Deployment, world: World
 ) -> None:
     async with proxied(deployment.amqp_url) as proxy:
@@ -287,7 +290,10 @@ async def test_calls_that_wait_for_a_connection_when_the_client_closes_end_as_un
             proxy.budget = lambda: 0
             proxy.cut()
             await proxy.until(lambda: proxy.cuts >= 3)
-            calls = [client.create(**an_outplan()), client.send(Request.create(**an_outplan()))]
+            calls = [
+                client.create(**create_fields()),
+                client.send(Request.create(**create_fields())),
+            ]
             calling = [asyncio.create_task(call) for call in calls]
             await asyncio.wait(calling, timeout=0)
         async with asyncio.timeout(5):
@@ -296,28 +302,26 @@ async def test_calls_that_wait_for_a_connection_when_the_client_closes_end_as_un
                     await call
 
 
-async def test_a_broker_that_is_not_there_is_unreachable() -> None:
+async def test_a_missing_broker_is_unreachable() -> None:
     with pytest.raises(Unreachable, match=r"0\.2 s: .*[Cc]onnect"):
         async with OutplanClient("amqp://guest:guest@127.0.0.1:1/", timeout=0.2):
             pass
 
 
-async def test_a_place_without_a_service_is_said_to_be_that(
-    deployment: Deployment, world: World
-) -> None:
+async def test_a_missing_exchange_is_named(deployment: Deployment, world: World) -> None:
     with pytest.raises(Unreachable, match=r"no exchange 'nowhere\.commands'"):
         async with OutplanClient(deployment.amqp_url, prefix="nowhere", timeout=0.5):
             pass
 
 
-async def test_wrong_credentials_are_said_at_once(deployment: Deployment, world: World) -> None:
+async def test_wrong_credentials_are_refused_at_once(deployment: Deployment, world: World) -> None:
     wrong = URL(deployment.amqp_url).with_password("wrong")
     with pytest.raises(Refused, match="ACCESS_REFUSED"):
         async with OutplanClient(str(wrong), prefix=deployment.prefix, timeout=60):
             pass
 
 
-async def test_who_may_not_publish_is_told_that(
+async def test_a_user_without_publish_permission_gets_access_refused(
     servers: Servers, deployment: Deployment, world: World
 ) -> None:
     servers.rabbitmq.ctl("add_user", deployment.prefix, "secret")
@@ -325,22 +329,22 @@ async def test_who_may_not_publish_is_told_that(
     url = URL(deployment.amqp_url).with_user(deployment.prefix).with_password("secret")
     async with OutplanClient(str(url), prefix=deployment.prefix, timeout=1) as client:
         with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
-            await client.create(**an_outplan())
+            await client.create(**create_fields())
         with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
-            await client.send(Request.create(**an_outplan()))
-        verdict = await anext(client.send_many([Request.create(**an_outplan())]))
-        assert "ACCESS_REFUSED" in str(verdict.error)
+            await client.send(Request.create(**create_fields()))
+        result = await anext(client.send_many([Request.create(**create_fields())]))
+        assert "ACCESS_REFUSED" in str(result.error)
 
 
-async def test_what_is_refused_only_when_it_is_sent_again_is_no_verdict(
+async def test_a_resend_that_is_refused_leaves_the_outcome_unknown(
     servers: Servers, deployment: Deployment, world: World
 ) -> None:
-    async def allow(write: str) -> None:
+    async def allow_writes(write: str) -> None:
         rules = (deployment.prefix, ".*", write, ".*")
         await asyncio.to_thread(servers.rabbitmq.ctl, "set_permissions", "-p", "/", *rules)
 
     await asyncio.to_thread(servers.rabbitmq.ctl, "add_user", deployment.prefix, "secret")
-    await allow(".*")
+    await allow_writes(".*")
     url = URL(deployment.amqp_url).with_user(deployment.prefix).with_password("secret")
     copies = await world.channel.declare_queue(exclusive=True)
     await copies.bind(f"{deployment.prefix}.commands", "#")
@@ -349,15 +353,15 @@ async def test_what_is_refused_only_when_it_is_sent_again_is_no_verdict(
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=15) as client,
         copies.iterator(no_ack=True) as sent,
     ):
-        asking = asyncio.create_task(client.create(**an_outplan()))
+        asking = asyncio.create_task(client.create(**create_fields()))
         await anext(sent)
-        await allow("")
+        await allow_writes("")
         proxy.cut()
         with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
             await asking
 
 
-async def test_a_call_during_an_outage_says_what_the_outage_is(
+async def test_a_call_during_an_outage_names_the_connection_error(
     deployment: Deployment, world: World
 ) -> None:
     async with (
@@ -368,10 +372,10 @@ async def test_a_call_during_an_outage_says_what_the_outage_is(
         proxy.cut()
         await proxy.until(lambda: proxy.cuts >= 3)
         with pytest.raises(OutcomeUnknown, match="Connection"):
-            await client.create(**an_outplan())
+            await client.create(**create_fields())
 
 
-async def test_an_alarm_is_waited_out_and_named_where_it_lasts(
+async def test_a_call_waits_for_an_alarm_to_end_and_names_it_on_timeout(
     servers: Servers, deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with (
@@ -380,9 +384,9 @@ async def test_an_alarm_is_waited_out_and_named_where_it_lasts(
     ):
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
         try:
-            asking = asyncio.create_task(patient.create(**an_outplan(), message_id="alarmed"))
+            asking = asyncio.create_task(patient.create(**create_fields(), message_id="alarmed"))
             with pytest.raises(OutcomeUnknown, match="does not confirm it; in an alarm"):
-                await hurried.create(**an_outplan())
+                await hurried.create(**create_fields())
         finally:
             servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
         result = await asking
@@ -394,7 +398,7 @@ async def test_an_alarm_is_waited_out_and_named_where_it_lasts(
 @pytest.mark.parametrize(
     "url", ["", "localhost", "http://localhost/", "amqp://", "amqp://h:99999/"]
 )
-async def test_what_is_no_address_is_said_at_once(url: str) -> None:
+async def test_an_invalid_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(Refused, match="address should be"):
         async with OutplanClient(url, timeout=60):
             pass
@@ -403,26 +407,24 @@ async def test_what_is_no_address_is_said_at_once(url: str) -> None:
             pass
 
 
-async def test_a_virtual_host_that_is_not_there_is_said_to_be_that(
-    deployment: Deployment, world: World
-) -> None:
+async def test_a_missing_virtual_host_is_named(deployment: Deployment, world: World) -> None:
     wrong = URL(deployment.amqp_url).with_path("/nowhere")
     with pytest.raises(Unreachable, match="virtual host '/nowhere'"):
         async with OutplanClient(str(wrong), prefix=deployment.prefix, timeout=0.5):
             pass
 
 
-async def test_a_command_sent_without_waiting_is_with_the_broker(
+async def test_send_returns_once_the_broker_has_confirmed(
     deployment: Deployment, world: World
 ) -> None:
     async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client:
-        sent = await client.send(Request.create(**an_outplan()))
+        sent = await client.send(Request.create(**create_fields()))
     assert await world.count_waiting() == 1
     async with run_worker(deployment):
         assert (await world.wait_for_event(sent))["version"] == 1
 
 
-async def test_a_full_command_queue_is_waited_for_and_named_where_it_lasts(
+async def test_a_call_waits_for_a_full_command_queue_and_names_it_on_timeout(
     servers: Servers, deployment: Deployment, worker: WorkerProcess
 ) -> None:
     ctl, queue = servers.rabbitmq.ctl, f"{deployment.prefix}.commands"
@@ -436,7 +438,7 @@ async def test_a_full_command_queue_is_waited_for_and_named_where_it_lasts(
         OutplanClient(deployment.amqp_url, prefix=deployment.prefix) as client,
     ):
         while len(refused) < 3:
-            request = Request.create(**an_outplan())
+            request = Request.create(**create_fields())
             try:
                 await hasty.send(request)
             except OutcomeUnknown as error:
@@ -450,72 +452,72 @@ async def test_a_full_command_queue_is_waited_for_and_named_where_it_lasts(
     assert [(r.status, r.duplicate) for r in results] == [("accepted", False)] * 3
 
 
-async def test_each_of_many_has_its_own_verdict_in_the_order_given(client: OutplanClient) -> None:
+async def test_send_many_yields_one_result_a_command_in_order(client: OutplanClient) -> None:
     id_ = str(uuid4())
 
     async def requests() -> AsyncIterator[Request]:
-        yield Request.create(**an_outplan(id=id_))
-        yield Request.create(**an_outplan(name=""))
-        # Sent in turn for one outplan, however many are in flight.
+        yield Request.create(**create_fields(id=id_))
+        yield Request.create(**create_fields(name=""))
+        # send_many sends one outplan's commands one at a time.
         for n in range(50):
             yield Request.update(id_, name=f"name {n}", expected_version=n + 1)
         yield Request.update(id_, name="name 49")
         yield Request.delete(str(uuid4()))
 
-    told: list[int] = []
-    verdicts = [
-        v async for v in client.send_many(requests(), progress=lambda p: told.append(p.done))
+    done: list[int] = []
+    results = [
+        r async for r in client.send_many(requests(), progress=lambda p: done.append(p.done))
     ]
 
-    assert [v.status for v in verdicts] == (
+    assert [r.status for r in results] == (
         ["accepted", "rejected"] + ["accepted"] * 50 + ["unchanged", "rejected"]
     )
-    assert isinstance(verdicts[1].error, InvalidCommand)
-    assert isinstance(verdicts[-1].error, NotFound)
-    assert told == list(range(1, 55))
+    assert isinstance(results[1].error, InvalidCommand)
+    assert isinstance(results[-1].error, NotFound)
+    assert done == list(range(1, 55))
 
 
 @pytest.mark.timeout(120 + MANY // 100)
-async def test_memory_stays_flat_however_many_are_sent(deployment: Deployment) -> None:
-    given = taken = most = 0
+async def test_send_many_keeps_no_memory_of_finished_commands(deployment: Deployment) -> None:
+    sent = finished = most = 0
     sizes: list[int] = []
-    taking = asyncio.Event()
+    progress = asyncio.Event()
 
-    async def none_in_flight() -> None:
-        while taken < given:
-            taking.clear()
-            await taking.wait()
+    async def wait_for_results() -> None:
+        while finished < sent:
+            progress.clear()
+            await progress.wait()
 
     async def requests() -> AsyncIterator[Request]:
-        nonlocal given, most
+        nonlocal sent, most
         for _ in range(MANY):
-            if given in (1_000, MANY - 1):
-                await none_in_flight()
+            if sent in (1_000, MANY - 1):
+                await wait_for_results()
                 gc.collect()
                 sizes.append(tracemalloc.get_traced_memory()[0])
-            given += 1
-            most = max(most, given - taken)
-            yield Request.create(**an_outplan())
+            sent += 1
+            most = max(most, sent - finished)
+            yield Request.create(**create_fields())
 
-    # No witness here: it keeps whatever it hears.
+    # No World here: it keeps every message.
     async with (
         run_worker(deployment),
         OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=90) as client,
     ):
-        with traced_memory():
-            async for verdict in client.send_many(requests(), in_flight=100):
-                taken += 1
-                taking.set()
-                assert verdict.status == "accepted"
+        with trace_memory():
+            async for result in client.send_many(requests(), in_flight=100):
+                finished += 1
+                progress.set()
+                assert result.status == "accepted"
 
-    assert taken == MANY
-    assert most <= 102  # in flight, one that waits for a place, and the one that is taken
-    # Were anything kept of a command, it would be an id at the least, and that has 85 bytes.
+    assert finished == MANY
+    assert most <= 102  # 100 in flight, the next one, and the one whose result is being read
+    # The least that could stay of a command is its id, which takes 85 bytes.
     assert sizes[1] - sizes[0] < (MANY - 1_000) * 30
 
 
 @contextmanager
-def traced_memory() -> Iterator[None]:
+def trace_memory() -> Iterator[None]:
     tracemalloc.start()
     try:
         yield
@@ -523,27 +525,27 @@ def traced_memory() -> Iterator[None]:
         tracemalloc.stop()
 
 
-async def test_a_flow_that_is_left_early_leaves_nothing_running(client: OutplanClient) -> None:
+async def test_leaving_send_many_early_leaves_no_task_running(client: OutplanClient) -> None:
     def requests() -> Iterator[Request]:
         while True:
-            yield Request.create(**an_outplan())
+            yield Request.create(**create_fields())
 
     before = asyncio.all_tasks()
     flow = client.send_many(requests(), in_flight=10)
-    async for verdict in flow:
-        assert verdict.status == "accepted"
+    async for outcome in flow:
+        assert outcome.status == "accepted"
         break
     await flow.aclose()
-    await client.delete(verdict.result.outplan.id)  # type: ignore[union-attr]
+    await client.delete(outcome.result.outplan.id)  # type: ignore[union-attr]
     assert {t for t in asyncio.all_tasks() - before if "flow" in repr(t)} == set()
 
 
-async def test_a_call_that_is_cancelled_leaves_the_client_usable(
+async def test_a_cancelled_call_leaves_the_client_usable(
     client: OutplanClient, worker: WorkerProcess
 ) -> None:
     worker.signal(signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await client.create(**an_outplan(), message_id="given up")
+            await client.create(**create_fields(), message_id="given up")
     worker.signal(signal.SIGCONT)
-    assert (await client.create(**an_outplan(), message_id="given up")).status == "accepted"
+    assert (await client.create(**create_fields(), message_id="given up")).status == "accepted"

@@ -1,4 +1,4 @@
-"""The connection cut at any moment: every verdict is true, and nothing takes effect twice."""
+"""Cut the client's connection at random moments: every result is true, no command acts twice."""
 
 import asyncio
 import os
@@ -16,19 +16,20 @@ from tests.support.worker_process import WorkerProcess
 from tests.support.world import CUSTOMER, TEL, World, create_body
 
 CUTS = int(os.environ.get("OUTPLAN_TEST_CUTS", "1000"))
-TELLERS = 8
+CALLERS = 8
 
 
-async def told(asking: Awaitable[Result]) -> str:
+async def summarize(call: Awaitable[Result]) -> str:
+    """Return the status and version of a result, or the code of its rejection."""
     try:
-        result = await asking
+        result = await call
     except CommandRejected as error:
         return error.code
     return f"{result.status} {result.version}"
 
 
-async def a_life(client: OutplanClient) -> tuple[str, list[str], list[str]]:
-    """An outplan's life, of one writer: each verdict can be foretold. Its id, what was told."""
+async def run_lifecycle(client: OutplanClient) -> tuple[str, list[str]]:
+    """Send one outplan's commands one at a time and check each result; return its id and events."""
     id_ = str(uuid4())
     commands: list[tuple[Request, str]] = [
         (Request.update(id_, name="too early"), "not_found"),
@@ -42,39 +43,39 @@ async def a_life(client: OutplanClient) -> tuple[str, list[str], list[str]]:
         (Request.update(id_, name="e"), "not_found"),
         (Request.delete(id_), "unchanged 4"),
     ]
-    verdicts = [await told(client.ask(request)) for request, _ in commands]
-    assert verdicts == [expected for _, expected in commands]
+    results = [await summarize(client.ask(request)) for request, _ in commands]
+    assert results == [expected for _, expected in commands]
     accepted = [r.message_id for r, expected in commands if expected.startswith("accepted")]
-    return id_, accepted, verdicts
+    return id_, accepted
 
 
 @pytest.mark.timeout(900)
-async def test_connections_cut_at_random_moments_make_no_false_verdict_and_no_second_effect(
+async def test_random_connection_cuts_cause_no_false_result_and_no_second_effect(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     luck = random.Random()
-    lives: list[tuple[str, list[str], list[str]]] = []
+    lifecycles: list[tuple[str, list[str]]] = []
 
-    async def tell(client: OutplanClient, proxy: Proxy) -> None:
+    async def repeat_lifecycles(client: OutplanClient, proxy: Proxy) -> None:
         while proxy.cuts < CUTS:
-            lives.append(await a_life(client))
+            lifecycles.append(await run_lifecycle(client))
 
     async with (
         proxied(deployment.amqp_url) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=120) as client,
     ):
-        # A session is opened with some 2,000 bytes, and a command and its reply have 1,400.
+        # Opening a session takes about 2,000 bytes, a command and its reply 1,400.
         proxy.budget = lambda: luck.randrange(20_000) if proxy.cuts < CUTS else None
         proxy.cut()
-        await asyncio.gather(*(tell(client, proxy) for _ in range(TELLERS)))
+        await asyncio.gather(*(repeat_lifecycles(client, proxy) for _ in range(CALLERS)))
 
     assert proxy.cuts >= CUTS
-    for id_, accepted, _ in lives:
+    for id_, accepted in lifecycles:
         assert [e["_id"] for e in await world.read_history(id_)] == accepted
-    assert len((await world.read_documents())[1]) == 4 * len(lives)
+    assert len((await world.read_documents())[1]) == 4 * len(lifecycles)
 
 
-async def test_what_a_lost_connection_still_delivers_cannot_belie_the_verdict(
+async def test_a_command_still_in_the_lost_connection_does_not_falsify_the_result(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     id_ = str(uuid4())
@@ -83,30 +84,30 @@ async def test_what_a_lost_connection_still_delivers_cannot_belie_the_verdict(
         OutplanClient(proxy.url, prefix=deployment.prefix) as client,
     ):
         proxy.stall("up")
-        asking = asyncio.create_task(client.update(id_, name="late"))
+        updating = asyncio.create_task(client.update(id_, name="late"))
         await proxy.until(lambda: proxy.held > 0)
         before = proxy.connections
         proxy.strand()
-        # The client is back, twice; what it sent at first is on its way yet. Were it to send the
-        # command again now, it would hear that there is no such outplan.
+        # Both of the client's connections are back, while its first publish is still in the lost
+        # one. A resend at this moment would be rejected: there is no such outplan yet.
         await proxy.until(lambda: proxy.connections >= before + 2)
         assert (await world.ask("outplan_create", create_body(id=id_)))["version"] == 1
         proxy.release()
-        result = await asking
+        result = await updating
 
-    # Of the first sending RabbitMQ has taken the command, or dropped it with its connection.
+    # RabbitMQ either accepted the first publish or dropped it with its connection.
     assert (result.status, result.version) == ("accepted", 2)
     assert [e["_id"] for e in await world.read_history(id_)][1:] == [result.message_id]
 
 
-async def test_a_confirmed_command_was_sent_whatever_was_cut(
+async def test_every_confirmed_command_takes_effect_despite_cuts(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with (
         proxied(deployment.amqp_url) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client,
     ):
-        proxy.budget = iter_of(3_000, 2_500, 4_000, 3_500)
+        proxy.budget = budgets(3_000, 2_500, 4_000, 3_500)
         proxy.cut()
         sent = [
             await client.send(Request.create(customer_id=CUSTOMER, name="x", source=TEL))
@@ -117,7 +118,7 @@ async def test_a_confirmed_command_was_sent_whatever_was_cut(
     assert len((await world.read_documents())[1]) == 20
 
 
-async def test_many_for_one_outplan_stay_in_turn_whatever_is_cut(
+async def test_send_many_keeps_one_outplans_order_despite_cuts(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     id_, luck = str(uuid4()), random.Random()
@@ -131,12 +132,12 @@ async def test_many_for_one_outplan_stay_in_turn_whatever_is_cut(
     ):
         proxy.budget = lambda: luck.randrange(3_000, 9_000) if proxy.cuts < 8 else None
         proxy.cut()
-        verdicts = [verdict.status async for verdict in client.send_many(requests)]
+        statuses = [result.status async for result in client.send_many(requests)]
 
     assert proxy.cuts >= 4
-    assert verdicts == ["accepted"] * 60
+    assert statuses == ["accepted"] * 60
 
 
-def iter_of(*budgets: int) -> Callable[[], int | None]:
-    left: list[Any] = list(budgets)
+def budgets(*sizes: int) -> Callable[[], int | None]:
+    left: list[Any] = list(sizes)
     return lambda: left.pop(0) if left else None

@@ -1,8 +1,7 @@
-"""Every piece of docs/clients.md, run as it stands there, beside a worker."""
+"""Run every code block of docs/clients.md unchanged against a worker."""
 
 import asyncio
 import os
-import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,15 +16,12 @@ from outplan.testing.containers import container_servers
 from outplan.testing.processes import process_servers, reserved_ports
 from outplan.testing.servers import MODE_VARIABLE, Servers, ServersUnavailable
 from tests.support.deployment import Deployment
+from tests.support.examples import read_code_blocks, run_program
 from tests.support.worker_process import run_worker
 
-PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+PAGE = "docs/clients.md"
 AMQPLIB = "amqplib@2.3.1"
 NODE = shutil.which("node")
-
-
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +31,8 @@ def http_port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def managed(http_port: int) -> Iterator[Servers]:
-    """Servers of this file's own, with the management plugin and the names of the page."""
+def managed_servers(http_port: int) -> Iterator[Servers]:
+    """Start servers for this module, with RabbitMQ's management plugin."""
     openers = [process_servers, container_servers]
     if os.environ.get(MODE_VARIABLE) == "docker":
         openers.reverse()
@@ -49,29 +45,22 @@ def managed(http_port: int) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-async def broker(managed: Servers) -> AsyncIterator[str]:
-    """The address of a broker with a worker, under the names of the page."""
-    deployment = Deployment(managed.rabbitmq.url, managed.mongodb.url, prefix="outplan")
+async def broker(managed_servers: Servers) -> AsyncIterator[str]:
+    """Run a worker with the prefix of the page; return the broker's URL."""
+    deployment = Deployment(
+        managed_servers.rabbitmq.url, managed_servers.mongodb.url, prefix="outplan"
+    )
     async with run_worker(deployment):
         yield deployment.amqp_url
 
 
-async def ran(*program: str, folder: Path, broker: str = "") -> str:
-    process = await asyncio.create_subprocess_exec(
-        *program,
-        cwd=folder,
-        env={**os.environ, "HOME": str(folder), "OUTPLAN_AMQP_URL": broker},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(90):
-        out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
+async def run(*program: str, folder: Path, broker: str = "") -> str:
+    environment = {**os.environ, "HOME": str(folder), "OUTPLAN_AMQP_URL": broker}
+    return await run_program(*program, folder=folder, environment=environment)
 
 
 @pytest.mark.parametrize(
-    ("number", "printed"),
+    ("number", "expected"),
     [
         (
             0,
@@ -96,51 +85,53 @@ async def ran(*program: str, folder: Path, broker: str = "") -> str:
     ],
     ids=["client", "no answer", "many", "events", "pika"],
 )
-async def test_the_python_of_the_page_does_what_it_says(
-    broker: str, tmp_path: Path, number: int, printed: list[str]
+async def test_python_examples_print_what_the_page_says(
+    broker: str, tmp_path: Path, number: int, expected: list[str]
 ) -> None:
-    program = snippets("python")[number]
-    out = await ran(sys.executable, "-W", "error", "-c", program, folder=tmp_path, broker=broker)
+    program = read_code_blocks(PAGE, "python")[number]
+    out = await run(sys.executable, "-W", "error", "-c", program, folder=tmp_path, broker=broker)
 
-    assert [text for text in printed if text not in out] == [], out
+    assert [text for text in expected if text not in out] == [], out
 
 
-def test_all_python_of_the_page_is_run() -> None:
+def test_every_python_example_is_tested() -> None:
     # The sixth one, which deletes, runs in test_readme.py.
-    assert len(snippets("python")) == 6
+    assert len(read_code_blocks(PAGE, "python")) == 6
 
 
-@pytest.mark.skipif(NODE is None, reason="there is no node")
-async def test_the_javascript_of_the_page_does_what_it_says(broker: str, tmp_path: Path) -> None:
-    (program,) = snippets("js")
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+async def test_the_javascript_example_prints_what_the_page_says(
+    broker: str, tmp_path: Path
+) -> None:
+    (program,) = read_code_blocks(PAGE, "js")
     (tmp_path / "create.js").write_text(program)
-    await ran("npm", "install", "--no-audit", "--no-fund", AMQPLIB, folder=tmp_path)
-    out = await ran("node", "create.js", folder=tmp_path, broker=broker)
+    await run("npm", "install", "--no-audit", "--no-fund", AMQPLIB, folder=tmp_path)
+    out = await run("node", "create.js", folder=tmp_path, broker=broker)
 
     assert out.startswith("outplan_created.5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11.")
     assert out.endswith(" node\n")
 
 
-async def test_the_rabbitmqadmin_of_the_page_does_what_it_says(
+async def test_the_rabbitmqadmin_example_prints_what_the_page_says(
     broker: str, http_port: int, tmp_path: Path
 ) -> None:
-    publish, receive = snippets("sh")
+    publish, receive = read_code_blocks(PAGE, "sh")
     (tmp_path / ".rabbitmqadmin.conf").write_text(
         f"[default]\nhostname = 127.0.0.1\nport = {http_port}\n"
     )
-    await answering(http_port)
+    await wait_for_management(http_port)
     publish = publish.replace("http://localhost:15672/", f"http://127.0.0.1:{http_port}/")
-    assert "published" in await ran("bash", "-euc", publish, folder=tmp_path)
-    await filled(broker, "mine")
-    received = await ran("bash", "-euc", receive, folder=tmp_path)
+    assert "published" in await run("bash", "-euc", publish, folder=tmp_path)
+    await wait_for_message(broker, "mine")
+    received = await run("bash", "-euc", receive, folder=tmp_path)
 
     assert '"type":"outplan_created"' in received
     assert '"name":"by hand"' in received
     assert "queue deleted" in received
 
 
-async def answering(http_port: int) -> None:
-    """Await the plugin, which may be ready a moment after the broker."""
+async def wait_for_management(http_port: int) -> None:
+    """Wait for the management plugin, which starts a moment after the broker."""
     async with asyncio.timeout(30), aiohttp.ClientSession() as http:
         while True:
             try:
@@ -152,8 +143,8 @@ async def answering(http_port: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def filled(broker: str, queue: str) -> None:
-    """Await a message in a queue."""
+async def wait_for_message(broker: str, queue: str) -> None:
+    """Wait until a queue has a message."""
     async with asyncio.timeout(30), await aio_pika.connect(broker) as connection:
         channel = await connection.channel()
         while not (

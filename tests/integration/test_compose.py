@@ -1,4 +1,4 @@
-"""``docker compose up`` as the README has it: all of it comes up, works, and comes back."""
+"""Test ``docker compose up`` as the README describes it: start, commands, restart."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests.support.brokers import skip_without_docker
 from tests.support.leak_check import wait_until
 from tests.support.modes import an_outplan
 
-# The image is built first, and its packages are fetched.
+# Building the image and downloading its packages takes minutes.
 pytestmark = pytest.mark.timeout(600)
 
 FILE = Path(__file__).parents[2] / "docker-compose.yml"
@@ -25,28 +25,28 @@ DRAIN = "import os, signal; os.kill(1, signal.SIGTERM)"
 
 
 class Project(NamedTuple):
-    """The containers of one ``docker compose up``, and the ports of this machine they have."""
+    """Identify the containers of one ``docker compose up`` and their ports on this machine."""
 
     name: str
     ports: dict[str, str]
 
     def compose(self, *arguments: str) -> str:
         command = ["docker", "compose", "--file", str(FILE), "--project-name", self.name]
-        told = subprocess.run(
+        process = subprocess.run(
             [*command, *arguments],
             env=os.environ | self.ports,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert told.returncode == 0, told.stdout + told.stderr
-        return told.stdout
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
 
     def is_ready(self) -> bool:
         return is_ready(int(self.ports["HTTP_PORT"]))
 
     async def create(self) -> int:
-        """The version of a new outplan."""
+        """Create an outplan and return its version."""
         url = f"amqp://guest:guest@127.0.0.1:{self.ports['AMQP_PORT']}/"
         async with OutplanClient(url) as client:
             return (await client.create(**an_outplan())).version
@@ -60,27 +60,27 @@ def project() -> Iterator[Project]:
     ).returncode:
         pytest.skip("docker has no compose")
     with reserved_ports(len(PORTS)) as ports:
-        found = Project(f"outplan-{token_hex(4)}", dict(zip(PORTS, map(str, ports), strict=True)))
+        project = Project(f"outplan-{token_hex(4)}", dict(zip(PORTS, map(str, ports), strict=True)))
         try:
-            found.compose("up", "--build", "--wait")
-            yield found
+            project.compose("up", "--build", "--wait")
+            yield project
         finally:
-            found.compose("down", "--volumes")
+            project.compose("down", "--volumes")
 
 
-async def test_it_is_up_and_takes_commands_when_it_says_so(project: Project) -> None:
+async def test_compose_up_returns_when_the_worker_takes_commands(project: Project) -> None:
     assert project.is_ready()
     assert await project.create() == 1
 
 
-async def test_a_worker_that_ends_is_started_again(project: Project) -> None:
+async def test_a_worker_that_exits_is_restarted(project: Project) -> None:
     worker = project.compose("ps", "--quiet", "worker").strip()
-    before = started(worker)
+    before = read_start_time(worker)
     project.compose("exec", "-T", "worker", "python", "-c", DRAIN)
-    wait_until(lambda: started(worker) != before and project.is_ready())
+    wait_until(lambda: read_start_time(worker) != before and project.is_ready())
     assert await project.create() == 1
 
 
-def started(container: str) -> str:
-    asked = ["docker", "inspect", "--format", "{{.State.StartedAt}}", container]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+def read_start_time(container: str) -> str:
+    command = ["docker", "inspect", "--format", "{{.State.StartedAt}}", container]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

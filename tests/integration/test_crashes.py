@@ -1,4 +1,4 @@
-"""A worker killed at each point of a command's way: once in effect, every event seen."""
+"""Kill workers at each step of a batch: every command takes effect once, every event is sent."""
 
 import signal
 
@@ -16,7 +16,7 @@ POINTS = ("received", "loaded", "committed", "half published", "published")
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_killed_worker_loses_and_repeats_nothing(
+async def test_a_worker_killed_at_any_step_loses_and_repeats_no_command(
     deployment: Deployment, world: World, point: str
 ) -> None:
     scenario = build_scenario()
@@ -25,7 +25,7 @@ async def test_a_killed_worker_loses_and_repeats_nothing(
     victim = await start_worker(deployment, module=CRASHING, CRASH_AT=point)
     assert await victim.wait() == -signal.SIGKILL, victim.errors
     async with run_worker(deployment) as successor:
-        # Its event tells that all before it is done, published once or twice as it may be.
+        # Commands are processed in order: once this event arrives, all earlier ones are done.
         last = scenario.add("outplan_create", create := create_body(), "accepted")
         await world.send("outplan_create", create, message_id=last)
         await world.wait_for_event(last)
@@ -35,7 +35,7 @@ async def test_a_killed_worker_loses_and_repeats_nothing(
     assert await world.count_waiting() == 0
 
 
-async def test_workers_killed_at_one_point_after_the_other_get_there(
+async def test_a_series_of_killed_workers_finishes_the_load(
     deployment: Deployment, world: World
 ) -> None:
     scenario = build_scenario(outplans=12, rounds=8)
@@ -50,7 +50,7 @@ async def test_workers_killed_at_one_point_after_the_other_get_there(
         await assert_scenario(world, scenario)
 
 
-async def test_a_command_that_kills_every_worker_ends_rejected_and_alone(
+async def test_a_poison_message_is_rejected_and_no_other_command(
     deployment: Deployment, world: World
 ) -> None:
     healthy = [await world.send("outplan_create", create_body()) for _ in range(20)]
@@ -69,7 +69,7 @@ async def test_a_command_that_kills_every_worker_ends_rejected_and_alone(
     assert len(world.rejected) == 1
 
 
-async def test_a_command_that_meets_a_bug_holds_up_nobody_for_long(
+async def test_a_command_that_raises_is_rejected_and_delays_no_other(
     deployment: Deployment, world: World
 ) -> None:
     async with run_worker(deployment, module=CRASHING):

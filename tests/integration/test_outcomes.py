@@ -1,4 +1,4 @@
-"""Every outcome and every problem code, for each command, through the broker."""
+"""Test every outcome and every problem code of each command through the broker."""
 
 import json
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ async def world(servers: Servers) -> AsyncIterator[World]:
         yield found
 
 
-async def created(world: World, **fields: Any) -> Document:
+async def create_outplan(world: World, **fields: Any) -> Document:
     reply = await world.ask("outplan_create", create_body(**fields))
     assert reply["status"] == "accepted"
     outplan: Document = reply["outplan"]
@@ -42,12 +42,12 @@ async def created(world: World, **fields: Any) -> Document:
 
 
 async def assert_rejected(
-    world: World, name: str, body: Document, code: str, **how: Any
+    world: World, name: str, body: Document, code: str, **properties: Any
 ) -> Document:
-    """The problem, after all that a rejection promises has been looked at."""
-    id_ = how.setdefault("message_id", str(uuid4()))
+    """Send a command and check everything about its rejection; return the problem."""
+    id_ = properties.setdefault("message_id", str(uuid4()))
     stored = await world.read_documents()
-    reply = await world.ask(name, body, **how)
+    reply = await world.ask(name, body, **properties)
     problem: Document = reply["problem"]
     assert schemas.violations("reply", reply) == ()
     assert (reply["status"], problem["code"], reply["duplicate"]) == ("rejected", code, False)
@@ -60,7 +60,7 @@ async def assert_rejected(
     return problem
 
 
-async def test_a_create_is_stored_announced_and_answered(world: World) -> None:
+async def test_a_create_is_stored_published_and_replied(world: World) -> None:
     reply = await world.ask("outplan_create", create_body(max_try_count_0=5), message_id="create-1")
     outplan = reply["outplan"]
     event = await world.wait_for_event("create-1")
@@ -103,7 +103,7 @@ async def test_a_create_is_stored_announced_and_answered(world: World) -> None:
     }
 
 
-async def test_an_event_says_in_its_properties_what_it_is_about(world: World) -> None:
+async def test_an_event_has_the_properties_and_headers_of_the_contract(world: World) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     reply = await world.ask(
         "outplan_create",
@@ -132,7 +132,7 @@ async def test_an_event_says_in_its_properties_what_it_is_about(world: World) ->
     assert event.timestamp.strftime("%Y-%m-%d %H:%M:%S") == json.loads(event.body)["time"][:19]
 
 
-async def test_a_create_without_an_id_gets_the_same_one_each_time(world: World) -> None:
+async def test_a_create_without_an_id_gets_one_from_its_message_id(world: World) -> None:
     first = await world.ask("outplan_create", create_body(), message_id="derive")
     again = await world.ask("outplan_create", create_body(), message_id="derive")
     other = await world.ask("outplan_create", create_body(), message_id="derive-other")
@@ -141,7 +141,7 @@ async def test_a_create_without_an_id_gets_the_same_one_each_time(world: World) 
 
 
 async def test_a_create_with_an_id_in_use_already_exists(world: World) -> None:
-    outplan = await created(world)
+    outplan = await create_outplan(world)
     body = create_body(id=outplan["id"], customer_id=OTHER_CUSTOMER)
 
     problem = await assert_rejected(world, "outplan_create", body, "already_exists")
@@ -151,14 +151,14 @@ async def test_a_create_with_an_id_in_use_already_exists(world: World) -> None:
 
 
 async def test_a_create_with_the_id_of_a_deleted_outplan_already_exists(world: World) -> None:
-    outplan = await created(world)
+    outplan = await create_outplan(world)
     await world.ask("outplan_delete", {"id": outplan["id"]})
 
     await assert_rejected(world, "outplan_create", create_body(id=outplan["id"]), "already_exists")
 
 
-async def test_an_update_changes_what_it_names_and_says_what_changed(world: World) -> None:
-    outplan = await created(world)
+async def test_an_update_changes_its_fields_and_lists_the_changed_ones(world: World) -> None:
+    outplan = await create_outplan(world)
     body = {"id": outplan["id"], "try_interval": 0, "name": "renamed", "detail": ""}
 
     reply = await world.ask("outplan_update", body, message_id="update-1")
@@ -175,8 +175,8 @@ async def test_an_update_changes_what_it_names_and_says_what_changed(world: Worl
     assert (document["version"], document["try_interval"]) == (2, 0)
 
 
-async def test_an_update_replaces_the_source_whole(world: World) -> None:
-    outplan = await created(world, source={**TEL, "name": "desk", "detail": "third floor"})
+async def test_an_update_replaces_the_whole_source(world: World) -> None:
+    outplan = await create_outplan(world, source={**TEL, "name": "desk", "detail": "third floor"})
     source = {"type": "sip", "target": "alice@example.com"}
 
     reply = await world.ask("outplan_update", {"id": outplan["id"], "source": source})
@@ -184,8 +184,8 @@ async def test_an_update_replaces_the_source_whole(world: World) -> None:
     assert reply["outplan"]["source"] == {**source, "target_name": "", "name": "", "detail": ""}
 
 
-async def test_an_update_that_changes_no_value_leaves_no_trace(world: World) -> None:
-    outplan = await created(world)
+async def test_an_update_without_changes_stores_and_publishes_nothing(world: World) -> None:
+    outplan = await create_outplan(world)
     body = {"id": outplan["id"], "dial_timeout": 30_000.0, "source": TEL}
     stored = await world.read_documents()
 
@@ -198,22 +198,22 @@ async def test_an_update_that_changes_no_value_leaves_no_trace(world: World) -> 
     assert world.find_events("same") == []
 
 
-async def test_an_unchanged_command_sent_again_is_judged_afresh(world: World) -> None:
-    outplan = await created(world)
+async def test_an_unchanged_command_is_decided_again_when_resent(world: World) -> None:
+    outplan = await create_outplan(world)
     body = {"id": outplan["id"], "dial_timeout": 30_000}
-    first = await world.ask("outplan_update", body, message_id="afresh")
+    first = await world.ask("outplan_update", body, message_id="resent")
     await world.ask("outplan_update", {"id": outplan["id"], "dial_timeout": 40_000})
 
-    again = await world.ask("outplan_update", body, message_id="afresh")
+    again = await world.ask("outplan_update", body, message_id="resent")
 
     assert [first["status"], again["status"], again["version"]] == ["unchanged", "accepted", 3]
 
 
-async def test_a_rejected_command_sent_again_is_judged_afresh(world: World) -> None:
+async def test_a_rejected_command_is_decided_again_when_resent(world: World) -> None:
     id_ = str(uuid4())
     body = {"id": id_, "name": "early"}
     await assert_rejected(world, "outplan_update", body, "not_found", message_id="early")
-    await created(world, id=id_)
+    await create_outplan(world, id=id_)
 
     reply = await world.ask("outplan_update", body, message_id="early")
 
@@ -221,7 +221,7 @@ async def test_a_rejected_command_sent_again_is_judged_afresh(world: World) -> N
 
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
-async def test_no_such_outplan_is_not_found(world: World, name: str) -> None:
+async def test_an_unknown_outplan_is_not_found(world: World, name: str) -> None:
     body = {"id": str(uuid4())} | ({"name": "x"} if name == "outplan_update" else {})
 
     problem = await assert_rejected(world, name, body, "not_found")
@@ -231,7 +231,7 @@ async def test_no_such_outplan_is_not_found(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
 async def test_another_customers_outplan_is_not_found(world: World, name: str) -> None:
-    outplan = await created(world)
+    outplan = await create_outplan(world)
     body = {"id": outplan["id"], "customer_id": OTHER_CUSTOMER}
     body |= {"name": "x"} if name == "outplan_update" else {}
 
@@ -241,8 +241,8 @@ async def test_another_customers_outplan_is_not_found(world: World, name: str) -
 
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
-async def test_an_expected_version_that_has_passed_conflicts(world: World, name: str) -> None:
-    outplan = await created(world)
+async def test_an_old_expected_version_is_a_version_conflict(world: World, name: str) -> None:
+    outplan = await create_outplan(world)
     await world.ask("outplan_update", {"id": outplan["id"], "name": "second"})
     body = {"id": outplan["id"], "expected_version": 1}
     body |= {"name": "third"} if name == "outplan_update" else {}
@@ -253,29 +253,27 @@ async def test_an_expected_version_that_has_passed_conflicts(world: World, name:
 
 
 @pytest.mark.parametrize("name", ["outplan_update", "outplan_delete"])
-async def test_an_expected_version_that_holds_lets_the_command_through(
-    world: World, name: str
-) -> None:
-    outplan = await created(world)
+async def test_a_current_expected_version_is_accepted(world: World, name: str) -> None:
+    outplan = await create_outplan(world)
     body = {"id": outplan["id"], "customer_id": CUSTOMER, "expected_version": 1}
     body |= {"name": "second"} if name == "outplan_update" else {}
 
     assert (await world.ask(name, body))["version"] == 2
 
 
-async def test_a_delete_marks_the_outplan_and_is_announced(world: World) -> None:
-    outplan = await created(world)
+async def test_a_delete_sets_tm_delete_and_publishes_an_event(world: World) -> None:
+    outplan = await create_outplan(world)
 
     reply = await world.ask("outplan_delete", {"id": outplan["id"]}, message_id="delete-1")
     event = await world.wait_for_event("delete-1")
 
-    gone = {**outplan, "tm_update": event["time"], "tm_delete": event["time"]}
-    assert (reply["status"], reply["version"], reply["outplan"]) == ("accepted", 2, gone)
-    assert (event["type"], event["data"], "changed" in event) == ("outplan_deleted", gone, False)
+    deleted = {**outplan, "tm_update": event["time"], "tm_delete": event["time"]}
+    assert (reply["status"], reply["version"], reply["outplan"]) == ("accepted", 2, deleted)
+    assert (event["type"], event["data"], "changed" in event) == ("outplan_deleted", deleted, False)
 
 
-async def test_a_delete_of_what_is_deleted_changes_nothing(world: World) -> None:
-    outplan = await created(world)
+async def test_a_repeated_delete_is_unchanged(world: World) -> None:
+    outplan = await create_outplan(world)
     await world.ask("outplan_delete", {"id": outplan["id"]})
 
     reply = await world.ask("outplan_delete", {"id": outplan["id"]})
@@ -284,7 +282,7 @@ async def test_a_delete_of_what_is_deleted_changes_nothing(world: World) -> None
 
 
 async def test_a_deleted_outplan_cannot_be_updated(world: World) -> None:
-    outplan = await created(world)
+    outplan = await create_outplan(world)
     await world.ask("outplan_delete", {"id": outplan["id"]})
 
     body = {"id": outplan["id"], "name": "too late"}
@@ -292,8 +290,8 @@ async def test_a_deleted_outplan_cannot_be_updated(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["outplan_create", "outplan_update", "outplan_delete"])
-async def test_the_same_command_again_is_a_duplicate(world: World, name: str) -> None:
-    outplan = await created(world)
+async def test_a_resent_command_is_a_duplicate(world: World, name: str) -> None:
+    outplan = await create_outplan(world)
     body: Document = {
         "outplan_create": create_body(name="twice"),
         "outplan_update": {"id": outplan["id"], "name": "twice", "dial_timeout": 31_000},
@@ -304,8 +302,8 @@ async def test_the_same_command_again_is_a_duplicate(world: World, name: str) ->
     if name == "outplan_update":
         await world.ask(name, {"id": outplan["id"], "name": "and on"})
 
-    respelt = json.dumps(dict(reversed(body.items())), indent=3).replace("31000", "31000.0")
-    again = await world.ask(name, respelt.encode(), message_id=id_)
+    reformatted = json.dumps(dict(reversed(body.items())), indent=3).replace("31000", "31000.0")
+    again = await world.ask(name, reformatted.encode(), message_id=id_)
 
     assert again == {**first, "duplicate": True}
     await world.wait_for(lambda: len(world.find_events(id_)) == 2)
@@ -316,8 +314,8 @@ async def test_the_same_command_again_is_a_duplicate(world: World, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["outplan_create", "outplan_update", "outplan_delete"])
-async def test_a_message_id_with_other_content_is_refused(world: World, name: str) -> None:
-    outplan = await created(world)
+async def test_a_message_id_with_another_body_is_rejected(world: World, name: str) -> None:
+    outplan = await create_outplan(world)
     await world.ask("outplan_create", create_body(name="one"), message_id=f"reused-{name}")
     body: Document = {
         "outplan_create": create_body(name="two"),
@@ -333,7 +331,7 @@ async def test_a_message_id_with_other_content_is_refused(world: World, name: st
 
 
 @pytest.mark.parametrize("name", ["outplan_create", "outplan_update", "outplan_delete"])
-async def test_a_command_that_breaks_its_schema_hears_every_rule(world: World, name: str) -> None:
+async def test_an_invalid_command_gets_every_validation_error(world: World, name: str) -> None:
     body: Document = {
         "outplan_create": {"name": "", "source": {"type": "tel", "target": "12"}, "dial": 1},
         "outplan_update": {"id": str(uuid4()), "dial_timeout": 30, "try_interval": 60, "nam": ""},
@@ -354,7 +352,7 @@ async def test_a_command_that_breaks_its_schema_hears_every_rule(world: World, n
     assert problem["status"] == 422
 
 
-async def test_a_command_without_a_message_id_is_refused(world: World) -> None:
+async def test_a_command_without_a_message_id_is_rejected(world: World) -> None:
     body = json.dumps(create_body()).encode()
     reply = await world.ask_raw("outplan_create", body, headers={"mark": "nameless"})
 
@@ -365,13 +363,13 @@ async def test_a_command_without_a_message_id_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["outplan_explode", "outplan.create", "", "#"])
-async def test_an_unknown_command_is_refused(world: World, name: str) -> None:
+async def test_an_unknown_command_is_rejected(world: World, name: str) -> None:
     problem = await assert_rejected(world, name, create_body(), "unknown_command")
 
     assert problem["status"] == 400
 
 
-async def test_a_rejected_copy_is_what_was_sent_with_headers_added(world: World) -> None:
+async def test_a_rejected_copy_keeps_everything_and_adds_headers(world: World) -> None:
     body = b'{"id": "7",\n   "name": "as it was"}'
     sent: dict[str, Any] = {
         "content_type": "application/vnd.example+json",
@@ -408,7 +406,7 @@ async def test_a_rejected_copy_is_what_was_sent_with_headers_added(world: World)
     assert added["x-original-routing-key"] == "elsewhere"
 
 
-async def test_another_users_user_id_is_kept_in_a_header(world: World) -> None:
+async def test_a_rejected_copy_keeps_the_user_id(world: World) -> None:
     reply = await world.ask("outplan_create", b"{}", message_id="whose", user_id="guest")
     copy = await world.wait_for_rejected("whose")
 
@@ -416,14 +414,14 @@ async def test_another_users_user_id_is_kept_in_a_header(world: World) -> None:
     assert copy.user_id == "guest"
 
 
-async def test_a_reply_queue_that_has_gone_is_no_error(world: World) -> None:
+async def test_a_missing_reply_queue_is_no_error(world: World) -> None:
     id_ = await world.send("outplan_create", create_body(), reply_to="nobody.is.here")
 
     assert (await world.wait_for_event(id_))["version"] == 1
     assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
 
 
-async def test_a_command_without_reply_to_is_done_all_the_same(world: World) -> None:
+async def test_a_command_without_reply_to_takes_effect(world: World) -> None:
     id_ = await world.send("outplan_create", create_body(), reply_to=None)
     wrong = await world.send("outplan_create", {}, reply_to=None)
 
@@ -432,22 +430,22 @@ async def test_a_command_without_reply_to_is_done_all_the_same(world: World) -> 
     assert not world.replies[id_]
 
 
-async def test_without_a_correlation_id_the_reply_carries_the_message_id(world: World) -> None:
+async def test_without_a_correlation_id_the_reply_has_the_message_id(world: World) -> None:
     id_ = await world.send("outplan_create", create_body(), correlation_id=None)
 
     await world.wait_for(lambda: bool(world.replies[id_]))
     assert world.replies[id_][0]["command_id"] == id_
 
 
-async def test_the_type_decides_over_the_routing_key(world: World) -> None:
-    outplan = await created(world)
+async def test_the_type_property_overrides_the_routing_key(world: World) -> None:
+    outplan = await create_outplan(world)
 
     reply = await world.ask("outplan_create", {"id": outplan["id"]}, type="outplan_delete")
 
     assert reply["outplan"]["tm_delete"] != NEVER
 
 
-async def test_straight_to_the_queue_the_type_names_the_command(world: World) -> None:
+async def test_a_command_sent_to_the_queue_is_named_by_its_type(world: World) -> None:
     reply = await world.ask(None, create_body(), to_queue=True, type="outplan_create")
     nameless = await world.ask(None, create_body(), to_queue=True)
 
@@ -455,7 +453,7 @@ async def test_straight_to_the_queue_the_type_names_the_command(world: World) ->
     assert nameless["problem"]["code"] == "unknown_command"
 
 
-async def test_a_reply_reaches_a_direct_reply_to(world: World) -> None:
+async def test_direct_reply_to_works(world: World) -> None:
     async with await aio_pika.connect(world.deployment.amqp_url) as connection:
         channel = await connection.channel()
         direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
@@ -469,7 +467,7 @@ async def test_a_reply_reaches_a_direct_reply_to(world: World) -> None:
     assert json.loads(reply.body)["status"] == "accepted"
 
 
-async def test_upper_case_uuids_are_stored_in_lower_case(world: World) -> None:
+async def test_uuids_are_stored_in_lower_case(world: World) -> None:
     id_ = str(uuid4())
     agent = {"type": "agent", "target": str(uuid4()).upper()}
     body = create_body(id=id_.upper(), customer_id=CUSTOMER.upper(), source=agent)

@@ -1,4 +1,4 @@
-"""More than one command queue: order per outplan holds, and each queue is consumed."""
+"""Run a worker with several command queues: all are consumed, each outplan keeps its order."""
 
 import asyncio
 import json
@@ -25,14 +25,14 @@ async def channel(deployment: Deployment) -> AsyncIterator[aio_pika.abc.Abstract
 
 
 @pytest.fixture
-async def partitioned(
+async def partitioned_deployment(
     deployment: Deployment, channel: aio_pika.abc.AbstractChannel
 ) -> AsyncIterator[Deployment]:
-    """A place beside ``place`` whose commands are spread over queues."""
-    found = replace(deployment, prefix=f"{deployment.prefix}.spread")
-    async with run_worker(found, OUTPLAN_PARTITIONS=str(PARTITIONS)):
-        yield found
-    layout = topology(found.prefix, PARTITIONS)
+    """Run a worker with PARTITIONS command queues under another prefix."""
+    partitioned = replace(deployment, prefix=f"{deployment.prefix}.partitioned")
+    async with run_worker(partitioned, OUTPLAN_PARTITIONS=str(PARTITIONS)):
+        yield partitioned
+    layout = topology(partitioned.prefix, PARTITIONS)
     for queue in layout.queues:
         await channel.queue_delete(queue.name)
     for exchange in layout.exchanges:
@@ -51,30 +51,32 @@ async def send(exchange: aio_pika.abc.AbstractExchange, id_: str, n: int) -> Non
 
 
 async def test_each_outplans_commands_are_applied_in_order(
-    partitioned: Deployment, channel: aio_pika.abc.AbstractChannel
+    partitioned_deployment: Deployment, channel: aio_pika.abc.AbstractChannel
 ) -> None:
-    exchange = await channel.get_exchange(f"{partitioned.prefix}.commands")
+    exchange = await channel.get_exchange(f"{partitioned_deployment.prefix}.commands")
     events = await channel.declare_queue(exclusive=True)
-    await events.bind(f"{partitioned.prefix}.events", "#")
+    await events.bind(f"{partitioned_deployment.prefix}.events", "#")
     for n in range(UPDATES):
         for id_ in IDS:
             await send(exchange, id_, n)
 
-    seen: dict[str, list[int]] = {id_: [] for id_ in IDS}
-    async with asyncio.timeout(30), events.iterator(no_ack=True) as arriving:
-        async for event in arriving:
+    intervals: dict[str, list[int]] = {id_: [] for id_ in IDS}
+    async with asyncio.timeout(30), events.iterator(no_ack=True) as messages:
+        async for event in messages:
             data = json.loads(event.body)["data"]
-            seen[data["id"]].append(data["try_interval"])
-            if sum(map(len, seen.values())) == UPDATES * len(IDS):
+            intervals[data["id"]].append(data["try_interval"])
+            if sum(map(len, intervals.values())) == UPDATES * len(IDS):
                 break
 
     expected = [60_000, *range(1_001, 1_000 + UPDATES)]
-    assert all(intervals == expected for intervals in seen.values())
+    assert all(applied == expected for applied in intervals.values())
 
 
-async def test_the_outplans_are_spread(
-    partitioned: Deployment, channel: aio_pika.abc.AbstractChannel
+async def test_each_partition_has_a_consumer(
+    partitioned_deployment: Deployment, channel: aio_pika.abc.AbstractChannel
 ) -> None:
     for n in range(PARTITIONS):
-        queue = await channel.declare_queue(f"{partitioned.prefix}.commands.{n}", passive=True)
+        queue = await channel.declare_queue(
+            f"{partitioned_deployment.prefix}.commands.{n}", passive=True
+        )
         assert queue.declaration_result.consumer_count == 1

@@ -1,4 +1,4 @@
-"""SIGTERM: what is in hand is finished, the rest stays in the queue."""
+"""Stop workers by signal: they finish the current batch and leave the rest in the queue."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ from tests.support.world import World, create_body
 COMMANDS = 2_000
 
 
-async def preloaded(world: World, count: int) -> None:
+async def publish_commands(world: World, count: int) -> None:
     for n in range(0, count, 200):
         sends = (
             world.send("outplan_create", create_body(), reply_to=None) for _ in range(n, n + 200)
@@ -22,10 +22,10 @@ async def preloaded(world: World, count: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_under_load_it_finishes_what_is_in_hand_and_leaves_the_rest(
+async def test_a_signal_under_load_finishes_the_batch_and_leaves_the_rest(
     deployment: Deployment, world: World, number: signal.Signals
 ) -> None:
-    await preloaded(world, COMMANDS)
+    await publish_commands(world, COMMANDS)
     async with run_worker(deployment, OUTPLAN_BATCH_SIZE="10") as worker:
         await world.wait_for(lambda: len(world.events) >= COMMANDS // 10)
         worker.signal(number)
@@ -33,7 +33,7 @@ async def test_under_load_it_finishes_what_is_in_hand_and_leaves_the_rest(
         assert await worker.wait() == 0
 
     assert [line["event"] for line in worker.log[-2:]] == ["draining", "stopped"]
-    waiting = await settled_waiting(world)
+    waiting = await wait_for_requeue(world)
     _, history = await world.read_documents()
     assert 0 < waiting < COMMANDS
     assert waiting + len(history) == COMMANDS
@@ -41,8 +41,8 @@ async def test_under_load_it_finishes_what_is_in_hand_and_leaves_the_rest(
     assert sorted(e.message_id or "" for e in world.events) == sorted(e["_id"] for e in history)
 
 
-async def settled_waiting(world: World) -> int:
-    """The queue's length once the broker has taken back what was only prefetched."""
+async def wait_for_requeue(world: World) -> int:
+    """Wait until the broker has requeued the prefetched messages; return the queue's length."""
     async with asyncio.timeout(20):
         while True:
             before = await world.count_waiting()
@@ -51,13 +51,13 @@ async def settled_waiting(world: World) -> int:
                 return before
 
 
-async def test_idle_it_leaves_at_once(deployment: Deployment, world: World) -> None:
+async def test_an_idle_worker_stops_at_once(deployment: Deployment, world: World) -> None:
     async with run_worker(deployment) as worker:
         async with asyncio.timeout(3):
             assert await worker.stop() == 0
 
 
-async def test_a_second_signal_leaves_at_once(
+async def test_a_second_signal_stops_at_once(
     servers: Servers, deployment: Deployment, world: World
 ) -> None:
     async with run_worker(deployment) as worker:
@@ -65,7 +65,7 @@ async def test_a_second_signal_leaves_at_once(
         await asyncio.to_thread(servers.mongodb.pause)
         try:
             await world.send("outplan_create", create_body())
-            await asyncio.sleep(0.3)  # The command is in hand, and MongoDB answers nothing.
+            await asyncio.sleep(0.3)  # Let the worker take the command and wait for MongoDB.
             worker.signal(signal.SIGTERM)
             await worker.wait_for_log("draining")
             worker.signal(signal.SIGTERM)
@@ -78,7 +78,7 @@ async def test_a_second_signal_leaves_at_once(
         await world.wait_for(lambda: len(world.events) == 2)
 
 
-async def test_what_cannot_be_finished_by_the_deadline_stays_in_the_queue(
+async def test_a_batch_that_misses_the_drain_deadline_stays_in_the_queue(
     servers: Servers, deployment: Deployment, world: World
 ) -> None:
     async with run_worker(deployment, OUTPLAN_DRAIN_SECONDS="1") as worker:
@@ -96,7 +96,7 @@ async def test_what_cannot_be_finished_by_the_deadline_stays_in_the_queue(
         await world.wait_for(lambda: len(world.events) == 2)
 
 
-async def test_while_it_waits_for_a_server_it_leaves_at_once(
+async def test_a_worker_that_waits_for_a_server_stops_at_once(
     servers: Servers, deployment: Deployment
 ) -> None:
     nowhere = Deployment(

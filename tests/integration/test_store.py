@@ -1,4 +1,4 @@
-"""The store's contract, on both drivers and in memory."""
+"""Test the store with both MongoDB drivers and in memory."""
 
 import asyncio
 import json
@@ -35,11 +35,13 @@ def database() -> str:
 
 
 @asynccontextmanager
-async def on_mongo(servers: Servers, database: str, driver: str) -> AsyncIterator[MongoStore]:
-    found = MongoStore(servers.mongodb.url, database, driver)
-    await found.prepare()
-    yield found
-    await found.close()
+async def open_mongo_store(
+    servers: Servers, database: str, driver: str
+) -> AsyncIterator[MongoStore]:
+    store = MongoStore(servers.mongodb.url, database, driver)
+    await store.prepare()
+    yield store
+    await store.close()
 
 
 @pytest.fixture(scope="module", params=[*DRIVERS, "memory"])
@@ -49,26 +51,26 @@ async def store(
     if request.param == "memory":
         yield MemoryStore()
         return
-    async with on_mongo(servers, database, request.param) as found:
-        yield found
+    async with open_mongo_store(servers, database, request.param) as store:
+        yield store
 
 
 @pytest.fixture
 async def rival(store: Store, servers: Servers, database: str) -> AsyncIterator[Store]:
-    """The same documents, for another worker."""
+    """Open the same documents for another worker."""
     if isinstance(store, MemoryStore):
         yield store
         return
-    async with on_mongo(servers, database, "motor") as found:
-        yield found
+    async with open_mongo_store(servers, database, "motor") as rival:
+        yield rival
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
 async def mongo_store(
     request: pytest.FixtureRequest, servers: Servers, database: str
 ) -> AsyncIterator[MongoStore]:
-    async with on_mongo(servers, database, request.param) as found:
-        yield found
+    async with open_mongo_store(servers, database, request.param) as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +80,13 @@ async def mongo(servers: Servers, database: str) -> AsyncIterator[Any]:
         await client.drop_database(database)
 
 
-def created(name: str = "one") -> tuple[Record, State]:
+def create_record(name: str = "one") -> tuple[Record, State]:
     event = decide(None, Create(**create_body(name=name)), str(uuid4()), NOW)
     assert isinstance(event, Event)
     return Record(event, DIGEST), evolve(None, event)
 
 
-def renamed(state: State, name: str) -> Record:
+def rename_record(state: State, name: str) -> Record:
     event = decide(state, Update(id=state.outplan.id, name=name), str(uuid4()), NOW)
     assert isinstance(event, Event)
     return Record(event, DIGEST)
@@ -103,10 +105,10 @@ async def load(store: Store, *records: Record) -> Snapshot:
     )
 
 
-async def test_an_outplan_is_had_as_of_the_versions_asked_for(store: Store) -> None:
-    record, state = created("one")
+async def test_load_returns_past_versions(store: Store) -> None:
+    record, state = create_record("one")
     await save(store, record)
-    await save(store, renamed(state, "two"), known=state)
+    await save(store, rename_record(state, "two"), known=state)
     id_ = record.event.data.id
 
     found = await store.transact(lambda transaction: transaction.load([id_], [], {(id_, 1)}))
@@ -115,8 +117,8 @@ async def test_an_outplan_is_had_as_of_the_versions_asked_for(store: Store) -> N
     assert {k: (s.version, s.outplan.name) for k, s in found.past.items()} == {(id_, 1): (1, "one")}
 
 
-async def test_what_is_saved_is_found_again_by_its_ids(store: Store) -> None:
-    record, state = created()
+async def test_saved_records_are_loaded_by_id(store: Store) -> None:
+    record, state = create_record()
 
     await save(store, record)
 
@@ -125,10 +127,10 @@ async def test_what_is_saved_is_found_again_by_its_ids(store: Store) -> None:
     assert found.records == {record.event.id: record}
 
 
-async def test_several_events_of_one_outplan_leave_its_last_state(store: Store) -> None:
-    record, state = created()
-    second = renamed(state, "two")
-    third = renamed(evolve(state, second.event), "three")
+async def test_several_events_of_one_outplan_save_its_last_state(store: Store) -> None:
+    record, state = create_record()
+    second = rename_record(state, "two")
+    third = rename_record(evolve(state, second.event), "three")
 
     await save(store, record, second, third)
 
@@ -136,23 +138,23 @@ async def test_several_events_of_one_outplan_leave_its_last_state(store: Store) 
     assert (found.states[state.outplan.id].version, third.event.data.name) == (3, "three")
 
 
-async def test_an_outplan_that_moved_on_meanwhile_is_a_conflict(store: Store) -> None:
-    record, state = created()
+async def test_saving_over_a_newer_version_is_a_conflict(store: Store) -> None:
+    record, state = create_record()
     await save(store, record)
-    await save(store, renamed(state, "first"), known=state)
+    await save(store, rename_record(state, "first"), known=state)
 
     with pytest.raises(StoreConflict):
-        await save(store, renamed(state, "late"), known=state)
+        await save(store, rename_record(state, "late"), known=state)
 
     found = await load(store, record)
     assert found.states[state.outplan.id].outplan.name == "first"
 
 
-async def test_an_event_recorded_meanwhile_is_a_conflict_and_nothing_is_stored(
+async def test_saving_a_recorded_event_is_a_conflict_and_stores_nothing(
     store: Store,
 ) -> None:
-    record, _ = created()
-    other, _ = created()
+    record, _ = create_record()
+    other, _ = create_record()
     await save(store, record)
 
     with pytest.raises(StoreConflict):
@@ -161,8 +163,8 @@ async def test_an_event_recorded_meanwhile_is_a_conflict_and_nothing_is_stored(
     assert (await load(store, other)).records == {}
 
 
-async def test_what_fails_in_a_transaction_leaves_nothing(store: Store) -> None:
-    record, _ = created()
+async def test_an_error_in_a_transaction_rolls_it_back(store: Store) -> None:
+    record, _ = create_record()
 
     async def work(transaction: Transaction) -> None:
         await transaction.save([record], {})
@@ -174,16 +176,18 @@ async def test_what_fails_in_a_transaction_leaves_nothing(store: Store) -> None:
     assert (await load(store, record)).records == {}
 
 
-async def test_a_cancelled_transaction_ends_before_the_cancellation_does(store: Store) -> None:
-    record, _ = created()
-    begun = asyncio.Event()
+async def test_a_cancelled_transaction_is_committed_before_the_cancellation_ends(
+    store: Store,
+) -> None:
+    record, _ = create_record()
+    started = asyncio.Event()
 
     async def work(transaction: Transaction) -> None:
-        begun.set()
+        started.set()
         await transaction.save([record], {})
 
     task = asyncio.create_task(store.transact(work))
-    await begun.wait()
+    await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -191,15 +195,15 @@ async def test_a_cancelled_transaction_ends_before_the_cancellation_does(store: 
     assert record.event.id in (await load(store, record)).records
 
 
-async def test_a_document_that_breaks_the_contract_is_the_batchs_fault(store: Store) -> None:
-    record, state = created()
+async def test_a_document_that_breaks_the_contract_is_unprocessable(store: Store) -> None:
+    record, state = create_record()
     broken = state.outplan.model_copy(update={"dial_timeout": 30})
 
     with pytest.raises(Unprocessable):
         await save(store, Record(record.event.model_copy(update={"data": broken}), DIGEST))
 
 
-async def test_a_claim_fences_every_earlier_holder_off(store: Store) -> None:
+async def test_a_claim_fences_off_every_earlier_worker(store: Store) -> None:
     queue = f"queue-{uuid4()}"
     first = await store.claim(queue, "one")
     await store.transact(lambda transaction: transaction.hold(first))
@@ -215,7 +219,7 @@ async def test_a_claim_fences_every_earlier_holder_off(store: Store) -> None:
     assert (first.epoch, second.epoch) == (1, 2)
 
 
-async def test_verdicts_and_trials_are_handed_on_with_the_claim(store: Store) -> None:
+async def test_a_claim_inherits_recorded_outcomes_and_the_attempt(store: Store) -> None:
     queue = f"queue-{uuid4()}"
     verdict = Verdict("a message", 7, "not_found", "no such outplan", None)
     claimed = await store.claim(queue, "one")
@@ -228,7 +232,7 @@ async def test_verdicts_and_trials_are_handed_on_with_the_claim(store: Store) ->
     assert inherited == Fence(queue, 2, (verdict,), Trial("message", 2))
 
 
-async def test_a_trial_can_be_withdrawn_down_to_none(store: Store) -> None:
+async def test_an_attempt_can_be_reduced_to_zero(store: Store) -> None:
     queue = f"queue-{uuid4()}"
     claimed = await store.claim(queue, "one")
     await store.put_on_trial(claimed, Trial("message", 1))
@@ -237,7 +241,7 @@ async def test_a_trial_can_be_withdrawn_down_to_none(store: Store) -> None:
     assert (await store.claim(queue, "two")).trial == Trial("message", 0)
 
 
-async def test_a_batch_keeps_its_verdicts_and_ends_the_trial(store: Store) -> None:
+async def test_hold_saves_recorded_outcomes_and_clears_the_attempt(store: Store) -> None:
     queue = f"queue-{uuid4()}"
     claimed = await store.claim(queue, "one")
     await store.put_on_trial(claimed, Trial("message", 1))
@@ -248,53 +252,51 @@ async def test_a_batch_keeps_its_verdicts_and_ends_the_trial(store: Store) -> No
     assert await store.transact(lambda transaction: transaction.read_fence(claimed)) == judged
 
 
-async def test_a_claim_in_the_middle_of_a_transaction_leaves_nothing_of_it(
-    store: Store, rival: Store
-) -> None:
+async def test_a_claim_during_a_transaction_rolls_it_back(store: Store, rival: Store) -> None:
     queue = f"queue-{uuid4()}"
-    record, _ = created()
+    record, _ = create_record()
     claimed = await store.claim(queue, "one")
 
-    async def overtaken(transaction: Transaction) -> None:
+    async def claim_inside(transaction: Transaction) -> None:
         await transaction.load({record.event.data.id}, {record.event.id})
         await rival.claim(queue, "two")
         await transaction.save([record], {})
         await transaction.hold(claimed)
 
     with pytest.raises((Fenced, StoreConflict, StoreUnavailable)):
-        await store.transact(overtaken)
+        await store.transact(claim_inside)
 
     assert (await load(rival, record)).records == {}
 
 
-async def test_a_claim_aborts_what_a_dead_holder_has_left_open(
+async def test_a_claim_aborts_the_open_transaction_of_a_dead_worker(
     mongo_store: MongoStore, servers: Servers, database: str
 ) -> None:
     queue = f"queue-{uuid4()}"
-    record, _ = created()
+    record, _ = create_record()
     dead = MongoStore(servers.mongodb.url, database)
     await dead.claim(queue, "dead")
-    saved, buried = asyncio.Event(), asyncio.Event()
+    saved, released = asyncio.Event(), asyncio.Event()
 
-    async def never_ending(transaction: Transaction) -> None:
+    async def hold_open(transaction: Transaction) -> None:
         await transaction.save([record], {})
         saved.set()
-        await buried.wait()
+        await released.wait()
 
-    open_transaction = asyncio.create_task(dead.transact(never_ending))
+    open_transaction = asyncio.create_task(dead.transact(hold_open))
     await saved.wait()
 
     await mongo_store.claim(queue, "next")
     async with asyncio.timeout(5):
         await save(mongo_store, record)
 
-    buried.set()
+    released.set()
     with pytest.raises((StoreUnavailable, StoreConflict)):
         await open_transaction
     await dead.close()
 
 
-async def test_preparing_twice_changes_nothing(mongo_store: MongoStore, mongo: Any) -> None:
+async def test_prepare_is_idempotent(mongo_store: MongoStore, mongo: Any) -> None:
     before = [item async for item in await mongo.list_collections()]
     await mongo_store.prepare()
     after = [item async for item in await mongo.list_collections()]
@@ -302,9 +304,7 @@ async def test_preparing_twice_changes_nothing(mongo_store: MongoStore, mongo: A
     assert sorted(str(item) for item in before) == sorted(str(item) for item in after)
 
 
-async def test_a_validator_of_an_earlier_version_is_brought_up_to_date(
-    mongo_store: MongoStore, mongo: Any
-) -> None:
+async def test_prepare_updates_an_older_validator(mongo_store: MongoStore, mongo: Any) -> None:
     await mongo.command("collMod", "outplans", validator={"$jsonSchema": {"bsonType": "object"}})
     await mongo_store.prepare()
 
@@ -314,10 +314,10 @@ async def test_a_validator_of_an_earlier_version_is_brought_up_to_date(
     assert "customer_id" in options["validator"]["$jsonSchema"]["required"]
 
 
-def documents(kind: str) -> list[Path]:
-    # In the store the document does carry its version.
-    found = sorted((EXAMPLES / kind / "outplan").glob("*.json"))
-    return [path for path in found if path.stem != "version-in-the-document"]
+def example_documents(kind: str) -> list[Path]:
+    # A stored document has a version, which the contract's message must not have.
+    paths = sorted((EXAMPLES / kind / "outplan").glob("*.json"))
+    return [path for path in paths if path.stem != "version-in-the-document"]
 
 
 def stored_form(path: Path) -> dict[str, Any]:
@@ -325,16 +325,16 @@ def stored_form(path: Path) -> dict[str, Any]:
     return {"_id": document.pop("id", None), **document, "version": 1}
 
 
-@pytest.mark.parametrize("path", documents("invalid"), ids=lambda path: path.stem)
-async def test_no_other_writer_stores_what_the_contract_forbids(
+@pytest.mark.parametrize("path", example_documents("invalid"), ids=lambda path: path.stem)
+async def test_validators_reject_invalid_documents_of_any_writer(
     mongo_store: MongoStore, mongo: Any, path: Path
 ) -> None:
     with pytest.raises(WriteError, match="failed validation"):
         await mongo["outplans"].insert_one(stored_form(path))
 
 
-@pytest.mark.parametrize("path", documents("valid"), ids=lambda path: path.stem)
-async def test_any_writer_stores_what_the_contract_allows(
+@pytest.mark.parametrize("path", example_documents("valid"), ids=lambda path: path.stem)
+async def test_validators_accept_valid_documents_of_any_writer(
     mongo_store: MongoStore, mongo: Any, path: Path
 ) -> None:
     document = stored_form(path)

@@ -1,4 +1,4 @@
-"""Two workers at once on the same outplans: order and versions hold whoever falls."""
+"""Run two workers on the same outplans: order and versions hold when either of them stops."""
 
 import asyncio
 import signal
@@ -11,13 +11,13 @@ from tests.support.worker_process import WorkerProcess, run_worker, start_worker
 from tests.support.world import World, create_body
 
 HOT = [f"0000000{n}-0000-4000-8000-00000000000{n}" for n in range(1, 4)]
-BETWEEN_FALLS = 150
+EVENTS_BETWEEN_STOPS = 150
 
 
-async def sending(
+async def send_updates(
     world: World, scenario: Scenario, enough: asyncio.Event, most: int = 50_000
 ) -> None:
-    """Updates of a few hot outplans, in order, at the pace of the confirms, until it is enough."""
+    """Send updates of HOT in turn, waiting for each confirm, until ``enough`` is set."""
     for n in range(most):
         if enough.is_set():
             return
@@ -28,7 +28,7 @@ async def sending(
         await world.send("outplan_update", body, message_id=scenario.commands[-1][0])
 
 
-async def hot_outplans(world: World) -> Scenario:
+async def create_hot_outplans(world: World) -> Scenario:
     scenario = Scenario()
     for id_ in HOT:
         scenario.add("outplan_create", create_body(id=id_), "accepted")
@@ -37,51 +37,47 @@ async def hot_outplans(world: World) -> Scenario:
     return scenario
 
 
-async def the_fall(world: World, victim: WorkerProcess, number: signal.Signals) -> int:
-    seen = len(world.events)
-    await world.wait_for(lambda: len(world.events) >= seen + BETWEEN_FALLS)
+async def signal_under_load(world: World, victim: WorkerProcess, number: signal.Signals) -> int:
+    published = len(world.events)
+    await world.wait_for(lambda: len(world.events) >= published + EVENTS_BETWEEN_STOPS)
     victim.signal(number)
     return await victim.wait()
 
 
-async def assert_all_in_order(world: World, scenario: Scenario) -> None:
-    await assert_events_and_documents(world, scenario)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_when_one_of_two_workers_falls_the_other_goes_on_in_order(
+async def test_the_standby_takes_over_in_order_when_the_active_worker_stops(
     deployment: Deployment, world: World, number: signal.Signals
 ) -> None:
     async with run_worker(deployment) as first, run_worker(deployment) as second:
-        scenario = await hot_outplans(world)
+        scenario = await create_hot_outplans(world)
         enough = asyncio.Event()
-        load = asyncio.create_task(sending(world, scenario, enough))
-        await the_fall(world, first, number)
+        load = asyncio.create_task(send_updates(world, scenario, enough))
+        await signal_under_load(world, first, number)
         async with run_worker(deployment):
-            await the_fall(world, second, number)
+            await signal_under_load(world, second, number)
             enough.set()
             await load
-            await assert_all_in_order(world, scenario)
+            await assert_events_and_documents(world, scenario)
 
 
-async def test_a_worker_that_was_stopped_comes_back_fenced_off(
+async def test_a_worker_resumed_after_failover_is_fenced_off(
     deployment: Deployment, world: World
 ) -> None:
-    async with run_worker(deployment, OUTPLAN_HANG_SECONDS="0") as sleeper:
-        scenario = await hot_outplans(world)
+    async with run_worker(deployment, OUTPLAN_HANG_SECONDS="0") as suspended:
+        scenario = await create_hot_outplans(world)
         await world.wait_for(lambda: len(world.events) == len(HOT))
-        sleeper.signal(signal.SIGSTOP)
-        load = asyncio.create_task(sending(world, scenario, asyncio.Event(), most=900))
+        suspended.signal(signal.SIGSTOP)
+        load = asyncio.create_task(send_updates(world, scenario, asyncio.Event(), most=900))
         async with run_worker(deployment):
-            # The broker gives up on the sleeper when its heartbeats stay away.
+            # The broker closes the suspended worker's connection when its heartbeats stop.
             await world.wait_for(lambda: len(world.events) > len(HOT) + 10, seconds=60)
-            sleeper.signal(signal.SIGCONT)
+            suspended.signal(signal.SIGCONT)
             await load
-            await assert_all_in_order(world, scenario)
-            await sleeper.wait_for_log("consuming again")
+            await assert_events_and_documents(world, scenario)
+            await suspended.wait_for_log("consuming again")
 
 
-async def test_a_clock_that_is_behind_takes_no_time_back(
+async def test_a_slow_clock_does_not_move_timestamps_back(
     deployment: Deployment, world: World
 ) -> None:
     reply = {}

@@ -1,4 +1,4 @@
-"""A broker that sets no limit to a frame's size, which the protocol writes as 0."""
+"""Test a broker without a frame size limit (frame_max 0)."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ async def set_frame_max(broker: RabbitServer, size: int) -> None:
     await asyncio.to_thread(broker.ctl, "eval", code)
 
 
-async def test_events_replies_and_rejected_copies_have_their_bodies_without_a_limit(
+async def test_messages_keep_their_bodies_without_a_frame_limit(
     servers: Servers, deployment: Deployment
 ) -> None:
     async with open_world(deployment) as world:
