@@ -36,7 +36,7 @@ from outplan.client import (
 )
 from outplan.contract.messages import Address, CommandName
 from outplan.testing.servers import Servers
-from tests.integration.proxy import proxied
+from tests.support.balancer import run_balancer
 from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import CUSTOMER, World
@@ -285,11 +285,11 @@ async def test_closing_the_client_ends_calls_in_flight_as_unknown(
 async def test_closing_the_client_ends_calls_that_wait_for_a_connection_as_unknown(
     deployment: Deployment, world: World
 ) -> None:
-    async with proxied(deployment.amqp_url) as proxy:
+    async with run_balancer(deployment.amqp_url) as proxy:
         async with OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client:
             proxy.budget = lambda: 0
-            proxy.cut()
-            await proxy.until(lambda: proxy.cuts >= 3)
+            proxy.disconnect()
+            await proxy.wait_for(lambda: proxy.disconnects >= 3)
             calls = [
                 client.create(**create_fields()),
                 client.send(Request.create(**create_fields())),
@@ -349,14 +349,14 @@ async def test_a_resend_that_is_refused_leaves_the_outcome_unknown(
     copies = await world.channel.declare_queue(exclusive=True)
     await copies.bind(f"{deployment.prefix}.commands", "#")
     async with (
-        proxied(str(url)) as proxy,
+        run_balancer(str(url)) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=15) as client,
         copies.iterator(no_ack=True) as sent,
     ):
         asking = asyncio.create_task(client.create(**create_fields()))
         await anext(sent)
         await allow_writes("")
-        proxy.cut()
+        proxy.disconnect()
         with pytest.raises(OutcomeUnknown, match="ACCESS_REFUSED"):
             await asking
 
@@ -365,12 +365,12 @@ async def test_a_call_during_an_outage_names_the_connection_error(
     deployment: Deployment, world: World
 ) -> None:
     async with (
-        proxied(deployment.amqp_url) as proxy,
+        run_balancer(deployment.amqp_url) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=1) as client,
     ):
         proxy.budget = lambda: 0
-        proxy.cut()
-        await proxy.until(lambda: proxy.cuts >= 3)
+        proxy.disconnect()
+        await proxy.wait_for(lambda: proxy.disconnects >= 3)
         with pytest.raises(OutcomeUnknown, match="Connection"):
             await client.create(**create_fields())
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from outplan.client import CommandRejected, OutplanClient, Request, Result
-from tests.integration.proxy import Proxy, proxied
+from tests.support.balancer import Balancer, run_balancer
 from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess
 from tests.support.world import CUSTOMER, TEL, World, create_body
@@ -56,20 +56,20 @@ async def test_random_connection_cuts_cause_no_false_result_and_no_second_effect
     luck = random.Random()
     lifecycles: list[tuple[str, list[str]]] = []
 
-    async def repeat_lifecycles(client: OutplanClient, proxy: Proxy) -> None:
-        while proxy.cuts < CUTS:
+    async def repeat_lifecycles(client: OutplanClient, proxy: Balancer) -> None:
+        while proxy.disconnects < CUTS:
             lifecycles.append(await run_lifecycle(client))
 
     async with (
-        proxied(deployment.amqp_url) as proxy,
+        run_balancer(deployment.amqp_url) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=120) as client,
     ):
         # Opening a session takes about 2,000 bytes, a command and its reply 1,400.
-        proxy.budget = lambda: luck.randrange(20_000) if proxy.cuts < CUTS else None
-        proxy.cut()
+        proxy.budget = lambda: luck.randrange(20_000) if proxy.disconnects < CUTS else None
+        proxy.disconnect()
         await asyncio.gather(*(repeat_lifecycles(client, proxy) for _ in range(CALLERS)))
 
-    assert proxy.cuts >= CUTS
+    assert proxy.disconnects >= CUTS
     for id_, accepted in lifecycles:
         assert [e["_id"] for e in await world.read_history(id_)] == accepted
     assert len((await world.read_documents())[1]) == 4 * len(lifecycles)
@@ -80,17 +80,17 @@ async def test_a_command_still_in_the_lost_connection_does_not_falsify_the_resul
 ) -> None:
     id_ = str(uuid4())
     async with (
-        proxied(deployment.amqp_url) as proxy,
+        run_balancer(deployment.amqp_url) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix) as client,
     ):
         proxy.stall("up")
         updating = asyncio.create_task(client.update(id_, name="late"))
-        await proxy.until(lambda: proxy.held > 0)
-        before = proxy.connections
-        proxy.strand()
+        await proxy.wait_for(lambda: proxy.held_bytes > 0)
+        before = proxy.accepted_count
+        proxy.leave_half_open()
         # Both of the client's connections are back, while its first publish is still in the lost
         # one. A resend at this moment would be rejected: there is no such outplan yet.
-        await proxy.until(lambda: proxy.connections >= before + 2)
+        await proxy.wait_for(lambda: proxy.accepted_count >= before + 2)
         assert (await world.ask("outplan_create", create_body(id=id_)))["version"] == 1
         proxy.release()
         result = await updating
@@ -104,16 +104,16 @@ async def test_every_confirmed_command_takes_effect_despite_cuts(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with (
-        proxied(deployment.amqp_url) as proxy,
+        run_balancer(deployment.amqp_url) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client,
     ):
         proxy.budget = budgets(3_000, 2_500, 4_000, 3_500)
-        proxy.cut()
+        proxy.disconnect()
         sent = [
             await client.send(Request.create(customer_id=CUSTOMER, name="x", source=TEL))
             for _ in range(20)
         ]
-    assert proxy.cuts >= 4
+    assert proxy.disconnects >= 4
     await world.wait_for_events(set(sent))
     assert len((await world.read_documents())[1]) == 20
 
@@ -127,14 +127,14 @@ async def test_send_many_keeps_one_outplans_order_despite_cuts(
         *[Request.update(id_, name=f"version {n + 1}", expected_version=n) for n in range(1, 60)],
     ]
     async with (
-        proxied(deployment.amqp_url) as proxy,
+        run_balancer(deployment.amqp_url) as proxy,
         OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client,
     ):
-        proxy.budget = lambda: luck.randrange(3_000, 9_000) if proxy.cuts < 8 else None
-        proxy.cut()
+        proxy.budget = lambda: luck.randrange(3_000, 9_000) if proxy.disconnects < 8 else None
+        proxy.disconnect()
         statuses = [result.status async for result in client.send_many(requests)]
 
-    assert proxy.cuts >= 4
+    assert proxy.disconnects >= 4
     assert statuses == ["accepted"] * 60
 
 

@@ -23,7 +23,7 @@ from outplan.client import (
     events,
 )
 from outplan.testing.servers import Servers
-from tests.integration.proxy import proxied
+from tests.support.balancer import run_balancer
 from tests.support.deployment import Deployment, event_queue_name
 from tests.support.events import OUTPLAN_ID, event_body, publish_events
 from tests.support.worker_process import run_worker
@@ -196,7 +196,7 @@ async def test_a_subscription_reconnects_and_reports_whether_events_were_lost(
     deployment: Deployment, world: World, queue: str, durable: bool
 ) -> None:
     reconnects: list[Reconnected] = []
-    async with proxied(deployment.amqp_url) as proxy:
+    async with run_balancer(deployment.amqp_url) as proxy:
         stream = events(
             proxy.url,
             prefix=deployment.prefix,
@@ -206,11 +206,11 @@ async def test_a_subscription_reconnects_and_reports_whether_events_were_lost(
         async with stream:
             await publish_events(world, event_body(1))
             assert (await take(stream))[0].version == 1
-            proxy.budget = lambda: 0 if proxy.cuts < 3 else None
-            proxy.cut()
+            proxy.budget = lambda: 0 if proxy.disconnects < 3 else None
+            proxy.disconnect()
             await publish_events(world, event_body(2))
             waiting = asyncio.create_task(anext(stream))
-            await proxy.until(lambda: proxy.cuts == 3)
+            await proxy.wait_for(lambda: proxy.disconnects == 3)
             if not durable:
                 async with asyncio.timeout(30):
                     while not reconnects:
@@ -239,9 +239,9 @@ async def test_a_subscription_with_random_cuts_yields_each_version_or_a_gap(
         for version in itertools.count(1):
             await publish_events(world, event_body(version))
 
-    async with proxied(deployment.amqp_url) as proxy, asyncio.timeout(280):
+    async with run_balancer(deployment.amqp_url) as proxy, asyncio.timeout(280):
         # Subscribing takes about 1,500 bytes, an event and its ack 1,000.
-        proxy.budget = lambda: luck.randrange(15_000) if proxy.cuts < CUTS else None
+        proxy.budget = lambda: luck.randrange(15_000) if proxy.disconnects < CUTS else None
         name = queue if durable else None
         async with events(proxy.url, prefix=deployment.prefix, queue=name) as stream:
             publishing = asyncio.create_task(publish_forever())
@@ -255,12 +255,12 @@ async def test_a_subscription_with_random_cuts_yields_each_version_or_a_gap(
                     # A new temporary queue reports no gap before its first event.
                     assert item.version == expected or (not durable and expected == 1)
                     expected = item.version + 1
-                    if proxy.cuts >= CUTS:
+                    if proxy.disconnects >= CUTS:
                         break
             publishing.cancel()
             await asyncio.wait([publishing])
 
-    assert proxy.cuts >= CUTS
+    assert proxy.disconnects >= CUTS
     assert expected > 10
 
 
@@ -306,17 +306,17 @@ async def test_closing_a_stream_ends_a_waiting_loop(deployment: Deployment, worl
 async def test_closing_a_stream_ends_a_waiting_loop_while_the_broker_is_away(
     deployment: Deployment, world: World
 ) -> None:
-    async with proxied(deployment.amqp_url) as proxy:
+    async with run_balancer(deployment.amqp_url) as proxy:
         stream = events(proxy.url, prefix=deployment.prefix)
         async with stream:
             proxy.budget = lambda: 0
             waiting = asyncio.create_task(anext(stream, None))
-            proxy.cut()
-            await proxy.until(lambda: proxy.cuts >= 3)
-        connections = proxy.connections
+            proxy.disconnect()
+            await proxy.wait_for(lambda: proxy.disconnects >= 3)
+        connections = proxy.accepted_count
         async with asyncio.timeout(5):
             assert await waiting is None
-        assert proxy.connections == connections
+        assert proxy.accepted_count == connections
 
 
 async def test_a_durable_subscription_loses_nothing_in_a_broker_restart(

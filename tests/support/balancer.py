@@ -1,148 +1,150 @@
-"""A way to one server or to several that can be cut, stalled and opened on one side only."""
+"""Forward TCP connections to one server or several; disconnect, stall and half-open them."""
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 
 from yarl import URL
 
-from tests.support.proxy_connection import End, Passage, Side, Way
+from tests.support.proxy_connection import Direction, End, ProxyConnection, Side
 
-# A server that was reached but has not answered within this time is passed over: the kernel
-# takes connections for a process that is paused, too.
+# Skip a server that has not answered within this time: the kernel accepts connections for a paused
+# process too.
 _PATIENCE = 1.0
 
 
 class Balancer:
-    """Passes each TCP connection on to the next of the servers, in turn, that answers.
+    """Forward each TCP connection to the next server, in turn, that answers.
 
-    A server answers when it says anything to the first bytes of the caller, who has to speak
-    first. Where there is one server alone, it need not. ``budget`` says after how many bytes, of
-    both ways together, to cut a new connection, or None.
+    A server answers once it sends anything after the caller's first bytes, so the caller must
+    speak first. With a single server the balancer connects at once.
 
-    What is done to the connections is done at once. New ones wait out a stall, and are not
-    touched by the rest.
+    ``url`` is the first target's with the balancer's port. ``budget`` returns, for each new
+    connection, the bytes of both directions after which to disconnect it, or None.
+    ``disconnects`` and ``accepted_count`` count connections since the start.
+
+    The methods act on the connections of that moment. New connections wait for the end of a stall
+    and are otherwise unaffected.
     """
 
-    def __init__(self, *targets: str, patience: float = _PATIENCE) -> None:
+    def __init__(self, *targets: str, port: int, patience: float = _PATIENCE) -> None:
         self._targets = [URL(target) for target in targets]
         self._patience = patience
         self._next = 0
-        self._passages: set[Passage] = set()
-        self._waiting: dict[asyncio.Event, Callable[[], bool]] = {}
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self.url = ""
-        self.cuts = 0
-        self.connections = 0
+        self._connections: set[ProxyConnection] = set()
+        self._waiters: dict[asyncio.Event, Callable[[], bool]] = {}
+        self._not_stalled = asyncio.Event()
+        self._not_stalled.set()
+        self.url = str(self._targets[0].with_port(port))
+        self.disconnects = 0
+        self.accepted_count = 0
         self.budget: Callable[[], int | None] = lambda: None
 
     @property
-    def open(self) -> int:
-        """How many connections there are."""
-        return len(self._passages)
+    def open_count(self) -> int:
+        """Count the open connections."""
+        return len(self._connections)
 
     @property
-    def held(self) -> int:
-        """How many bytes are held on their way to the servers."""
-        return sum(passage.held for passage in self._passages)
+    def held_bytes(self) -> int:
+        """Count the bytes held back on their way to the servers."""
+        return sum(connection.held for connection in self._connections)
 
-    def cut(self, count: int | None = None, luck: random.Random | None = None) -> None:
-        """Cut all connections, or so many at random, on both sides."""
-        chosen = list(self._passages)
+    def disconnect(self, count: int | None = None, rng: random.Random | None = None) -> None:
+        """Abort both sides of all connections, or of ``count`` random ones."""
+        chosen = list(self._connections)
         if count is not None:
-            chosen = (luck or random.Random()).sample(chosen, min(count, len(chosen)))
-        for passage in chosen:
-            passage.cut()
+            chosen = (rng or random.Random()).sample(chosen, min(count, len(chosen)))
+        for connection in chosen:
+            connection.disconnect()
 
-    def stall(self, way: Way = "both") -> None:
-        """Pass no bytes that way; the connections stay open, and nothing is lost of them."""
-        self._flowing.clear()
-        for passage in self._passages:
-            passage.hold(way)
+    def stall(self, direction: Direction = "both") -> None:
+        """Hold back all bytes in a direction; keep the connections open and lose nothing."""
+        self._not_stalled.clear()
+        for connection in self._connections:
+            connection.hold(direction)
 
-    def strand(self, side: Side = "callers") -> None:
-        """Cut off one side, and leave the other with an open connection that hears nothing."""
-        self._flowing.set()
-        for passage in list(self._passages):
-            passage.strand(side)
+    def leave_half_open(self, side: Side = "callers") -> None:
+        """Abort one side of all connections, and leave the other one open and silent."""
+        self._not_stalled.set()
+        for connection in list(self._connections):
+            connection.leave_half_open(side)
 
     def resume(self) -> None:
-        """End the stall; first of all what was held is passed on."""
-        self._flowing.set()
-        for passage in list(self._passages):
-            if not passage.is_stranded:
-                passage.release()
+        """Forward the held bytes, then everything that comes."""
+        self._not_stalled.set()
+        for connection in list(self._connections):
+            if not connection.is_half_open:
+                connection.release()
 
     def release(self) -> None:
-        """End the stall, and close what was left open on one side behind what was held for it."""
-        self._flowing.set()
-        for passage in list(self._passages):
-            passage.release()
+        """Resume, and close half-open connections after their held bytes."""
+        self._not_stalled.set()
+        for connection in list(self._connections):
+            connection.release()
 
-    async def until(self, true: Callable[[], bool], seconds: float = 30) -> None:
-        """Wait for what is to come; each connection and each piece of data is looked at."""
-        news = asyncio.Event()
-        if not true():
-            self._waiting[news] = true
+    async def wait_for(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+        """Wait until the condition holds; check it at each connection, end and piece of data.
+
+        Raises TimeoutError.
+        """
+        woken = asyncio.Event()
+        if not condition():
+            self._waiters[woken] = condition
             try:
                 async with asyncio.timeout(seconds):
-                    await news.wait()
+                    await woken.wait()
             finally:
-                del self._waiting[news]
-
-    async def serve(self) -> asyncio.Server:
-        """Listen on a free port of 127.0.0.1: `url` is the first target's with that port."""
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._accept, "127.0.0.1", 0)
-        self.url = str(self._targets[0].with_port(server.sockets[0].getsockname()[1]))
-        return server
+                del self._waiters[woken]
 
     async def close(self) -> None:
-        self.cut()
-        await self.until(lambda: not self._passages)
+        """Disconnect all and wait until they are closed."""
+        self.disconnect()
+        await self.wait_for(lambda: not self._connections)
 
-    def _accept(self) -> End:
-        passage = Passage(self._look, self._over)
-        passage.budget = self.budget()
-        self._passages.add(passage)
-        self.connections += 1
-        passage.opening = asyncio.create_task(self._open(passage))
-        self._look()
-        return passage.caller
+    def accept(self) -> End:
+        """Make the caller's end of a new connection: a protocol factory."""
+        connection = ProxyConnection(self._wake_waiters, self._on_closed)
+        connection.budget = self.budget()
+        self._connections.add(connection)
+        self.accepted_count += 1
+        connection.opening = asyncio.create_task(self._connect_to_any(connection))
+        self._wake_waiters()
+        return connection.caller
 
-    def _over(self, passage: Passage) -> None:
-        if passage.opening:
-            passage.opening.cancel()
-        self._passages.discard(passage)
-        self.cuts += passage.was_cut
-        self._look()
+    def _on_closed(self, connection: ProxyConnection) -> None:
+        if connection.opening:
+            connection.opening.cancel()
+        self._connections.discard(connection)
+        self.disconnects += connection.was_disconnected
+        self._wake_waiters()
 
-    def _look(self) -> None:
-        for news, true in self._waiting.items():
-            if true():
-                news.set()
+    def _wake_waiters(self) -> None:
+        for woken, condition in self._waiters.items():
+            if condition():
+                woken.set()
 
-    async def _open(self, passage: Passage) -> None:
+    async def _connect_to_any(self, connection: ProxyConnection) -> None:
         several = len(self._targets) > 1
         if several:
-            await passage.caller.heard.wait()
-        await self._flowing.wait()
-        opening = bytes(passage.caller.held) if several else b""
-        for target in self._in_turn():
-            with suppress(OSError):  # a timeout is one
-                passage.join(await self._reached(target, passage, opening), len(opening))
-                await self._flowing.wait()
-                if not passage.is_stranded:
-                    passage.release()
+            await connection.caller.received.wait()
+        await self._not_stalled.wait()
+        opening = bytes(connection.caller.held) if several else b""
+        for target in self._rotate_targets():
+            with suppress(OSError):  # TimeoutError is one.
+                connection.join(await self._connect(target, connection, opening), len(opening))
+                await self._not_stalled.wait()
+                if not connection.is_half_open:
+                    connection.release()
                 return
-        passage.caller.abort()
+        connection.caller.abort()
 
-    async def _reached(self, target: URL, passage: Passage, opening: bytes) -> End:
-        """Connect to the server and have it answer the opening; OSError if it does not."""
+    async def _connect(self, target: URL, connection: ProxyConnection, opening: bytes) -> End:
+        """Connect to the server and wait for its answer to the opening. Raises OSError."""
         loop = asyncio.get_running_loop()
-        server = passage.end()
+        server = connection.make_end()
         assert target.host is not None
         assert target.port is not None
         try:
@@ -150,7 +152,7 @@ class Balancer:
                 await loop.create_connection(lambda: server, target.host, target.port)
                 if opening:
                     server.write(opening)
-                    await server.heard.wait()
+                    await server.received.wait()
         except BaseException:
             server.abort()
             raise
@@ -158,19 +160,20 @@ class Balancer:
             raise ConnectionResetError(f"{target} closed the connection")
         return server
 
-    def _in_turn(self) -> Iterator[URL]:
+    def _rotate_targets(self) -> Iterator[URL]:
         first = self._next
         self._next = (first + 1) % len(self._targets)
         return iter(self._targets[first:] + self._targets[:first])
 
 
 @asynccontextmanager
-async def balanced(*targets: str, patience: float = _PATIENCE) -> AsyncIterator[Balancer]:
-    """Open a `Balancer` to the servers at these URLs, and cut its connections at the end."""
-    balancer = Balancer(*targets, patience=patience)
-    server = await balancer.serve()
-    try:
-        yield balancer
-    finally:
-        server.close()
-        await balancer.close()
+async def run_balancer(*targets: str, patience: float = _PATIENCE) -> AsyncIterator[Balancer]:
+    """Run a `Balancer` to the servers at these URLs; close its connections at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        balancer = Balancer(*targets, port=listener.getsockname()[1], patience=patience)
+        server = await asyncio.get_running_loop().create_server(balancer.accept, sock=listener)
+        try:
+            yield balancer
+        finally:
+            server.close()
+            await balancer.close()

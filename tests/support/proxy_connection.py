@@ -1,27 +1,31 @@
-"""One connection through the balancer: two ends, each passing on what the other one receives."""
+"""Forward one connection of the balancer: each end passes its data to the other one."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Literal
 
-Way = Literal["up", "down", "both"]
+Direction = Literal["up", "down", "both"]
 Side = Literal["callers", "servers"]
 
-# What an end keeps of what may not be passed on yet; when it is full, the sender has to wait.
-_HELD_BYTES = 1 << 20
+# An end stops reading once it holds so many bytes.
+_MOST_HELD_BYTES = 1 << 20
 
 
 class End(asyncio.Protocol):
-    """One end. What it receives goes to the `other` end, or is held until it may."""
+    """One end of a connection.
 
-    def __init__(self, received: Callable[[int], None], lost: Callable[[], None]) -> None:
+    Its data goes to the `other` end, or to ``held`` while it ``is_holding``. ``received`` is set
+    once it has received data or is lost.
+    """
+
+    def __init__(self, on_data: Callable[[int], None], on_lost: Callable[[], None]) -> None:
         self.other: End | None = None
         self.held = bytearray()
-        self.holding = True
-        self.heard = asyncio.Event()
+        self.is_holding = True
+        self.received = asyncio.Event()
         self.is_lost = False
-        self._received = received
-        self._lost = lost
+        self._on_data = on_data
+        self._on_lost = on_lost
         self._is_full = False
         self._transport: asyncio.Transport | None = None
 
@@ -30,34 +34,34 @@ class End(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self.other is None or self.holding:
+        if self.other is None or self.is_holding:
             self.held += data
-            self.regulate()
+            self.apply_backpressure()
         else:
             self.other.write(data)
-        self.heard.set()
-        self._received(len(data))
+        self.received.set()
+        self._on_data(len(data))
 
     def connection_lost(self, _: Exception | None) -> None:
         self.is_lost = True
-        self.heard.set()
-        self._lost()
+        self.received.set()
+        self._on_lost()
 
     def pause_writing(self) -> None:
         self._is_full = True
         if self.other:
-            self.other.regulate()
+            self.other.apply_backpressure()
 
     def resume_writing(self) -> None:
         self._is_full = False
         if self.other:
-            self.other.regulate()
+            self.other.apply_backpressure()
 
-    def regulate(self) -> None:
-        """Read on, or let the sender wait when there is no room for more."""
+    def apply_backpressure(self) -> None:
+        """Stop reading while there is no room for more data."""
         if self._transport is None or self._transport.is_closing():
             return
-        if len(self.held) > _HELD_BYTES or (self.other and self.other._is_full):
+        if len(self.held) > _MOST_HELD_BYTES or (self.other and self.other._is_full):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
@@ -66,16 +70,16 @@ class End(asyncio.Protocol):
         if self._transport and not self._transport.is_closing():
             self._transport.write(data)
 
-    def deliver(self) -> None:
-        """Pass on what was held, and from now on what comes."""
-        self.holding = False
+    def flush(self) -> None:
+        """Forward what was held, and from now on everything that comes."""
+        self.is_holding = False
         if self.other and self.held:
             data, self.held = bytes(self.held), bytearray()
             self.other.write(data)
-            self.regulate()
+            self.apply_backpressure()
 
     def close(self) -> None:
-        """End the connection behind what was written."""
+        """Close the connection after what was written."""
         if self._transport:
             self._transport.close()
 
@@ -84,81 +88,83 @@ class End(asyncio.Protocol):
             self._transport.abort()
 
 
-class Passage:
-    """A caller's end and, once they have been joined, a server's.
+class ProxyConnection:
+    """A caller's end and, after `join`, a server's end.
 
-    An end that is holding does not pass its own end on either: the other one stays open.
+    A closed end closes the other one, unless it is holding.
     """
 
-    def __init__(self, received: Callable[[], None], over: Callable[["Passage"], None]) -> None:
-        self._told = received
-        self._over = over
+    def __init__(
+        self, on_data: Callable[[], None], on_closed: Callable[["ProxyConnection"], None]
+    ) -> None:
+        self._on_data = on_data
+        self._on_closed = on_closed
         self.budget: int | None = None
         self.opening: asyncio.Task[None] | None = None
-        self.was_cut = False
-        self.is_stranded = False
+        self.was_disconnected = False
+        self.is_half_open = False
         self.server: End | None = None
-        self.caller = self.end()
+        self.caller = self.make_end()
 
     @property
     def held(self) -> int:
-        """Tell how many bytes are held on their way to the server."""
+        """Count the bytes held on their way to the server."""
         return len(self.caller.held) if self.server else 0
 
-    def end(self) -> End:
-        """Make an end, for the caller or for a server that is tried."""
-        return End(self._received, self._settle)
+    def make_end(self) -> End:
+        """Make an end for the caller, or for a server to try."""
+        return End(self._count, self._propagate_close)
 
     def join(self, server: End, sent: int) -> None:
-        """Take the server, which has the first `sent` bytes; `release` lets the rest pass."""
+        """Connect the server, which has the first `sent` bytes; `release` forwards the rest."""
         del self.caller.held[:sent]
         self.server = server
         server.other, self.caller.other = self.caller, server
 
-    def hold(self, way: Way) -> None:
-        """Pass nothing on that way; the connection stays open."""
-        if way != "down":
-            self.caller.holding = True
-        if way != "up" and self.server:
-            self.server.holding = True
+    def hold(self, direction: Direction) -> None:
+        """Hold back all bytes in that direction."""
+        if direction != "down":
+            self.caller.is_holding = True
+        if direction != "up" and self.server:
+            self.server.is_holding = True
 
-    def strand(self, side: Side) -> None:
-        """Cut one side off; the other one stays open until the release, and hears nothing."""
+    def leave_half_open(self, side: Side) -> None:
+        """Abort one side; keep the other one open and silent until the release."""
         self.hold("both")
         end = self.caller if side == "callers" else self.server
         if end:
-            self.is_stranded = True
+            self.is_half_open = True
             end.abort()
 
     def release(self) -> None:
-        """Pass on what was held, and then the end of a side that has ended."""
+        """Forward what was held, then close the side whose other one is lost."""
         if self.server:
-            self.caller.deliver()
-            self.server.deliver()
-            self._settle()
+            self.caller.flush()
+            self.server.flush()
+            self._propagate_close()
 
-    def cut(self) -> None:
-        self.was_cut = True
-        self.caller.holding = False
+    def disconnect(self) -> None:
+        self.was_disconnected = True
+        self.caller.is_holding = False
         self.caller.abort()
         if self.server:
-            self.server.holding = False
+            self.server.is_holding = False
             self.server.abort()
 
-    def _received(self, size: int) -> None:
+    def _count(self, size: int) -> None:
         if self.budget is not None:
             self.budget -= size
-            if self.budget < 0 and not self.was_cut:
-                self.cut()
-        self._told()
+            if self.budget < 0 and not self.was_disconnected:
+                self.disconnect()
+        self._on_data()
 
-    def _settle(self) -> None:
+    def _propagate_close(self) -> None:
         if self.server is None:
-            over = self.caller.is_lost
+            is_closed = self.caller.is_lost
         else:
             for end, other in ((self.caller, self.server), (self.server, self.caller)):
-                if end.is_lost and not end.holding:
+                if end.is_lost and not end.is_holding:
                     other.close()
-            over = self.caller.is_lost and self.server.is_lost
-        if over:
-            self._over(self)
+            is_closed = self.caller.is_lost and self.server.is_lost
+        if is_closed:
+            self._on_closed(self)

@@ -31,10 +31,10 @@ Faults = dict[str, Fault]
 class Connections(Protocol):
     """Connections that the nemesis can break: a balancer."""
 
-    def cut(self) -> None: ...
+    def disconnect(self) -> None: ...
     def stall(self) -> None: ...
     def resume(self) -> None: ...
-    def strand(self) -> None: ...
+    def leave_half_open(self) -> None: ...
     def release(self) -> None: ...
 
 
@@ -67,9 +67,9 @@ class Nemesis:
         }
         for owner, each in connections.items():
             self._faults |= {
-                f"{owner} connections cut": Fault(8, owner, self._cut(each)),
+                f"{owner} connections cut": Fault(8, owner, self._disconnect(each)),
                 f"{owner} connections stalled": Fault(3, owner, self._stall(each)),
-                f"{owner} connections half-open": Fault(3, owner, self._strand(each)),
+                f"{owner} connections half-open": Fault(3, owner, self._half_open(each)),
             }
 
     async def run(self, until: asyncio.Event, pause: float) -> None:
@@ -142,18 +142,18 @@ class Nemesis:
         self._recorder.resume()
         return f"{seconds:.1f} s"
 
-    def _cut(self, connections: Connections) -> Inject:
-        async def cut() -> str:
-            connections.cut()
+    def _disconnect(self, connections: Connections) -> Inject:
+        async def disconnect() -> str:
+            connections.disconnect()
             return ""
 
-        return cut
+        return disconnect
 
     def _stall(self, connections: Connections) -> Inject:
         return self._interrupt(connections.stall, connections.resume)
 
-    def _strand(self, connections: Connections) -> Inject:
-        return self._interrupt(connections.strand, connections.release)
+    def _half_open(self, connections: Connections) -> Inject:
+        return self._interrupt(connections.leave_half_open, connections.release)
 
     def _interrupt(self, begin: Callable[[], None], end: Callable[[], None]) -> Inject:
         async def interrupt() -> str:

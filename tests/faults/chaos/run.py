@@ -17,7 +17,7 @@ from tests.faults.chaos.load_publisher import LoadPublisher
 from tests.faults.chaos.nemesis import Connections, Faults, Nemesis
 from tests.faults.chaos.recorder import Recorder
 from tests.faults.chaos.workers import WorkerPool
-from tests.support.balancer import Balancer, balanced
+from tests.support.balancer import Balancer, run_balancer
 from tests.support.command_generator import Generator, Outplans
 from tests.support.deployment import Deployment
 
@@ -146,9 +146,9 @@ MakePublisher = Callable[[str, Outplans, float], LoadPublisher]
 async def run(plan: Plan, testbed: Testbed, disruption: Disruption | None = None) -> Result:
     """Run the plan under the disruption, by default the nemesis, and check the history."""
     async with (
-        balanced(*testbed.amqp_urls) as workers,
-        balanced(*testbed.amqp_urls) as publishers,
-        balanced(*testbed.amqp_urls) as recorder,
+        run_balancer(*testbed.amqp_urls) as workers,
+        run_balancer(*testbed.amqp_urls) as publishers,
+        run_balancer(*testbed.amqp_urls) as recorder,
     ):
         return await _run(plan, testbed, Balancers(workers, publishers, recorder), disruption)
 

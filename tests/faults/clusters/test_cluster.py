@@ -34,7 +34,7 @@ from tests.integration.test_servers import (
     is_listening,
     listened_on,
 )
-from tests.support.balancer import balanced
+from tests.support.balancer import run_balancer
 from tests.support.brokers import BROKERS, Broker, skip_without_docker
 
 pytestmark = pytest.mark.timeout(300)
@@ -119,7 +119,7 @@ async def test_messages_survive_the_death_of_the_queue_leaders_node(
     cluster: Cluster, queue: str, report_time: ReportTime
 ) -> None:
     leader = await asyncio.to_thread(cluster.leader_of, queue)
-    async with balanced(*(node.url for node in cluster.rabbits)) as balancer:
+    async with run_balancer(*(node.url for node in cluster.rabbits)) as balancer:
         confirmed = [await publish_until_confirmed(balancer.url, queue, f"{n}") for n in range(3)]
         await asyncio.to_thread(leader.kill)
         began = monotonic()
@@ -154,7 +154,7 @@ async def test_a_paused_node_is_skipped_and_rejoins_when_resumed(
     cluster: Cluster, queue: str, report_time: ReportTime
 ) -> None:
     leader = await asyncio.to_thread(cluster.leader_of, queue)
-    async with balanced(*(node.url for node in cluster.rabbits)) as balancer:
+    async with run_balancer(*(node.url for node in cluster.rabbits)) as balancer:
         await asyncio.to_thread(leader.pause)
         began = monotonic()
         await publish_until_confirmed(balancer.url, queue, "x")

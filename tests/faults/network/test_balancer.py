@@ -1,4 +1,4 @@
-"""The balancer: what it passes on, what it skips, and each thing that it does to connections."""
+"""Check the balancer: its choice of servers, its forwarding, and each fault that it can cause."""
 
 import asyncio
 import socket
@@ -8,28 +8,28 @@ from time import perf_counter
 
 import pytest
 
-from tests.support.balancer import Balancer, balanced
+from tests.support.balancer import Balancer, run_balancer
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Echo:
-    """A server that says its name and then what it hears; `heard` is all of that."""
+class EchoServer:
+    """A server that sends its name and then echoes; `received` is everything it received."""
 
-    def __init__(self, name: bytes) -> None:
+    def __init__(self, name: bytes, port: int) -> None:
         self.name = name
-        self.heard = bytearray()
-        self.callers: list[asyncio.StreamWriter] = []
+        self.url = f"amqp://127.0.0.1:{port}/"
+        self.received = bytearray()
+        self.clients: list[asyncio.StreamWriter] = []
         self.ended = asyncio.Event()
-        self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.callers.append(writer)
+        self.clients.append(writer)
         try:
             while data := await reader.read(1 << 16):
-                if not self.heard:
+                if not self.received:
                     writer.write(self.name)
-                self.heard += data
+                self.received += data
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
@@ -40,20 +40,20 @@ class Echo:
 
 
 @asynccontextmanager
-async def echo(name: bytes = b"") -> AsyncIterator[Echo]:
-    served = Echo(name)
-    server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
-    served.url = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    try:
-        yield served
-    finally:
-        server.close()
-        for caller in served.callers:
-            caller.transport.abort()
+async def run_echo_server(name: bytes = b"") -> AsyncIterator[EchoServer]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        echo = EchoServer(name, listener.getsockname()[1])
+        server = await asyncio.start_server(echo.serve, sock=listener)
+        try:
+            yield echo
+        finally:
+            server.close()
+            for client in echo.clients:
+                client.transport.abort()
 
 
 @asynccontextmanager
-async def called(balancer: Balancer) -> AsyncIterator[Streams]:
+async def connect(balancer: Balancer) -> AsyncIterator[Streams]:
     port = int(balancer.url.split(":")[2].strip("/"))
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -62,13 +62,13 @@ async def called(balancer: Balancer) -> AsyncIterator[Streams]:
         writer.transport.abort()
 
 
-async def answer(streams: Streams, said: bytes, length: int | None = None) -> bytes:
-    streams[1].write(said)
+async def exchange(streams: Streams, sent: bytes, length: int | None = None) -> bytes:
+    streams[1].write(sent)
     async with asyncio.timeout(5):
-        return await streams[0].readexactly(len(said) if length is None else length)
+        return await streams[0].readexactly(len(sent) if length is None else length)
 
 
-async def silent(reader: asyncio.StreamReader) -> bool:
+async def is_silent(reader: asyncio.StreamReader) -> bool:
     try:
         async with asyncio.timeout(0.2):
             return await reader.read(1) is None
@@ -76,7 +76,7 @@ async def silent(reader: asyncio.StreamReader) -> bool:
         return True
 
 
-async def at_end(reader: asyncio.StreamReader) -> bool:
+async def is_closed(reader: asyncio.StreamReader) -> bool:
     async with asyncio.timeout(5):
         try:
             return await reader.read() == b""
@@ -85,48 +85,55 @@ async def at_end(reader: asyncio.StreamReader) -> bool:
 
 
 async def test_connections_go_to_the_servers_in_turn() -> None:
-    async with echo(b"1") as one, echo(b"2") as two, balanced(one.url, two.url) as balancer:
-        said = []
+    async with (
+        run_echo_server(b"1") as one,
+        run_echo_server(b"2") as two,
+        run_balancer(one.url, two.url) as balancer,
+    ):
+        answers = []
         for _ in range(2):
-            async with called(balancer) as streams:
-                said.append(await answer(streams, b"x", 2))
-        assert said == [b"1x", b"2x"]
+            async with connect(balancer) as streams:
+                answers.append(await exchange(streams, b"x", 2))
+        assert answers == [b"1x", b"2x"]
 
 
-async def test_a_server_that_refuses_is_skipped() -> None:
-    async with echo() as gone:
+async def test_a_server_that_refuses_connections_is_skipped() -> None:
+    async with run_echo_server() as gone:
         pass
-    async with echo(b"2") as two, balanced(gone.url, two.url) as balancer:
+    async with run_echo_server(b"2") as two, run_balancer(gone.url, two.url) as balancer:
         for _ in range(2):
-            two.heard.clear()
-            async with called(balancer) as streams:
-                assert await answer(streams, b"x", 2) == b"2x"
+            two.received.clear()
+            async with connect(balancer) as streams:
+                assert await exchange(streams, b"x", 2) == b"2x"
 
 
-async def test_a_server_that_takes_the_connection_and_stays_silent_is_skipped() -> None:
+async def test_a_server_that_accepts_and_stays_silent_is_skipped() -> None:
     with socket.create_server(("127.0.0.1", 0)) as paused:
         url = f"amqp://127.0.0.1:{paused.getsockname()[1]}/"
-        async with echo(b"2") as two, balanced(url, two.url, patience=0.2) as balancer:
-            async with called(balancer) as streams:
-                assert await answer(streams, b"hello", 6) == b"2hello"
-            assert two.heard == b"hello"
+        async with (
+            run_echo_server(b"2") as two,
+            run_balancer(url, two.url, patience=0.2) as balancer,
+        ):
+            async with connect(balancer) as streams:
+                assert await exchange(streams, b"hello", 6) == b"2hello"
+            assert two.received == b"hello"
 
 
-async def test_where_no_server_is_to_be_had_the_caller_is_cut_off() -> None:
-    async with echo() as gone:
+async def test_the_caller_is_disconnected_if_no_server_answers() -> None:
+    async with run_echo_server() as gone:
         pass
-    async with balanced(gone.url, gone.url) as balancer, called(balancer) as (reader, writer):
+    async with run_balancer(gone.url, gone.url) as balancer, connect(balancer) as (reader, writer):
         writer.write(b"x")
-        assert await at_end(reader)
+        assert await is_closed(reader)
 
 
-async def test_many_bytes_arrive_whole_and_in_order_and_at_a_useful_rate() -> None:
+async def test_many_bytes_arrive_complete_in_order_and_fast() -> None:
     sent = b"".join(n.to_bytes(4, "big") for n in range(5_000_000))
     async with (
-        echo() as one,
-        echo() as two,
-        balanced(one.url, two.url) as balancer,
-        called(balancer) as streams,
+        run_echo_server() as one,
+        run_echo_server() as two,
+        run_balancer(one.url, two.url) as balancer,
+        connect(balancer) as streams,
     ):
         started = perf_counter()
         streams[1].write(sent)
@@ -136,92 +143,106 @@ async def test_many_bytes_arrive_whole_and_in_order_and_at_a_useful_rate() -> No
         assert rate > 10e6, f"{rate / 1e6:.0f} MB/s"
 
 
-async def test_a_cut_ends_both_sides_of_all_connections_or_of_so_many() -> None:
-    async with echo() as one, balanced(one.url) as balancer:
-        async with called(balancer) as first, called(balancer) as second:
-            assert await answer(first, b"x") + await answer(second, b"y") == b"xy"
-            balancer.cut(1)
-            await balancer.until(lambda: balancer.open == 1)
-            balancer.cut()
-            assert await at_end(first[0])
-            assert await at_end(second[0])
+async def test_disconnect_aborts_both_sides_of_all_connections_or_of_some() -> None:
+    async with run_echo_server() as one, run_balancer(one.url) as balancer:
+        async with connect(balancer) as first, connect(balancer) as second:
+            assert await exchange(first, b"x") + await exchange(second, b"y") == b"xy"
+            balancer.disconnect(1)
+            await balancer.wait_for(lambda: balancer.open_count == 1)
+            balancer.disconnect()
+            assert await is_closed(first[0])
+            assert await is_closed(second[0])
             await asyncio.wait_for(one.ended.wait(), 5)
-        assert balancer.cuts == 2
+        assert balancer.disconnects == 2
 
 
-async def test_a_connection_is_cut_when_its_budget_of_bytes_is_spent() -> None:
-    async with echo() as one, balanced(one.url) as balancer:
+async def test_a_connection_is_disconnected_after_its_budget_of_bytes() -> None:
+    async with run_echo_server() as one, run_balancer(one.url) as balancer:
         balancer.budget = lambda: 10
-        async with called(balancer) as streams:
-            assert await answer(streams, b"12345") == b"12345"
+        async with connect(balancer) as streams:
+            assert await exchange(streams, b"12345") == b"12345"
             streams[1].write(b"6")
-            assert await at_end(streams[0])
+            assert await is_closed(streams[0])
 
 
-@pytest.mark.parametrize(("way", "heard"), [("up", b"a"), ("both", b"a"), ("down", b"ab")])
-async def test_a_stall_passes_nothing_that_way_and_loses_nothing(way: str, heard: bytes) -> None:
-    async with echo() as one, balanced(one.url) as balancer, called(balancer) as streams:
-        assert await answer(streams, b"a") == b"a"
-        balancer.stall(way)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("direction", "received"), [("up", b"a"), ("both", b"a"), ("down", b"ab")])
+async def test_a_stall_holds_bytes_of_its_direction_and_loses_none(
+    direction: str, received: bytes
+) -> None:
+    async with (
+        run_echo_server() as one,
+        run_balancer(one.url) as balancer,
+        connect(balancer) as streams,
+    ):
+        assert await exchange(streams, b"a") == b"a"
+        balancer.stall(direction)  # type: ignore[arg-type]
         streams[1].write(b"b")
-        assert await silent(streams[0])
-        assert one.heard == heard
+        assert await is_silent(streams[0])
+        assert one.received == received
         balancer.resume()
-        assert await answer(streams, b"c", 2) == b"bc"
+        assert await exchange(streams, b"c", 2) == b"bc"
 
 
-async def test_a_stall_holds_back_new_connections_too() -> None:
-    async with echo() as one, balanced(one.url) as balancer:
+async def test_a_stall_holds_new_connections_too() -> None:
+    async with run_echo_server() as one, run_balancer(one.url) as balancer:
         balancer.stall()
-        async with called(balancer) as streams:
+        async with connect(balancer) as streams:
             streams[1].write(b"a")
-            assert await silent(streams[0])
-            assert not one.callers
+            assert await is_silent(streams[0])
+            assert not one.clients
             balancer.release()
-            assert await answer(streams, b"b", 2) == b"ab"
+            assert await exchange(streams, b"b", 2) == b"ab"
 
 
-async def test_a_stalled_sender_has_to_wait_when_enough_is_held() -> None:
-    async with echo() as one, balanced(one.url) as balancer, called(balancer) as streams:
-        assert await answer(streams, b"a") == b"a"
+async def test_a_stall_pauses_the_sender_once_a_megabyte_is_held() -> None:
+    async with (
+        run_echo_server() as one,
+        run_balancer(one.url) as balancer,
+        connect(balancer) as streams,
+    ):
+        assert await exchange(streams, b"a") == b"a"
         balancer.stall()
         streams[1].write(bytes(50_000_000))
-        await balancer.until(lambda: balancer.held > 1 << 20)
-        assert await silent(streams[0])
-        assert balancer.held < 3 << 20
+        await balancer.wait_for(lambda: balancer.held_bytes > 1 << 20)
+        assert await is_silent(streams[0])
+        assert balancer.held_bytes < 3 << 20
         balancer.release()
         async with asyncio.timeout(20):
             await streams[0].readexactly(50_000_000)
 
 
-async def test_stranded_callers_are_gone_and_what_they_said_arrives_at_the_release() -> None:
-    async with echo() as one, balanced(one.url) as balancer:
-        async with called(balancer) as streams:
-            assert await answer(streams, b"a") == b"a"
+async def test_half_open_servers_receive_the_held_bytes_at_the_release() -> None:
+    async with run_echo_server() as one, run_balancer(one.url) as balancer:
+        async with connect(balancer) as streams:
+            assert await exchange(streams, b"a") == b"a"
             balancer.stall("up")
             streams[1].write(b"late")
-            await balancer.until(lambda: balancer.held == 4)
-            balancer.strand()
-            assert await at_end(streams[0])
-        async with called(balancer) as others:
-            assert await answer(others, b"b") == b"b"
-            assert one.heard == b"ab"
+            await balancer.wait_for(lambda: balancer.held_bytes == 4)
+            balancer.leave_half_open()
+            assert await is_closed(streams[0])
+        async with connect(balancer) as others:
+            assert await exchange(others, b"b") == b"b"
+            assert one.received == b"ab"
             balancer.stall()
             balancer.resume()
-            assert await answer(others, b"x") == b"x"
+            assert await exchange(others, b"x") == b"x"
             assert not one.ended.is_set()
             balancer.release()
             await asyncio.wait_for(one.ended.wait(), 5)
-            assert one.heard == b"abxlate"
-            assert await answer(others, b"c") == b"c"
+            assert one.received == b"abxlate"
+            assert await exchange(others, b"c") == b"c"
 
 
-async def test_stranded_servers_are_gone_and_their_callers_hear_nothing_until_the_release() -> None:
-    async with echo() as one, balanced(one.url) as balancer, called(balancer) as streams:
-        assert await answer(streams, b"a") == b"a"
-        balancer.strand("servers")
+async def test_half_open_callers_receive_nothing_until_the_release() -> None:
+    async with (
+        run_echo_server() as one,
+        run_balancer(one.url) as balancer,
+        connect(balancer) as streams,
+    ):
+        assert await exchange(streams, b"a") == b"a"
+        balancer.leave_half_open("servers")
         await asyncio.wait_for(one.ended.wait(), 5)
         streams[1].write(b"b")
-        assert await silent(streams[0])
+        assert await is_silent(streams[0])
         balancer.release()
-        assert await at_end(streams[0])
+        assert await is_closed(streams[0])
