@@ -9,8 +9,8 @@ import pytest
 from pymongo import MongoClient
 
 from outplan.client import OutplanClient
-from outplan.testing.processes import find_programs
 from outplan.testing.servers import Servers
+from outplan.testing.servers.processes import find_programs
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.worker_process import WorkerProcess, free_port, run_worker
 from tests.support.world import World, open_world

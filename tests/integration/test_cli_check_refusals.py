@@ -10,8 +10,8 @@ from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, NotPrimaryError
 from yarl import URL
 
-from outplan.testing.processes import find_programs
 from outplan.testing.servers import Servers, start_servers
+from outplan.testing.servers.processes import find_programs
 from tests.integration.test_cli_check import check, problems
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.worker_process import free_port, run_worker

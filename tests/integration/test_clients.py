@@ -12,9 +12,9 @@ import aio_pika
 import aiohttp
 import pytest
 
-from outplan.testing.containers import container_servers
-from outplan.testing.processes import process_servers, reserved_ports
-from outplan.testing.servers import MODE_VARIABLE, Servers, ServersUnavailable
+from outplan.testing.servers import MODE_VARIABLE, Servers, ServersUnavailable, reserve_ports
+from outplan.testing.servers.containers import container_servers
+from outplan.testing.servers.processes import process_servers
 from tests.support.deployment import Deployment
 from tests.support.examples import read_code_blocks, run_program
 from tests.support.worker_process import run_worker
@@ -26,7 +26,7 @@ NODE = shutil.which("node")
 
 @pytest.fixture(scope="module")
 def http_port() -> Iterator[int]:
-    with reserved_ports(1) as (port,):
+    with reserve_ports(1) as (port,):
         yield port
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from outplan.client import OutplanClient
-from outplan.testing.processes import reserved_ports
 from outplan.testing.sandbox import is_ready
+from outplan.testing.servers import reserve_ports
 from tests.support.brokers import skip_without_docker
 from tests.support.leak_check import wait_until
 from tests.support.modes import an_outplan
@@ -59,7 +59,7 @@ def project() -> Iterator[Project]:
         ["docker", "compose", "version"], capture_output=True, check=False
     ).returncode:
         pytest.skip("docker has no compose")
-    with reserved_ports(len(PORTS)) as ports:
+    with reserve_ports(len(PORTS)) as ports:
         project = Project(f"outplan-{token_hex(4)}", dict(zip(PORTS, map(str, ports), strict=True)))
         try:
             project.compose("up", "--build", "--wait")

@@ -8,9 +8,9 @@ import pytest
 
 from outplan.client import OutcomeUnknown
 from outplan.testing import NotControllable, Servers, start_servers
+from outplan.testing.errors import WorkerFailed
 from outplan.testing.harness import OutplanService
 from outplan.testing.live import live_service
-from outplan.testing.place import WorkerFailed
 from outplan.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE
 from tests.support.modes import MODES, an_outplan, opened, versions
 

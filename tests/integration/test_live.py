@@ -14,8 +14,8 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from outplan.contract.topology import topology
+from outplan.testing import Deployment, WorkerFailed
 from outplan.testing.live import LiveService, live_service
-from outplan.testing.place import Place, WorkerFailed
 from outplan.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE, Servers
 from tests.support.leak_check import find_processes_with, wait_until
 from tests.support.world import create_body
@@ -29,7 +29,7 @@ from outplan.testing import live_service, start_servers
 async def hang():
     with start_servers("urls") as servers:
         async with live_service(servers) as service:
-            print(json.dumps(asdict(service.place)), flush=True)
+            print(json.dumps(asdict(service.deployment)), flush=True)
             await asyncio.Event().wait()
 asyncio.run(hang())
 """
@@ -39,8 +39,8 @@ def workers(service: LiveService) -> list[int]:
     """The worker's processes; the warden, which has the same environment, is left out."""
     return [
         process
-        for process in find_processes_with(f"OUTPLAN_PREFIX={service.place.prefix}")
-        if b"\0-m\0service\0" in Path(f"/proc/{process}/cmdline").read_bytes()
+        for process in find_processes_with(f"OUTPLAN_PREFIX={service.deployment.prefix}")
+        if b"\0-m\0outplan\0" in Path(f"/proc/{process}/cmdline").read_bytes()
     ]
 
 
@@ -75,7 +75,7 @@ async def test_a_worker_that_was_killed_by_the_test_is_no_failure(servers: Serve
 async def test_nothing_of_it_is_left(servers: Servers) -> None:
     async with live_service(servers) as service:
         await service.create(**CREATE)
-        place = service.place
+        place = service.deployment
         assert folders(place.prefix)
     assert not find_processes_with(f"OUTPLAN_PREFIX={place.prefix}")
     assert not folders(place.prefix)
@@ -93,7 +93,7 @@ async def test_nothing_is_left_on_servers_given_by_url_when_the_tests_are_killed
         *program, cwd=tmp_path, env=os.environ | urls, stdout=PIPE
     )
     assert tests.stdout
-    place = Place(**json.loads(await tests.stdout.readline()))
+    place = Deployment(**json.loads(await tests.stdout.readline()))
     tests.kill()
     await tests.wait()
     wait_until(lambda: not folders(place.prefix))
@@ -101,7 +101,7 @@ async def test_nothing_is_left_on_servers_given_by_url_when_the_tests_are_killed
     await nothing_is_on_servers(place)
 
 
-async def nothing_is_on_servers(place: Place) -> None:
+async def nothing_is_on_servers(place: Deployment) -> None:
     async with AsyncMongoClient[dict[str, object]](place.mongo_url) as mongo:
         assert place.database not in await mongo.list_database_names()
     layout = topology(place.prefix)

@@ -28,9 +28,8 @@ from outplan.testing import (
     ServersUnavailable,
     start_servers,
 )
-from outplan.testing import (
-    processes as child_processes,
-)
+from outplan.testing.servers import ports
+from outplan.testing.servers import processes as child_processes
 from tests.support.brokers import skip_without_docker
 
 ROOT = Path(__file__).parents[2]
@@ -239,7 +238,7 @@ def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(
     mongod.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with (
-        pytest.raises(ServerFailed, match=r"mongodb ended .*\s.*libcurl\.so\.4"),
+        pytest.raises(ServerFailed, match=r"mongodb exited .*\s.*libcurl\.so\.4"),
         start_servers("processes"),
     ):
         pass
@@ -258,8 +257,8 @@ def test_images_that_cannot_be_had_are_warned_of_and_processes_taken(
 def test_a_port_that_one_session_has_chosen_is_not_chosen_by_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(child_processes, "_PORTS", range(31_000, 31_100))
-    with child_processes.reserved_ports(50) as ours, child_processes.reserved_ports(40) as theirs:
+    monkeypatch.setattr(ports, "_PORTS", range(31_000, 31_100))
+    with ports.reserve_ports(50) as ours, ports.reserve_ports(40) as theirs:
         assert not set(ours) & set(theirs)
 
 
@@ -298,10 +297,10 @@ def test_processes_and_their_folder_are_gone_after_their_parent_was_killed(tmp_p
 def test_a_server_is_gone_after_its_warden_was_killed_and_can_be_started_again(
     processes: Servers,
 ) -> None:
-    (warden,) = [it for it in family(os.getpid()) if is_warden_of(processes.rabbitmq, it)]
-    members = family(warden.pid)
+    (supervisor,) = [it for it in family(os.getpid()) if is_supervisor_of(processes.rabbitmq, it)]
+    members = family(supervisor.pid)
     assert {member.name for member in members} >= PROGRAMS - {"mongod"}
-    os.kill(warden.pid, signal.SIGKILL)
+    os.kill(supervisor.pid, signal.SIGKILL)
     eventually(lambda: not alive(members))
     processes.rabbitmq.start()
     assert is_listening(processes.rabbitmq)
@@ -439,14 +438,14 @@ def alive(processes: set[Process]) -> bool:
     return any((status := status_of(it.pid)) and status[0] == it for it in processes)
 
 
-def is_warden_of(rabbitmq: Server, process: Process) -> bool:
+def is_supervisor_of(rabbitmq: Server, process: Process) -> bool:
     place = Path(f"/proc/{process.pid}")
     try:
         configuration = (place / "cwd" / "rabbitmq.conf").read_text()
         command = (place / "cmdline").read_text()
     except FileNotFoundError:
         return False
-    return "warden.py\0guard" in command and f":{port_of(rabbitmq.url)}\n" in configuration
+    return "supervisor.py\0guard" in command and f":{port_of(rabbitmq.url)}\n" in configuration
 
 
 def listened_on(processes: set[Process]) -> set[str]:

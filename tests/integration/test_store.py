@@ -17,7 +17,7 @@ from outplan.domain.decider import State, decide, evolve
 from outplan.domain.records import Fence, Record, Snapshot, Trial, Verdict
 from outplan.errors import Fenced, StoreConflict, StoreUnavailable, Unprocessable
 from outplan.mongodb.store import Store as MongoStore
-from outplan.testing.memory_store import MemoryStore
+from outplan.testing.memory.store import MemoryStore
 from outplan.testing.servers import Servers
 from outplan.worker.handler import Store, Transaction
 from tests.support.world import create_body

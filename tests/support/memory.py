@@ -6,7 +6,7 @@ from typing import Any
 from outplan.domain.decider import State
 from outplan.domain.records import Fence, Trial
 from outplan.errors import StoreConflict, StoreUnavailable
-from outplan.testing.memory_store import MemoryStore, MemoryTransaction
+from outplan.testing.memory.store import MemoryStore, MemoryTransaction
 
 
 class Died(Exception):

@@ -10,9 +10,9 @@ from pamqp.commands import Basic
 
 from outplan.client import OutcomeUnknown
 from outplan.contract.topology import PREFETCH, topology
+from outplan.testing.errors import WorkerFailed
 from outplan.testing.memory import memory_service
-from outplan.testing.memory_broker import MemoryBroker, Message
-from outplan.testing.place import WorkerFailed
+from outplan.testing.memory.broker import MemoryBroker, Message
 from tests.support.modes import an_outplan
 
 

@@ -15,7 +15,7 @@ from outplan.contract.amqp import Publication
 from outplan.contract.topology import PREFETCH, topology
 from outplan.domain.dedup import MAX_TRIALS
 from outplan.errors import BrokerUnavailable
-from outplan.testing.memory_broker import MemoryBroker, Message, WorkerSession
+from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
 from outplan.worker.handler import Handler
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import SUSPICIOUS, Limits, Wiring, Worker

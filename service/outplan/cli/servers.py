@@ -7,8 +7,7 @@ def demo() -> None:
     """Show what becomes of five commands, on servers and a worker of the demo's own."""
     # No other command has need of these modules, nor of the extra that they come with.
     from outplan.testing.demo import DemoFailed, play  # noqa: PLC0415
-    from outplan.testing.place import WorkerFailed  # noqa: PLC0415
-    from outplan.testing.servers import ServersUnavailable  # noqa: PLC0415
+    from outplan.testing.errors import ServersUnavailable, WorkerFailed  # noqa: PLC0415
 
     try:
         play()
@@ -18,9 +17,8 @@ def demo() -> None:
 
 def sandbox() -> None:
     """Keep servers and a worker of the sandbox's own up, to try out, until Ctrl-C."""
-    from outplan.testing.place import WorkerFailed  # noqa: PLC0415
+    from outplan.testing.errors import ServersUnavailable, WorkerFailed  # noqa: PLC0415
     from outplan.testing.sandbox import stay  # noqa: PLC0415
-    from outplan.testing.servers import ServersUnavailable  # noqa: PLC0415
 
     try:
         stay()

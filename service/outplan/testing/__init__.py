@@ -4,34 +4,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from outplan.testing.facades import AwaitedService, BlockingService
+    from outplan.testing.deployment import Deployment
+    from outplan.testing.errors import (
+        NotControllable,
+        ServerFailed,
+        ServersUnavailable,
+        WorkerFailed,
+    )
+    from outplan.testing.facades import AsyncService, SyncService
     from outplan.testing.harness import Document, OutplanService, Rejected
     from outplan.testing.live import live_service
     from outplan.testing.memory import memory_service
-    from outplan.testing.place import Place, WorkerFailed
-    from outplan.testing.servers import (
-        NotControllable,
-        RabbitServer,
-        Server,
-        ServerFailed,
-        Servers,
-        ServersUnavailable,
-        start_servers,
-    )
+    from outplan.testing.servers import RabbitServer, Server, Servers, start_servers
 
 __all__ = [
-    "AwaitedService",
-    "BlockingService",
+    "AsyncService",
+    "Deployment",
     "Document",
     "NotControllable",
     "OutplanService",
-    "Place",
     "RabbitServer",
     "Rejected",
     "Server",
     "ServerFailed",
     "Servers",
     "ServersUnavailable",
+    "SyncService",
     "WorkerFailed",
     "live_service",
     "memory_service",
@@ -40,13 +38,13 @@ __all__ = [
 
 # All others are in ``servers``.
 _ELSEWHERE: Final = {
-    "AwaitedService": "facades",
-    "BlockingService": "facades",
+    "AsyncService": "facades",
+    "SyncService": "facades",
     "Document": "harness",
     "OutplanService": "harness",
-    "Place": "place",
+    "Deployment": "deployment",
     "Rejected": "harness",
-    "WorkerFailed": "place",
+    "WorkerFailed": "errors",
     "live_service": "live",
     "memory_service": "memory",
 }

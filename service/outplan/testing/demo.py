@@ -16,8 +16,8 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from pymongo import AsyncMongoClient
 from rich.console import Console
 
+from outplan.testing.output import Output
 from outplan.testing.sandbox import Sandbox, sandbox
-from outplan.testing.screen import Screen
 
 Document = dict[str, Any]
 
@@ -146,12 +146,12 @@ class Wire:
 async def _open_wire(box: Sandbox) -> AsyncIterator[Wire]:
     replies: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     events: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-    async with await aio_pika.connect(box.amqp_url) as connection:
+    async with await aio_pika.connect(box.deployment.amqp_url) as connection:
         channel = await connection.channel()
         reply_queue = await _consumed(channel, replies)
         event_queue = await _consumed(channel, events)
-        await event_queue.bind(f"{box.prefix}.events", "#")
-        yield Wire(channel, box.prefix, reply_queue.name, replies, events)
+        await event_queue.bind(f"{box.deployment.prefix}.events", "#")
+        yield Wire(channel, box.deployment.prefix, reply_queue.name, replies, events)
 
 
 async def _consumed(
@@ -190,33 +190,33 @@ def play() -> None:
 
     Raises `DemoFailed`, `ServersUnavailable` or `WorkerFailed`.
     """
-    screen = Screen(Console())
-    screen.heading("Starting RabbitMQ, MongoDB and a worker of the demo's own ...")
+    output = Output(Console())
+    output.heading("Starting RabbitMQ, MongoDB and a worker of the demo's own ...")
     with sandbox() as box:
-        screen.servers(box.servers)
-        asyncio.run(_tell(box, screen))
-    screen.heading("All came out as told. What was started is gone again.")
+        output.servers(box.servers)
+        asyncio.run(_tell(box, output))
+    output.heading("All came out as told. What was started is gone again.")
 
 
-async def _tell(box: Sandbox, screen: Screen) -> None:
+async def _tell(box: Sandbox, output: Output) -> None:
     seen: dict[str, bytes] = {}
     async with _open_wire(box) as wire:
         for number, step in enumerate(STORY, 1):
-            screen.heading(f"{number}. {step.title}")
-            screen.command(step.name, step.message_id, step.body)
+            output.heading(f"{number}. {step.title}")
+            output.command(step.name, step.message_id, step.body)
             reply = await wire.send(step)
-            screen.reply(reply)
+            output.reply(reply)
             _check_reply(step, reply)
             event = await wire.event(step)
-            screen.event(event, step.remark.format(prefix=box.prefix))
+            output.event(event, step.remark.format(prefix=box.deployment.prefix))
             _check_event(step, event, seen)
         await _check_rejected(wire)
         _expect("the end", "number of further events", wire.events.qsize(), 0)
-    async with AsyncMongoClient[Document](box.mongo_url) as mongo:
-        database = mongo[box.database]
+    async with AsyncMongoClient[Document](box.deployment.mongo_url) as mongo:
+        database = mongo[box.deployment.database]
         document = await database["outplans"].find_one({"_id": _ID}) or {}
         history = await database["outplan_events"].find().sort("version").to_list()
-    screen.stored(document, history)
+    output.stored(document, history)
     _check_stored(document, history)
 
 

@@ -14,7 +14,7 @@ from outplan.testing.harness import Document, OutplanService, Rejected
 from outplan.testing.portal import Portal
 
 
-class AwaitedService:
+class AsyncService:
     """An `OutplanService` for whichever loop a test runs in."""
 
     def __init__(self, service: OutplanService, portal: Portal) -> None:
@@ -97,7 +97,7 @@ class AwaitedService:
         await self._awaited(self._service.start_broker())
 
 
-class BlockingService:
+class SyncService:
     """`OutplanService` for tests without a loop: the same calls, each returning when it is done."""
 
     def __init__(self, service: OutplanService, portal: Portal) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
-    from outplan.testing.facades import AwaitedService, BlockingService
+    from outplan.testing.deployment import Deployment
+    from outplan.testing.facades import AsyncService, SyncService
     from outplan.testing.harness import OutplanService
     from outplan.testing.live import LiveService
-    from outplan.testing.place import Place
     from outplan.testing.portal import Portal
     from outplan.testing.servers import Mode, Servers
 
@@ -59,7 +59,7 @@ def pytest_configure_node(node: Any) -> None:
         return
     config: pytest.Config = node.config
     if _FOLDER not in config.stash:
-        from outplan.testing.run import open_run  # noqa: PLC0415 - Windows has not what it needs
+        from outplan.testing.run_lock import open_run  # noqa: PLC0415 - Windows has not what it needs
 
         stack = ExitStack()
         config.add_cleanup(stack.close)
@@ -86,7 +86,7 @@ def outplan_servers(request: pytest.FixtureRequest) -> Iterator["Servers"]:
     if folder is None:
         yield from _started("auto")
     else:
-        from outplan.testing.shared import shared_servers  # noqa: PLC0415 - see above
+        from outplan.testing.servers.shared import shared_servers  # noqa: PLC0415 - see above
 
         yield _had(lambda: shared_servers(Path(folder)))
 
@@ -103,44 +103,44 @@ def outplan_own_servers(request: pytest.FixtureRequest) -> Iterator["Servers"]:
 
 
 @pytest.fixture
-def outplan_service(request: pytest.FixtureRequest) -> "AwaitedService":
+def outplan_service(request: pytest.FixtureRequest) -> "AsyncService":
     """A worker of the test's own, its calls to be awaited; in memory if so wanted."""
-    from outplan.testing.facades import AwaitedService  # noqa: PLC0415 - see above
+    from outplan.testing.facades import AsyncService  # noqa: PLC0415 - see above
 
-    return AwaitedService(_service(request), _portal(request))
+    return AsyncService(_service(request), _portal(request))
 
 
 @pytest.fixture
-def outplan_service_sync(request: pytest.FixtureRequest) -> "BlockingService":
+def outplan_service_sync(request: pytest.FixtureRequest) -> "SyncService":
     """A worker of the test's own, its calls blocking; in memory if so wanted."""
-    from outplan.testing.facades import BlockingService  # noqa: PLC0415 - see above
+    from outplan.testing.facades import SyncService  # noqa: PLC0415 - see above
 
-    return BlockingService(_service(request), _portal(request))
+    return SyncService(_service(request), _portal(request))
 
 
 @pytest.fixture
-def outplan_memory(request: pytest.FixtureRequest) -> "AwaitedService":
+def outplan_memory(request: pytest.FixtureRequest) -> "AsyncService":
     """The service in memory, its calls to be awaited."""
-    from outplan.testing.facades import AwaitedService  # noqa: PLC0415 - see above
+    from outplan.testing.facades import AsyncService  # noqa: PLC0415 - see above
 
-    return AwaitedService(request.getfixturevalue("_outplan_memory"), _portal(request))
+    return AsyncService(request.getfixturevalue("_outplan_memory"), _portal(request))
 
 
 @pytest.fixture
-def outplan_memory_sync(request: pytest.FixtureRequest) -> "BlockingService":
+def outplan_memory_sync(request: pytest.FixtureRequest) -> "SyncService":
     """The service in memory, its calls blocking."""
-    from outplan.testing.facades import BlockingService  # noqa: PLC0415 - see above
+    from outplan.testing.facades import SyncService  # noqa: PLC0415 - see above
 
-    return BlockingService(request.getfixturevalue("_outplan_memory"), _portal(request))
+    return SyncService(request.getfixturevalue("_outplan_memory"), _portal(request))
 
 
 @pytest.fixture
-def outplan_place(request: pytest.FixtureRequest) -> "Place":
+def outplan_place(request: pytest.FixtureRequest) -> "Deployment":
     """Where the test's worker is: what the program under test has to be told."""
     if _mode(request.config) == "memory":
         pytest.fail("outplan_place needs servers: in memory there are none to connect to", False)
-    place: Place = request.getfixturevalue("_outplan_live").place
-    return place
+    deployment: Deployment = request.getfixturevalue("_outplan_live").deployment
+    return deployment
 
 
 @pytest.fixture(scope="session")
@@ -195,7 +195,7 @@ def _started(mode: "Mode") -> Iterator["Servers"]:
 
 def _had(servers: "Callable[[], Servers]") -> "Servers":
     """The servers, or the test's failure with nothing but what to do about it."""
-    from outplan.testing.servers import ServersUnavailable  # noqa: PLC0415 - see above
+    from outplan.testing.errors import ServersUnavailable  # noqa: PLC0415 - see above
 
     try:
         return servers()

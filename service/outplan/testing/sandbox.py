@@ -14,10 +14,11 @@ from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 
-from outplan.testing.place import WORKER, WorkerFailed, clear, environment
-from outplan.testing.processes import reserved_ports
-from outplan.testing.servers import Servers, start_servers
-from outplan.testing.warden import ProcessGroup, last_will
+from outplan.testing.deployment import Deployment
+from outplan.testing.errors import WorkerFailed
+from outplan.testing.live.worker import WORKER_COMMAND
+from outplan.testing.servers import Servers, reserve_ports, start_servers
+from outplan.testing.servers.supervisor import ProcessGroup, run_on_death
 
 _READY_SECONDS = 60.0
 
@@ -32,21 +33,9 @@ class Sandbox:
     """A worker that consumes, and where everything around it is."""
 
     servers: Servers
-    prefix: str
+    deployment: Deployment
     http_port: int
     folder: Path
-
-    @property
-    def amqp_url(self) -> str:
-        return self.servers.rabbitmq.url
-
-    @property
-    def mongo_url(self) -> str:
-        return self.servers.mongodb.url
-
-    @property
-    def database(self) -> str:
-        return self.prefix
 
     @property
     def worker_log(self) -> Path:
@@ -74,7 +63,7 @@ def stay() -> None:
     try:
         with _running() as (box, worker):
             print(_instructions(box), flush=True)
-            while not worker.ended(within=1):
+            while not worker.wait(1):
                 pass
             raise WorkerFailed(f"the worker has ended. Its log ends:\n{worker.log()}")
     except KeyboardInterrupt:
@@ -88,18 +77,22 @@ def _running() -> Iterator[tuple[Sandbox, ProcessGroup]]:
         servers = stack.enter_context(start_servers())
         given = servers.mode == "urls"
         prefix = f"outplan-{token_hex(4)}" if given else "outplan"
-        (port,) = stack.enter_context(reserved_ports(1))
-        box = Sandbox(servers, prefix, port, folder)
+        (port,) = stack.enter_context(reserve_ports(1))
+        deployment = Deployment(servers.rabbitmq.url, servers.mongodb.url, prefix, prefix)
+        box = Sandbox(servers, deployment, port, folder)
         if given:  # servers that somebody else runs are left as they were
-            stack.callback(lambda: asyncio.run(clear(box)))
-        will = stack.enter_context(last_will("rm", "-rf", str(folder)))
+            stack.callback(lambda: asyncio.run(deployment.drop()))
+        will = stack.enter_context(run_on_death("rm", "-rf", str(folder)))
         folder.mkdir(mode=0o700)
         yield box, stack.enter_context(_running_worker(box, will))
 
 
 @contextmanager
 def _running_worker(box: Sandbox, will: int) -> Iterator[ProcessGroup]:
-    worker = ProcessGroup([WORKER], environment(box, box.http_port), box.folder, will)
+    environment = box.deployment.environment(
+        OUTPLAN_HTTP_PORT=str(box.http_port), OUTPLAN_HANG_SECONDS="0"
+    )
+    worker = ProcessGroup([WORKER_COMMAND], environment, box.folder, will)
     try:
         worker.launch()
         _await_ready(worker, box.http_port)
@@ -120,7 +113,7 @@ def _stop(worker: ProcessGroup) -> None:
 def _await_ready(worker: ProcessGroup, http_port: int) -> None:
     deadline = monotonic() + _READY_SECONDS
     while not is_ready(http_port):
-        if worker.ended(within=0.1) or monotonic() > deadline:
+        if worker.wait(0.1) or monotonic() > deadline:
             raise WorkerFailed(f"the worker does not become ready. Its log ends:\n{worker.log()}")
 
 
@@ -138,8 +131,8 @@ def is_ready(http_port: int) -> bool:
 
 def _instructions(box: Sandbox) -> str:
     return f"""
-RabbitMQ    {box.amqp_url}
-MongoDB     {box.mongo_url}
+RabbitMQ    {box.deployment.amqp_url}
+MongoDB     {box.deployment.mongo_url}
 worker      http://127.0.0.1:{box.http_port}/readyz, and /livez and /metrics
 its log     {box.worker_log}
 
@@ -158,6 +151,6 @@ def _example(box: Sandbox, name: str, *arguments: str) -> str:
     python = os.path.relpath(sys.executable)
     if python.startswith(os.pardir):
         python = sys.executable
-    prefix = [] if box.prefix == "outplan" else ["--prefix", box.prefix]
-    where = ["--amqp-url", box.amqp_url, *prefix]
+    prefix = [] if box.deployment.prefix == "outplan" else ["--prefix", box.deployment.prefix]
+    where = ["--amqp-url", box.deployment.amqp_url, *prefix]
     return shlex.join([python, f"examples/{name}.py", *where, *arguments])

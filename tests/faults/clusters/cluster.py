@@ -13,9 +13,9 @@ from bson import Timestamp
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from outplan.testing.processes import find_programs, reserved_ports, start_together
-from outplan.testing.servers import ServerFailed
-from outplan.testing.warden import last_will
+from outplan.testing.servers import ServerFailed, reserve_ports, start_together
+from outplan.testing.servers.processes import find_programs
+from outplan.testing.servers.supervisor import run_on_death
 from tests.faults.clusters.containers import rabbit_containers
 from tests.faults.clusters.nodes import (
     PORTS,
@@ -218,9 +218,9 @@ def start_cluster(broker: Broker = "3.10") -> Iterator[Cluster]:
     programs = find_programs()
     folder = Path(tempfile.gettempdir(), f"outplan-cluster-{token_hex(8)}")
     with ExitStack() as stack:
-        will = stack.enter_context(last_will("rm", "-rf", str(folder)))
+        will = stack.enter_context(run_on_death("rm", "-rf", str(folder)))
         folder.mkdir(mode=0o700)
-        ports = Ports.of(stack.enter_context(reserved_ports(PORTS)))
+        ports = Ports.of(stack.enter_context(reserve_ports(PORTS)))
         mongos = mongo_members(programs, folder, ports, will)
         rabbits = stack.enter_context(
             rabbit_containers(ports)

@@ -11,16 +11,16 @@ from secrets import token_hex
 
 from testcontainers.core.container import DockerContainer
 
-from outplan.testing.containers import (
+from outplan.testing.servers.containers import (
     RABBITMQ_IMAGE_VARIABLE,
     Container,
-    _container,
-    _require_docker,
-    _without_ryuk,
+    new_container,
     rabbitmqctl,
+    require_docker,
+    without_ryuk,
 )
-from outplan.testing.processes import enabled_plugins, network_environment, rabbitmq_conf
-from outplan.testing.warden import last_will
+from outplan.testing.servers.processes import enabled_plugins, network_environment, rabbitmq_conf
+from outplan.testing.servers.supervisor import run_on_death
 from tests.faults.clusters.nodes import CLUSTER_CONF, ERLANG, NODES, Ports, RabbitNode
 
 _SETTINGS = "/etc/rabbitmq"
@@ -32,17 +32,17 @@ def rabbit_containers(ports: Ports) -> Iterator[tuple[RabbitNode, ...]]:
 
     The containers are removed when the block or this process ends. Raises `ServersUnavailable`.
     """
-    _require_docker()
+    require_docker()
     session, cookie = token_hex(4), token_hex(16)
     image = os.environ.get(RABBITMQ_IMAGE_VARIABLE, "rabbitmq:4-management")
     names = [f"outplan-{name}-{session}" for name in ("epmd", "rabbit1", "rabbit2", "rabbit3")]
     with ExitStack() as stack:
-        stack.enter_context(last_will("docker", "rm", "--force", "--volumes", *names))
-        containers = [_container(image, name) for name in names]
+        stack.enter_context(run_on_death("docker", "rm", "--force", "--volumes", *names))
+        containers = [new_container(image, name) for name in names]
         for container in containers:
             stack.enter_context(closing(container.get_docker_client().client))
             container.with_kwargs(network_mode="host")
-        stack.enter_context(_without_ryuk())
+        stack.enter_context(without_ryuk())
         containers[0].with_command(["epmd", "-address", "127.0.0.1", "-port", str(ports.names)])
         Container(containers[0]).launch()
         yield tuple(

@@ -11,16 +11,16 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import NotPrimaryError
 
-from outplan.testing.processes import (
+from outplan.testing.servers import OwnRabbit, OwnServer, Runner
+from outplan.testing.servers.processes import (
     Programs,
     configure,
-    epmd,
+    epmd_command,
     mongod_group,
     node_environment,
     rabbitmqctl,
 )
-from outplan.testing.servers import OwnRabbit, OwnServer, Runner
-from outplan.testing.warden import ProcessGroup
+from outplan.testing.servers.supervisor import ProcessGroup
 
 SIZE = 3
 NODES = tuple(f"rabbit{n}@localhost" for n in range(1, SIZE + 1))
@@ -71,8 +71,7 @@ class RabbitNode(OwnRabbit):
     def __init__(
         self, name: str, port: int, runner: Runner, ctl: Callable[[Sequence[str]], str]
     ) -> None:
-        super().__init__(port, runner, ctl)
-        self.name = name
+        super().__init__(port, runner, ctl, name)
 
     def is_answering(self) -> bool:
         """Return whether it takes connections and is not paused, within a second."""
@@ -89,8 +88,7 @@ class MongoMember(OwnServer):
 
     def __init__(self, name: str, port: int, runner: Runner) -> None:
         url = f"mongodb://127.0.0.1:{port}/?directConnection=true"
-        super().__init__(url, port, runner, lambda: _member_version(url))
-        self.name = name
+        super().__init__(name, url, port, runner, lambda: _member_version(url))
         self.address = f"127.0.0.1:{port}"
 
 
@@ -124,7 +122,7 @@ def rabbit_processes(
     with ExitStack() as stack:
         names = folder / "epmd"
         names.mkdir()
-        group = ProcessGroup([epmd(programs, ports.names)], {}, names, will)
+        group = ProcessGroup([epmd_command(programs, ports.names)], {}, names, will)
         stack.callback(group.kill)
         group.launch()
         cookie = token_hex(16)

@@ -20,7 +20,6 @@ from outplan.contract.topology import Binding, Queue, Topology, topology
 from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import Session, open_session
-from outplan.testing.place import clear
 from outplan.testing.servers import start_servers
 from tests.faults.fuzz.frame_checks import kept, property_bytes
 from tests.faults.fuzz.fuzz_runner import Court
@@ -227,7 +226,7 @@ async def hostile_round(amqp_url: str, mongo_url: str, count: int, seed: int | s
     try:
         return await trial.run(count)
     finally:
-        await clear(place, trial.queues)
+        await place.drop(trial.queues)
 
 
 def main(

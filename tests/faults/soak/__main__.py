@@ -25,7 +25,6 @@ from rich.table import Table
 from yarl import URL
 
 from outplan.contract.topology import topology
-from outplan.testing.place import clear
 from outplan.testing.servers import Servers, start_servers
 from tests.faults.soak.load import Load
 from tests.faults.soak.plot import plot
@@ -195,7 +194,7 @@ async def _soak(
             await worker.stop()
     finally:
         sheet.close()
-        await clear(place, load.queues)
+        await place.drop(load.queues)
     plot(sheet.samples, rate, out)
     return Soaked(rate, verdict(sheet.samples, rate), _faults(load, worker, settled))
 

@@ -19,13 +19,13 @@ from outplan.contract.amqp import Publication
 from outplan.contract.messages import EventType, Problem
 from outplan.contract.topology import PREFETCH, topology
 from outplan.mongodb.store import Store
-from outplan.testing.arrivals import Arrivals
+from outplan.testing.errors import WorkerFailed
+from outplan.testing.event_buffer import EventBuffer
 from outplan.testing.harness import Document, OutplanService, Rejected
-from outplan.testing.memory_broker import STOPPED, MemoryBroker, Message
-from outplan.testing.memory_store import MemoryStore
-from outplan.testing.mortal import Death, check, unless_it_dies
-from outplan.testing.outgoing import Outgoing
-from outplan.testing.place import WorkerFailed
+from outplan.testing.memory.broker import STOPPED, MemoryBroker, Message
+from outplan.testing.memory.store import MemoryStore
+from outplan.testing.raw_command import RawCommand
+from outplan.testing.worker_exit import WorkerExit, raise_if_exited, run_unless_exited
 from outplan.worker.handler import Handler
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import Limits, Wiring, Worker
@@ -45,7 +45,7 @@ async def memory_service(
     clock is the real one. Should the worker end by itself, which only a bug makes it do, its error
     is raised at the end, and by the calls before as the cause of WorkerFailed.
     """
-    arrivals = Arrivals()
+    arrivals = EventBuffer()
     broker = MemoryBroker(topology(prefix), lambda publication: arrivals.add(publication.body))
     async with _Client(broker, prefix, within) as client:
         service = MemoryService(broker, client, arrivals, within)
@@ -60,7 +60,7 @@ class MemoryService:
     """An ``OutplanService`` in memory, from ``memory_service``."""
 
     def __init__(
-        self, broker: MemoryBroker, client: OutplanClient, arrivals: Arrivals, within: float
+        self, broker: MemoryBroker, client: OutplanClient, arrivals: EventBuffer, within: float
     ) -> None:
         self._broker = broker
         self._client = client
@@ -69,7 +69,7 @@ class MemoryService:
         self._store = MemoryStore()
         self._awake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._death: Death = asyncio.get_running_loop().create_future()
+        self._death: WorkerExit = asyncio.get_running_loop().create_future()
 
     async def publish(
         self,
@@ -79,8 +79,8 @@ class MemoryService:
         message_id: str | UUID | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> str:
-        sent = Outgoing.of(name, body, message_id, headers)
-        check(self._death)
+        sent = RawCommand.of(name, body, message_id, headers)
+        raise_if_exited(self._death)
         if not await self._broker_runs():
             raise OutcomeUnknown(sent.message_id, STOPPED)
         self._broker.send(Message(sent.name, sent.properties, sent.body))
@@ -123,11 +123,11 @@ class MemoryService:
         return await self._unless_it_dies(self._arrivals.next(kind, outplan_id, within))
 
     async def events(self) -> Sequence[Event]:
-        check(self._death)
+        raise_if_exited(self._death)
         return tuple(self._arrivals.all)
 
     async def documents(self) -> Sequence[Document]:
-        check(self._death)
+        raise_if_exited(self._death)
         states = self._store.states.values()
         return tuple(
             Document(Outplan.model_validate(state.outplan.model_dump()), state.version)
@@ -135,7 +135,7 @@ class MemoryService:
         )
 
     async def rejected(self) -> Sequence[Rejected]:
-        check(self._death)
+        raise_if_exited(self._death)
         if not await self._broker_runs():
             raise TimeoutError(f"the rejected commands cannot be read: {STOPPED}")
         return tuple(_rejected(copy) for copy in self._broker.rejected)
@@ -175,7 +175,7 @@ class MemoryService:
         self._broker.start()
 
     async def _unless_it_dies(self, call: Coroutine[Any, Any, T]) -> T:
-        return await unless_it_dies(self._death, call)
+        return await run_unless_exited(self._death, call)
 
     async def _broker_runs(self) -> bool:
         try:
@@ -190,7 +190,7 @@ class MemoryService:
             raise WorkerFailed("the worker is not running")
 
 
-def _tell(death: Death, worker: asyncio.Task[None]) -> None:
+def _tell(death: WorkerExit, worker: asyncio.Task[None]) -> None:
     if worker.cancelled():
         return
     failure = WorkerFailed("the worker has ended by itself")

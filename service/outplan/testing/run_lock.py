@@ -1,6 +1,6 @@
-"""A test run as its processes know it: a folder, and a lock that lasts as long as the run.
+"""Lock a folder for as long as a test run lasts.
 
-Imported in each run under xdist, so it needs nothing but the standard library.
+The plugin imports this in each run under xdist, so it uses the standard library alone.
 """
 
 import fcntl
@@ -13,18 +13,18 @@ from pathlib import Path
 
 @contextmanager
 def open_run() -> Iterator[Path]:
-    """A folder whose lock ``run`` this process holds until the block or the process ends."""
+    """Yield a folder, and hold the lock ``run`` in it until the block or this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="outplan-run-"))
     try:
-        with locked(folder / "run"):
+        with lock_file(folder / "run"):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Have the lock while the block runs; whoever else wants it waits."""
+def lock_file(path: Path) -> Iterator[None]:
+    """Wait for the lock and hold it while the block runs."""
     with path.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

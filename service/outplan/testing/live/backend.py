@@ -15,16 +15,16 @@ from outplan.client import CommandRejected, Event, Outplan, OutplanClient, Reque
 from outplan.client.requests import CreateFields, Preconditions, UpdateFields
 from outplan.contract.messages import EventType
 from outplan.mongodb.documents import state_of
+from outplan.testing.deployment import Deployment
 from outplan.testing.harness import Document, Rejected
-from outplan.testing.leavings import folder_of
-from outplan.testing.mortal import unless_it_dies
-from outplan.testing.outgoing import Outgoing
-from outplan.testing.place import Place, clear_broker, drop_database
-from outplan.testing.publisher import Publisher, publisher
-from outplan.testing.rejects import read_rejected
+from outplan.testing.live.cleanup import open_folder
+from outplan.testing.live.raw_command_publisher import RawCommandPublisher, open_publisher
+from outplan.testing.live.recorder import EventRecorder, record_events
+from outplan.testing.live.rejected import read_rejected
+from outplan.testing.live.worker import Worker
+from outplan.testing.raw_command import RawCommand
 from outplan.testing.servers import RabbitServer, Servers
-from outplan.testing.witness import Witness, witness
-from outplan.testing.worker import Worker
+from outplan.testing.worker_exit import run_unless_exited
 
 T = TypeVar("T")
 
@@ -41,16 +41,16 @@ class LiveService:
 
     def __init__(
         self,
-        place: Place,
+        place: Deployment,
         within: float,
         worker: Worker,
         broker: "_Broker",
         client: OutplanClient,
-        publisher: Publisher,
-        witness: Witness,
+        publisher: RawCommandPublisher,
+        witness: EventRecorder,
         database: AsyncDatabase[dict[str, Any]],
     ) -> None:
-        self.place = place
+        self.deployment = place
         self._within = within
         self._worker = worker
         self._broker = broker
@@ -73,7 +73,7 @@ class LiveService:
         message_id: str | UUID | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> str:
-        sent = Outgoing.of(name, body, message_id, headers)
+        sent = RawCommand.of(name, body, message_id, headers)
         await self._unless_it_dies(self._publisher.publish(sent))
         return sent.message_id
 
@@ -109,13 +109,13 @@ class LiveService:
         outplan_id: str | UUID | None = None,
         within: float = 10,
     ) -> Event:
-        arriving = self._witness.arrivals.next(kind, outplan_id, within)
+        arriving = self._witness.buffer.next(kind, outplan_id, within)
         return await self._unless_it_dies(arriving)
 
     async def events(self) -> Sequence[Event]:
         await self._unless_it_dies(self._see_all())
         self._owed_events.clear()
-        return tuple(self._witness.arrivals.all)
+        return tuple(self._witness.buffer.all)
 
     async def documents(self) -> Sequence[Document]:
         self._worker.check()
@@ -168,10 +168,10 @@ class LiveService:
         return result
 
     async def _unless_it_dies(self, call: Coroutine[Any, Any, T]) -> T:
-        return await unless_it_dies(self._worker.death, call)
+        return await run_unless_exited(self._worker.death, call)
 
     async def _read_rejected(self) -> list[Rejected]:
-        return await read_rejected(self.place.amqp_url, self.place.prefix, self._within)
+        return await read_rejected(self.deployment.amqp_url, self.deployment.prefix, self._within)
 
     async def _see_all(self) -> None:
         with suppress(TimeoutError):
@@ -197,7 +197,7 @@ class _Broker:
         await asyncio.to_thread(self._server.start)
         self._runs = True
 
-    async def leave(self, place: Place, queues: Iterable[str]) -> None:
+    async def leave(self, place: Deployment, queues: Iterable[str]) -> None:
         """Leave it as it was found: it runs, and nothing of the test is in it."""
         if not self._runs:
             await self.start()
@@ -205,7 +205,7 @@ class _Broker:
         # dead-lettering by quorum queues, and from then on nobody can consume from a new one.
         # Queues in a broker that was stopped, and so is this run's own, are in nobody's way.
         if not self._was_stopped:
-            await clear_broker(place, queues)
+            await place.drop_queues(queues)
 
 
 @asynccontextmanager
@@ -217,21 +217,21 @@ async def live_service(servers: Servers, *, within: float = 30) -> AsyncIterator
     rejected TimeoutError. Raises WorkerFailed when the worker does not become ready.
     """
     name = f"test-{token_hex(6)}"
-    place = Place(servers.rabbitmq.url, servers.mongodb.url, name, name)
+    place = Deployment(servers.rabbitmq.url, servers.mongodb.url, name, name)
     queues = [f"{name}.witness"]
     async with AsyncExitStack() as stack:
         # The tests' own servers end with the tests, and all that is on them.
         on_servers = queues if servers.mode == "urls" else None
-        worker = Worker(place, *stack.enter_context(folder_of(place, on_servers)))
+        worker = Worker(place, *stack.enter_context(open_folder(place, on_servers)))
         broker = _Broker(servers.rabbitmq)
         stack.push_async_callback(broker.leave, place, queues)
-        stack.push_async_callback(drop_database, place)
+        stack.push_async_callback(place.drop_database)
         stack.push_async_callback(worker.kill)
         await worker.launch()
-        seen = await stack.enter_async_context(witness(place.amqp_url, name))
+        seen = await stack.enter_async_context(record_events(place.amqp_url, name))
         mongo = await stack.enter_async_context(AsyncMongoClient[dict[str, Any]](place.mongo_url))
         await worker.ready()
         client = OutplanClient(place.amqp_url, prefix=name, timeout=within)
         await stack.enter_async_context(client)
-        raw = await stack.enter_async_context(publisher(place.amqp_url, name, within))
+        raw = await stack.enter_async_context(open_publisher(place.amqp_url, name, within))
         yield LiveService(place, within, worker, broker, client, raw, seen, mongo[name])

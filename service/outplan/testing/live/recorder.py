@@ -12,7 +12,7 @@ from aiormq.abc import DeliveredMessage
 from outplan.client import Refused
 from outplan.client.connection import Connection, open_connection, retrying, translated
 from outplan.contract.topology import topology
-from outplan.testing.arrivals import Arrivals
+from outplan.testing.event_buffer import EventBuffer
 
 _log = logging.getLogger(__name__)
 
@@ -20,11 +20,11 @@ _log = logging.getLogger(__name__)
 _SECONDS: Final = 10
 
 
-class Witness:
+class EventRecorder:
     """All events of a prefix since it began; ``times_seen`` is by their ids."""
 
     def __init__(self, amqp_url: str, prefix: str) -> None:
-        self.arrivals = Arrivals()
+        self.buffer = EventBuffer()
         self.times_seen: Counter[str] = Counter()
         self.queue = f"{prefix}.witness"
         self._url = amqp_url
@@ -72,7 +72,7 @@ class Witness:
         await channel.basic_consume(self.queue, arrived)
 
     async def _see(self, message: DeliveredMessage) -> None:
-        self.arrivals.add(message.body)
+        self.buffer.add(message.body)
         self.times_seen[message.header.properties.message_id or ""] += 1
         async with self._news:
             self._news.notify_all()
@@ -82,9 +82,9 @@ class Witness:
 
 
 @asynccontextmanager
-async def witness(amqp_url: str, prefix: str) -> AsyncIterator[Witness]:
+async def record_events(amqp_url: str, prefix: str) -> AsyncIterator[EventRecorder]:
     """A witness that listens until the block ends. Its queue outlives it."""
-    seen = Witness(amqp_url, prefix)
+    seen = EventRecorder(amqp_url, prefix)
     listening = asyncio.create_task(seen.listen())
     try:
         await seen.listening()

@@ -14,7 +14,7 @@ _COLOURS = {"accepted": "green", "unchanged": "yellow", "rejected": "red"}
 _MARGIN = 11
 
 
-class Screen:
+class Output:
     """Prints the story: a label to the left, and beside it lines that may be copied whole."""
 
     def __init__(self, console: Console) -> None:

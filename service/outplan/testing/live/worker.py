@@ -1,13 +1,16 @@
 """A worker process of a test's own, which can crash, hang, and come back."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Final
 
-from outplan.testing.mortal import Death, check
-from outplan.testing.place import WORKER, Whereabouts, WorkerFailed, environment
-from outplan.testing.warden import ProcessGroup
+from outplan.testing.deployment import Deployment
+from outplan.testing.errors import WorkerFailed
+from outplan.testing.servers.supervisor import ProcessGroup
+from outplan.testing.worker_exit import WorkerExit, raise_if_exited
 
+WORKER_COMMAND: Final = (sys.executable, "-m", "outplan", "run")
 _READY: Final = b'"event": "ready"'
 _READY_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.02
@@ -20,9 +23,11 @@ class Worker:
     be repeated; none is for two tasks at once.
     """
 
-    def __init__(self, place: Whereabouts, folder: Path, will: int) -> None:
-        self.death: Death = asyncio.get_running_loop().create_future()
-        self._group = ProcessGroup([WORKER], environment(place), folder, will)
+    def __init__(self, deployment: Deployment, folder: Path, will: int) -> None:
+        self.death: WorkerExit = asyncio.get_running_loop().create_future()
+        self._group = ProcessGroup(
+            [WORKER_COMMAND], deployment.environment(OUTPLAN_HANG_SECONDS="0"), folder, will
+        )
         self._output = folder / "output.log"
         self._log_before = 0
         self._watching: asyncio.Task[None] | None = None
@@ -62,15 +67,15 @@ class Worker:
 
     async def pause(self) -> None:
         """Have it hang: SIGSTOP. Raises WorkerFailed where it does not run."""
-        await self._obeys(await asyncio.to_thread(self._group.freeze))
+        await self._obeys(await asyncio.to_thread(self._group.pause))
 
     async def resume(self) -> None:
         """End the hang: SIGCONT. Raises WorkerFailed where it does not run."""
-        await self._obeys(await asyncio.to_thread(self._group.thaw))
+        await self._obeys(await asyncio.to_thread(self._group.resume))
 
     def check(self) -> None:
         """Raise WorkerFailed where it has ended by itself."""
-        check(self.death)
+        raise_if_exited(self.death)
 
     def log(self) -> str:
         """The end of what it has printed."""
@@ -81,7 +86,7 @@ class Worker:
             raise self._failure("the worker is not running")
 
     async def _watch(self) -> None:
-        while not self._group.ended(within=0):  # noqa: ASYNC110 - another process has no event
+        while not self._group.wait(0):  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(_LOOK_SECONDS)
         self.death.set_result(self._failure("the worker has ended by itself"))
 
