@@ -27,13 +27,13 @@ PYTHON: Final = sys.executable
 OUTPLAN: Final = str(Path(sys.executable).with_name("outplan"))
 NO_BROKER: Final = "amqp://127.0.0.1:1/"
 NO_SERVERS: Final = {"OUTPLAN_AMQP_URL": NO_BROKER, "OUTPLAN_MONGO_URL": "mongodb://127.0.0.1:1/"}
-# The test that README.md starts with, whole.
+# The smallest test of a project that uses the plugin.
 THREE_LINES: Final = """\
 def test_dialers_hear_of_a_new_outplan(outplan_service_sync):
     created = outplan_service_sync.create(customer_id="5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11", name="evenings", source={"type": "tel", "target": "+15559876543"})
     assert outplan_service_sync.next_event("outplan_created").data == created.outplan
 """  # noqa: E501
-CREATE: Final = {
+CREATE: Final[dict[str, Any]] = {
     "customer_id": "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11",
     "name": "evenings",
     "source": {"type": "tel", "target": "+15559876543"},
