@@ -1,4 +1,4 @@
-"""The composition root: settings in, a wired worker out."""
+"""Compose a worker from its settings."""
 
 import asyncio
 import gc
@@ -6,46 +6,36 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from functools import partial
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
 
-from outplan.contract.topology import PREFETCH, topology
-from outplan.domain.decider import text_time
-from outplan.mongodb.store import Store
-from outplan.rabbitmq.session import open_session
+from outplan.contract.topology import topology
+from outplan.mongodb.store import MongoStore
+from outplan.rabbitmq.session import Session, open_session
 from outplan.settings import Settings, unknown_variables
-from outplan.worker.handler import Handler
+from outplan.worker.clock import utc_now
 from outplan.worker.health import Readiness, serve_health
 from outplan.worker.telemetry import Health, Metrics
-from outplan.worker.watchdog import watched
-from outplan.worker.worker import Limits, Wiring, Worker
+from outplan.worker.watchdog import watchdog
+from outplan.worker.worker import Dependencies, Worker
 
 
-def utc_now() -> str:
-    """The clock: UTC now in the contract's text form."""
-    return text_time(datetime.now(UTC))
-
-
-def wire(settings: Settings, store: Store, health: Health, metrics: Metrics) -> Wiring:
-    """Put a worker's parts together; nothing is connected yet."""
+def compose(
+    settings: Settings, store: MongoStore, health: Health, metrics: Metrics
+) -> Dependencies:
+    """Put a worker's parts together. Nothing is connected yet."""
     layout = topology(settings.prefix, settings.partitions)
-    worker = f"{socket.gethostname()}:{os.getpid()}"
-    return Wiring(
+
+    def open_broker_session() -> AbstractAsyncContextManager[Session]:
+        return open_session(
+            settings.amqp_url, layout, lambda error: health.fail("publishing", error)
+        )
+
+    return Dependencies(
+        name=f"{socket.gethostname()}:{os.getpid()}",
         store=store,
-        open_session=partial(
-            open_session, settings.amqp_url, layout, partial(health.trouble, "publishing")
-        ),
-        make_handler=partial(
-            Handler,
-            store,
-            worker,
-            PREFETCH * settings.partitions,
-            utc_now,
-            partial(health.trouble, "store"),
-        ),
+        open_session=open_broker_session,
         topology=layout,
         clock=utc_now,
         health=health,
@@ -55,14 +45,19 @@ def wire(settings: Settings, store: Store, health: Health, metrics: Metrics) -> 
 
 @asynccontextmanager
 async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
-    """A worker with its store and its HTTP endpoints, all closed with the block."""
+    """Open a worker with its store and its HTTP endpoints; close all of them with the block."""
     metrics = Metrics()
     health = Health(metrics)
-    store = Store(settings.mongo_url, settings.mongo_database, settings.mongo_driver)
+    store = MongoStore(settings.mongo_url, settings.mongo_database, settings.mongo_driver)
     try:
-        limits = Limits(settings.batch_size, settings.drain_seconds)
-        worker = Worker(wire(settings, store, health, metrics), limits)
-        readiness = Readiness(health, metrics, worker.blocked, store.ping)
+        worker = Worker(
+            compose(settings, store, health, metrics),
+            batch_size=settings.batch_size,
+            drain_seconds=settings.drain_seconds,
+        )
+        readiness = Readiness(
+            health=health, metrics=metrics, blocked=worker.blocked, ping=store.ping
+        )
         async with serve_health(settings.http_port, readiness, metrics):
             yield worker
     finally:
@@ -70,28 +65,28 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
 
 
 async def run(settings: Settings) -> None:
-    """Run a worker until SIGTERM or SIGINT; a second one leaves at once. Raises Fatal."""
+    """Run a worker until SIGTERM or SIGINT; exit at once on a second signal. Raises Fatal."""
     log = structlog.get_logger()
-    # Batches make many objects that die young. Looking through all that was imported, and so
-    # often, took a sixth of the worker's time.
+    # Batches make many short-lived objects. Collecting as often as by default, and over all that
+    # was imported, took a sixth of the worker's time.
     gc.freeze()
     gc.set_threshold(20_000)
     for name in unknown_variables():
-        log.warning("unknown variable", name=name)
-    async with watched(settings.hang_seconds), open_worker(settings) as worker:
-        _on_signals(worker)
+        log.warning("variable_ignored", name=name, detail="no setting has this name")
+    async with watchdog(settings.hang_seconds), open_worker(settings) as worker:
+        _stop_on_signals(worker)
         await worker.run()
-    log.info("stopped")
+    log.info("worker_stopped")
 
 
-def _on_signals(worker: Worker) -> None:
+def _stop_on_signals(worker: Worker) -> None:
     loop = asyncio.get_running_loop()
 
-    def signalled(number: int) -> None:
+    def stop(number: int) -> None:
         loop.remove_signal_handler(number)
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, os._exit, 128 + each)
         worker.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled, number)
+        loop.add_signal_handler(number, stop, number)

@@ -1,4 +1,4 @@
-"""How long to wait for what only time mends: for ever as a rule, backing off, with jitter."""
+"""Retry with exponential backoff and jitter, for ever by default."""
 
 from collections.abc import Callable
 
@@ -21,9 +21,9 @@ def retrying(
     longest: float = 5,
     attempts: int | None = None,
 ) -> AsyncRetrying:
-    """Retry on these errors and no others; ``on_error`` hears of each before the wait (seconds).
+    """Retry on these errors and no others; call ``on_error`` before each wait.
 
-    After so many ``attempts``, if there is a limit, the last error is raised.
+    ``initial`` and ``longest`` are in seconds. After so many ``attempts`` raise the last error.
     """
 
     def before_sleep(state: RetryCallState) -> None:
@@ -32,7 +32,7 @@ def retrying(
             on_error(error)
 
     return AsyncRetrying(
-        # Positive types only: "all but …" would retry a cancellation.
+        # Name the types to retry: tenacity's "all but these" retries a cancellation.
         retry=retry_if_exception_type(errors),
         wait=wait_exponential_jitter(multiplier=initial, max=longest, jitter=initial),
         stop=stop_after_attempt(attempts) if attempts else stop_never,

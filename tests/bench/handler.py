@@ -16,12 +16,12 @@ from faststream.rabbit.annotations import RabbitMessage
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.write_concern import WriteConcern
 
-from outplan.bootstrap import utc_now
 from outplan.contract.messages import Create, Event
 from outplan.contract.topology import topology
 from outplan.domain.codec import event_body
-from outplan.domain.decider import decide
+from outplan.domain.decider import decide, text_time
 from outplan.settings import Settings, load_settings
+from outplan.worker.clock import utc_now
 
 PREFETCH: Final = 200
 _DURABLE: Final = WriteConcern("majority", j=True)
@@ -77,7 +77,7 @@ def build_application(settings: Settings) -> FastStream:
         ack_policy=AckPolicy.NACK_ON_ERROR,
     )
     async def create(command: Create, message: RabbitMessage) -> None:
-        event = decide(None, command, message.message_id, utc_now())
+        event = decide(None, command, message.message_id, text_time(utc_now()))
         assert isinstance(event, Event)
         await store.save(event)
         outplan = event.data

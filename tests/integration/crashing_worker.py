@@ -20,14 +20,14 @@ from outplan.domain import batch
 from outplan.domain.decider import Decision
 from outplan.domain.decider import decide as real_decide
 from outplan.domain.records import Snapshot
-from outplan.mongodb.store import Store, Transaction
+from outplan.mongodb.store import MongoStore, MongoTransaction
 from outplan.rabbitmq.session import Session
 
 CRASH_AT = os.environ.get("CRASH_AT")
 CRASH_AFTER = float(os.environ.get("CRASH_AFTER", "0"))
 
 _receive, _publish = Session.receive, Session.publish
-_load, _transact = Transaction.load, Store.transact
+_load, _transact = MongoTransaction.load, MongoStore.transact
 _big = False
 _doomed: list[asyncio.TimerHandle] = []
 
@@ -59,13 +59,13 @@ async def publish(self: Session, publications: Sequence[Publication]) -> None:
     _crash("published")
 
 
-async def load(self: Transaction, *what: Any) -> Snapshot:
+async def load(self: MongoTransaction, *what: Any) -> Snapshot:
     snapshot = await _load(self, *what)
     _crash("loaded")
     return snapshot
 
 
-async def transact(self: Store, work: Any) -> Any:
+async def transact(self: MongoStore, work: Any) -> Any:
     result = await _transact(self, work)
     _crash("committed")
     return result
@@ -85,7 +85,7 @@ def decide(state: Any, command: Command, command_id: str, now: str) -> Decision:
 if __name__ == "__main__":
     Session.receive = receive  # type: ignore[method-assign]
     Session.publish = publish  # type: ignore[method-assign]
-    Transaction.load = load  # type: ignore[method-assign, assignment]
-    Store.transact = transact  # type: ignore[method-assign]
+    MongoTransaction.load = load  # type: ignore[method-assign, assignment]
+    MongoStore.transact = transact  # type: ignore[method-assign]
     setattr(batch, "decide", decide)  # noqa: B010  it has it by import
     app(prog_name="outplan")

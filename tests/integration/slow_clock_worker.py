@@ -4,13 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 from outplan import bootstrap
 from outplan.cli import app
-from outplan.domain.decider import text_time
 
 
-def an_hour_ago() -> str:
-    return text_time(datetime.now(UTC) - timedelta(hours=1))
+def an_hour_ago() -> datetime:
+    return datetime.now(UTC) - timedelta(hours=1)
 
 
 if __name__ == "__main__":
-    bootstrap.utc_now = an_hour_ago
+    setattr(bootstrap, "utc_now", an_hour_ago)  # noqa: B010  it has it by import
     app(prog_name="outplan")

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from outplan.domain.dedup import MAX_TRIALS
-from outplan.worker.worker import SUSPICIOUS
+from outplan.domain.poison import MAX_ATTEMPTS
+from outplan.worker.pipeline import SUSPICIOUS_DELIVERIES
 from tests.support.deployment import Deployment
 from tests.support.scenario import assert_scenario, build_scenario, send_scenario
 from tests.support.worker_process import run_worker, start_worker
@@ -57,7 +57,7 @@ async def test_a_poison_message_is_rejected_and_no_other_command(
     killer = await world.send("outplan_create", create_body(name="killer"))
     healthy += [await world.send("outplan_create", create_body()) for _ in range(20)]
 
-    for _ in range(SUSPICIOUS + MAX_TRIALS):
+    for _ in range(SUSPICIOUS_DELIVERIES + MAX_ATTEMPTS):
         victim = await start_worker(deployment, module=CRASHING)
         assert await victim.wait() == -signal.SIGKILL, victim.errors
     async with run_worker(deployment, module=CRASHING):

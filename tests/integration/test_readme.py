@@ -36,7 +36,7 @@ async def test_the_readmes_first_commands_print_what_it_says(
     async with run_worker(default_deployment) as worker:
         printed = await run_code(create, default_deployment)
         await run_code(delete, default_deployment)
-        assert (await worker.wait_for_log("rejected"))["code"] == "not_found"
+        assert (await worker.wait_for_log("command_rejected"))["code"] == "not_found"
     await delete_deployment(default_deployment)
 
     assert printed == "accepted in version 1\noutplan_created evenings, twice\n"

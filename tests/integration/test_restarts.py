@@ -134,8 +134,8 @@ async def test_the_worker_waits_for_a_missing_server(
     await asyncio.to_thread(server.stop)
     worker = await start_worker(deployment, http=True)
     try:
-        waiting = await worker.wait_for_log("waiting")
-        assert waiting["place"] == ("broker" if which == "rabbitmq" else "store")
+        waiting = await worker.wait_for_log("component_failed")
+        assert waiting["component"] == ("broker" if which == "rabbitmq" else "store")
         await asyncio.to_thread(server.start)
         await worker.wait_for_log("ready", seconds=60)
         assert await worker.stop() == 0
@@ -187,7 +187,7 @@ async def test_a_full_subscriber_queue_delays_events_and_loses_none(
         scenario = build_scenario(outplans=2, rounds=1)
         for id_, name, body in scenario.commands:
             await world.send(name, body, message_id=id_)
-        await worker.wait_for_log("waiting")
+        await worker.wait_for_log("component_failed")
         assert (await worker.get("/readyz"))[0] == 503
         received: set[str | None] = set()
         async with asyncio.timeout(60):

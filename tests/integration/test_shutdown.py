@@ -32,7 +32,7 @@ async def test_a_signal_under_load_finishes_the_batch_and_leaves_the_rest(
 
         assert await worker.wait() == 0
 
-    assert [line["event"] for line in worker.log[-2:]] == ["draining", "stopped"]
+    assert [line["event"] for line in worker.log[-2:]] == ["drain_started", "worker_stopped"]
     waiting = await wait_for_requeue(world)
     _, history = await world.read_documents()
     assert 0 < waiting < COMMANDS
@@ -67,7 +67,7 @@ async def test_a_second_signal_stops_at_once(
             await world.send("outplan_create", create_body())
             await asyncio.sleep(0.3)  # Let the worker take the command and wait for MongoDB.
             worker.signal(signal.SIGTERM)
-            await worker.wait_for_log("draining")
+            await worker.wait_for_log("drain_started")
             worker.signal(signal.SIGTERM)
             async with asyncio.timeout(2):
                 assert await worker.wait() == 128 + signal.SIGTERM
@@ -86,7 +86,7 @@ async def test_a_batch_that_misses_the_drain_deadline_stays_in_the_queue(
         await asyncio.to_thread(servers.mongodb.stop)
         try:
             await world.send("outplan_create", create_body())
-            await worker.wait_for_log("waiting")
+            await worker.wait_for_log("component_failed")
             assert await worker.stop() == 0
             assert any("deadline" in line["event"] for line in worker.log)
         finally:
@@ -106,6 +106,6 @@ async def test_a_worker_that_waits_for_a_server_stops_at_once(
         deployment.database,
     )
     worker = await start_worker(nowhere)
-    await worker.wait_for_log("waiting")
+    await worker.wait_for_log("component_failed")
     async with asyncio.timeout(5):
         assert await worker.stop() == 0

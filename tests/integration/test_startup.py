@@ -44,7 +44,7 @@ async def test_an_invalid_setting_error_hides_the_password(deployment: Deploymen
 
 async def test_an_unknown_setting_is_logged(deployment: Deployment) -> None:
     async with run_worker(deployment, OUTPLAN_BATCHSIZE="10") as worker:
-        assert (await worker.wait_for_log("unknown variable"))["name"] == "OUTPLAN_BATCHSIZE"
+        assert (await worker.wait_for_log("variable_ignored"))["name"] == "OUTPLAN_BATCHSIZE"
 
 
 async def test_wrong_rabbitmq_credentials_are_reported(deployment: Deployment) -> None:

@@ -14,12 +14,12 @@ from pymongo.errors import WriteError
 
 from outplan.contract.messages import Create, Event, Update
 from outplan.domain.decider import State, decide, evolve
-from outplan.domain.records import Fence, Record, Snapshot, Trial, Verdict
+from outplan.domain.records import Attempt, Fence, Record, RecordedOutcome, Snapshot
 from outplan.errors import Fenced, StoreConflict, StoreUnavailable, Unprocessable
-from outplan.mongodb.store import Store as MongoStore
+from outplan.mongodb.store import MongoStore
 from outplan.testing.memory.store import MemoryStore
 from outplan.testing.servers import Servers
-from outplan.worker.handler import Store, Transaction
+from outplan.worker.ports import BatchTransaction, OutplanStore
 from tests.support.world import create_body
 
 EXAMPLES = Path(__file__).parents[2] / "schemas" / "examples"
@@ -47,7 +47,7 @@ async def open_mongo_store(
 @pytest.fixture(scope="module", params=[*DRIVERS, "memory"])
 async def store(
     request: pytest.FixtureRequest, servers: Servers, database: str
-) -> AsyncIterator[Store]:
+) -> AsyncIterator[OutplanStore]:
     if request.param == "memory":
         yield MemoryStore()
         return
@@ -56,7 +56,9 @@ async def store(
 
 
 @pytest.fixture
-async def rival(store: Store, servers: Servers, database: str) -> AsyncIterator[Store]:
+async def rival(
+    store: OutplanStore, servers: Servers, database: str
+) -> AsyncIterator[OutplanStore]:
     """Open the same documents for another worker."""
     if isinstance(store, MemoryStore):
         yield store
@@ -92,12 +94,12 @@ def rename_record(state: State, name: str) -> Record:
     return Record(event, DIGEST)
 
 
-async def save(store: Store, *records: Record, known: State | None = None) -> None:
+async def save(store: OutplanStore, *records: Record, known: State | None = None) -> None:
     states = {known.outplan.id: known} if known else {}
     await store.transact(lambda transaction: transaction.save(records, states))
 
 
-async def load(store: Store, *records: Record) -> Snapshot:
+async def load(store: OutplanStore, *records: Record) -> Snapshot:
     return await store.transact(
         lambda transaction: transaction.load(
             {record.event.data.id for record in records}, {record.event.id for record in records}
@@ -105,7 +107,7 @@ async def load(store: Store, *records: Record) -> Snapshot:
     )
 
 
-async def test_load_returns_past_versions(store: Store) -> None:
+async def test_load_returns_past_versions(store: OutplanStore) -> None:
     record, state = create_record("one")
     await save(store, record)
     await save(store, rename_record(state, "two"), known=state)
@@ -117,7 +119,7 @@ async def test_load_returns_past_versions(store: Store) -> None:
     assert {k: (s.version, s.outplan.name) for k, s in found.past.items()} == {(id_, 1): (1, "one")}
 
 
-async def test_saved_records_are_loaded_by_id(store: Store) -> None:
+async def test_saved_records_are_loaded_by_id(store: OutplanStore) -> None:
     record, state = create_record()
 
     await save(store, record)
@@ -127,7 +129,7 @@ async def test_saved_records_are_loaded_by_id(store: Store) -> None:
     assert found.records == {record.event.id: record}
 
 
-async def test_several_events_of_one_outplan_save_its_last_state(store: Store) -> None:
+async def test_several_events_of_one_outplan_save_its_last_state(store: OutplanStore) -> None:
     record, state = create_record()
     second = rename_record(state, "two")
     third = rename_record(evolve(state, second.event), "three")
@@ -138,7 +140,7 @@ async def test_several_events_of_one_outplan_save_its_last_state(store: Store) -
     assert (found.states[state.outplan.id].version, third.event.data.name) == (3, "three")
 
 
-async def test_saving_over_a_newer_version_is_a_conflict(store: Store) -> None:
+async def test_saving_over_a_newer_version_is_a_conflict(store: OutplanStore) -> None:
     record, state = create_record()
     await save(store, record)
     await save(store, rename_record(state, "first"), known=state)
@@ -151,7 +153,7 @@ async def test_saving_over_a_newer_version_is_a_conflict(store: Store) -> None:
 
 
 async def test_saving_a_recorded_event_is_a_conflict_and_stores_nothing(
-    store: Store,
+    store: OutplanStore,
 ) -> None:
     record, _ = create_record()
     other, _ = create_record()
@@ -163,10 +165,10 @@ async def test_saving_a_recorded_event_is_a_conflict_and_stores_nothing(
     assert (await load(store, other)).records == {}
 
 
-async def test_an_error_in_a_transaction_rolls_it_back(store: Store) -> None:
+async def test_an_error_in_a_transaction_rolls_it_back(store: OutplanStore) -> None:
     record, _ = create_record()
 
-    async def work(transaction: Transaction) -> None:
+    async def work(transaction: BatchTransaction) -> None:
         await transaction.save([record], {})
         raise Unprocessable("after the write")
 
@@ -177,12 +179,12 @@ async def test_an_error_in_a_transaction_rolls_it_back(store: Store) -> None:
 
 
 async def test_a_cancelled_transaction_is_committed_before_the_cancellation_ends(
-    store: Store,
+    store: OutplanStore,
 ) -> None:
     record, _ = create_record()
     started = asyncio.Event()
 
-    async def work(transaction: Transaction) -> None:
+    async def work(transaction: BatchTransaction) -> None:
         started.set()
         await transaction.save([record], {})
 
@@ -195,7 +197,7 @@ async def test_a_cancelled_transaction_is_committed_before_the_cancellation_ends
     assert record.event.id in (await load(store, record)).records
 
 
-async def test_a_document_that_breaks_the_contract_is_unprocessable(store: Store) -> None:
+async def test_a_document_that_breaks_the_contract_is_unprocessable(store: OutplanStore) -> None:
     record, state = create_record()
     broken = state.outplan.model_copy(update={"dial_timeout": 30})
 
@@ -203,65 +205,67 @@ async def test_a_document_that_breaks_the_contract_is_unprocessable(store: Store
         await save(store, Record(record.event.model_copy(update={"data": broken}), DIGEST))
 
 
-async def test_a_claim_fences_off_every_earlier_worker(store: Store) -> None:
+async def test_a_claim_fences_off_every_earlier_worker(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
     first = await store.claim(queue, "one")
-    await store.transact(lambda transaction: transaction.hold(first))
+    await store.transact(lambda transaction: transaction.write_fence(first))
     second = await store.claim(queue, "two")
 
     with pytest.raises(Fenced):
-        await store.transact(lambda transaction: transaction.hold(first))
+        await store.transact(lambda transaction: transaction.write_fence(first))
     with pytest.raises(Fenced):
-        await store.put_on_trial(first, Trial("message", 1))
+        await store.record_attempt(first, Attempt("message", 1))
     with pytest.raises(Fenced):
         await store.transact(lambda transaction: transaction.read_fence(first))
-    await store.transact(lambda transaction: transaction.hold(second))
+    await store.transact(lambda transaction: transaction.write_fence(second))
     assert (first.epoch, second.epoch) == (1, 2)
 
 
-async def test_a_claim_inherits_recorded_outcomes_and_the_attempt(store: Store) -> None:
+async def test_a_claim_inherits_recorded_outcomes_and_the_attempt(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
-    verdict = Verdict("a message", 7, "not_found", "no such outplan", None)
+    verdict = RecordedOutcome("a message", 7, "not_found", "no such outplan", None)
     claimed = await store.claim(queue, "one")
     held = Fence(queue, claimed.epoch, (verdict,))
-    await store.transact(lambda transaction: transaction.hold(held))
-    await store.put_on_trial(held, Trial("message", 2))
+    await store.transact(lambda transaction: transaction.write_fence(held))
+    await store.record_attempt(held, Attempt("message", 2))
 
     inherited = await store.claim(queue, "two")
 
-    assert inherited == Fence(queue, 2, (verdict,), Trial("message", 2))
+    assert inherited == Fence(queue, 2, (verdict,), Attempt("message", 2))
 
 
-async def test_an_attempt_can_be_reduced_to_zero(store: Store) -> None:
+async def test_an_attempt_can_be_reduced_to_zero(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
     claimed = await store.claim(queue, "one")
-    await store.put_on_trial(claimed, Trial("message", 1))
-    await store.put_on_trial(claimed, Trial("message", 0))
+    await store.record_attempt(claimed, Attempt("message", 1))
+    await store.record_attempt(claimed, Attempt("message", 0))
 
-    assert (await store.claim(queue, "two")).trial == Trial("message", 0)
+    assert (await store.claim(queue, "two")).attempt == Attempt("message", 0)
 
 
-async def test_hold_saves_recorded_outcomes_and_clears_the_attempt(store: Store) -> None:
+async def test_hold_saves_recorded_outcomes_and_clears_the_attempt(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
     claimed = await store.claim(queue, "one")
-    await store.put_on_trial(claimed, Trial("message", 1))
-    judged = Fence(queue, claimed.epoch, (Verdict("a message", 7),))
+    await store.record_attempt(claimed, Attempt("message", 1))
+    judged = Fence(queue, claimed.epoch, (RecordedOutcome("a message", 7),))
 
-    await store.transact(lambda transaction: transaction.hold(judged))
+    await store.transact(lambda transaction: transaction.write_fence(judged))
 
     assert await store.transact(lambda transaction: transaction.read_fence(claimed)) == judged
 
 
-async def test_a_claim_during_a_transaction_rolls_it_back(store: Store, rival: Store) -> None:
+async def test_a_claim_during_a_transaction_rolls_it_back(
+    store: OutplanStore, rival: OutplanStore
+) -> None:
     queue = f"queue-{uuid4()}"
     record, _ = create_record()
     claimed = await store.claim(queue, "one")
 
-    async def claim_inside(transaction: Transaction) -> None:
+    async def claim_inside(transaction: BatchTransaction) -> None:
         await transaction.load({record.event.data.id}, {record.event.id})
         await rival.claim(queue, "two")
         await transaction.save([record], {})
-        await transaction.hold(claimed)
+        await transaction.write_fence(claimed)
 
     with pytest.raises((Fenced, StoreConflict, StoreUnavailable)):
         await store.transact(claim_inside)
@@ -278,7 +282,7 @@ async def test_a_claim_aborts_the_open_transaction_of_a_dead_worker(
     await dead.claim(queue, "dead")
     saved, released = asyncio.Event(), asyncio.Event()
 
-    async def hold_open(transaction: Transaction) -> None:
+    async def hold_open(transaction: BatchTransaction) -> None:
         await transaction.save([record], {})
         saved.set()
         await released.wait()

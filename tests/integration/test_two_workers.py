@@ -74,7 +74,7 @@ async def test_a_worker_resumed_after_failover_is_fenced_off(
             suspended.signal(signal.SIGCONT)
             await load
             await assert_events_and_documents(world, scenario)
-            await suspended.wait_for_log("consuming again")
+            await suspended.wait_for_log("session_reopened")
 
 
 async def test_a_slow_clock_does_not_move_timestamps_back(

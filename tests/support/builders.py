@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from outplan.domain.codec import Outcome, Request
+from outplan.domain.codec import Outcome, ParsedCommand
 from tests.support.samples import (
     ID,
     create_body,
@@ -12,16 +12,16 @@ from tests.support.samples import (
 QUEUE = "outplan.commands"
 
 
-def create(id_: str = "c-1", **more: Any) -> Request:
+def create(id_: str = "c-1", **more: Any) -> ParsedCommand:
     return request(create_body(), message_id=id_, **more)
 
 
-def update(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> Request:
+def update(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> ParsedCommand:
     body = {"id": ID, **fields}
     return request(body, "outplan_update", message_id=id_, tag=tag, redelivered=redelivered)
 
 
-def delete(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> Request:
+def delete(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> ParsedCommand:
     body = {"id": ID, **fields}
     return request(body, "outplan_delete", message_id=id_, tag=tag, redelivered=redelivered)
 
@@ -30,14 +30,14 @@ def code(outcome: Outcome) -> str:
     return outcome.problem.code if outcome.problem else outcome.status
 
 
-def story() -> tuple[Request, Request]:
+def story() -> tuple[ParsedCommand, ParsedCommand]:
     """An early command that is refused, and a later one after which it would be granted."""
     return update("early", tag=1, name="early", expected_version=2), update(
         "late", tag=2, name="late", expected_version=1
     )
 
 
-def redelivered(of: Request, tag: int) -> Request:
+def redelivered(of: ParsedCommand, tag: int) -> ParsedCommand:
     name = of.delivery.command_name
     body = of.delivery.body
     return request(body, name, message_id=of.command_id, tag=tag, redelivered=True)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from outplan.domain.decider import State
-from outplan.domain.records import Fence, Trial
+from outplan.domain.records import Attempt, Fence
 from outplan.errors import StoreConflict, StoreUnavailable
 from outplan.testing.memory.store import MemoryStore, MemoryTransaction
 
@@ -27,7 +27,7 @@ class Memory(MemoryStore):
     ) -> None:
         super().__init__(states or {})
         self.claims: list[str] = []
-        self.trials: list[Trial] = []
+        self.attempts: list[Attempt] = []
         self.commits = 0
         self.lose_next = lose_next
         self.fail_next = fail_next
@@ -39,9 +39,9 @@ class Memory(MemoryStore):
         self.claims.append(f"{worker}:{queue}")
         return await super().claim(queue, worker)
 
-    async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
-        await super().put_on_trial(fence, trial)
-        self.trials.append(trial)
+    async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
+        await super().record_attempt(fence, attempt)
+        self.attempts.append(attempt)
 
     async def transact(self, work: Callable[[MemoryTransaction], Awaitable[Any]]) -> Any:
         if self.fail_next:

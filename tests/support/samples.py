@@ -8,7 +8,7 @@ from typing import Any, Final
 from outplan.contract.amqp import Delivery
 from outplan.contract.fields import NEVER
 from outplan.contract.messages import Create, Delete, Outplan, Update
-from outplan.domain.codec import Request, parse
+from outplan.domain.codec import ParsedCommand, parse
 from outplan.domain.decider import State
 
 ID: Final = "d5fb7357-7ddb-4f2d-87b5-8ccbfd6c039e"
@@ -57,9 +57,9 @@ def delivery(
     return Delivery(tag, queue, "outplan.commands", name, redelivered, sent, raw)
 
 
-def request(body: object, name: str = "outplan_create", **more: Any) -> Request:
+def request(body: object, name: str = "outplan_create", **more: Any) -> ParsedCommand:
     parsed = parse(delivery(body, name, **more))
-    assert isinstance(parsed, Request), parsed
+    assert isinstance(parsed, ParsedCommand), parsed
     return parsed
 
 

@@ -12,7 +12,7 @@ from outplan.contract import schemas
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS, NIL_UUID
 from outplan.contract.messages import Problem
 from outplan.contract.topology import topology
-from outplan.domain.codec import Outcome, Request, digest, parse, problem_body, publications
+from outplan.domain.codec import Outcome, ParsedCommand, digest, parse, problem_body, publications
 from tests.support.samples import (
     CUSTOMER,
     ID,
@@ -28,14 +28,15 @@ TOPOLOGY = topology()
 NAMES = ["outplan_create", "outplan_update", "outplan_delete"]
 
 
-def problem(found: Request | Problem) -> Problem:
-    assert isinstance(found, Problem), found
-    return found
+def problem(found: ParsedCommand | Outcome) -> Problem:
+    assert isinstance(found, Outcome), found
+    assert found.problem is not None
+    return found.problem
 
 
 def code(body: object, name: str = "outplan_create", **properties: Any) -> str:
     found = parse(delivery(body, name, **properties))
-    return "" if isinstance(found, Request) else found.code
+    return "" if isinstance(found, ParsedCommand) else problem(found).code
 
 
 # --- the order of judgement --------------------------------------------------------------------
@@ -67,7 +68,7 @@ def test_a_command_that_keeps_to_its_schema_is_read(name: str) -> None:
     }[name]
     sent = delivery(body, name)
     found = parse(sent)
-    assert isinstance(found, Request)
+    assert isinstance(found, ParsedCommand)
     assert (found.delivery, found.command_id) == (sent, "command-1")
     assert found.digest == digest(name, found.command)
 

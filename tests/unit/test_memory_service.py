@@ -153,7 +153,7 @@ async def test_what_ends_the_worker_by_itself_is_told_at_once_and_at_the_end(
 
     async def killed_by_it() -> None:
         async with memory_service() as service:
-            monkeypatch.setattr("outplan.worker.worker.publications", bug)
+            monkeypatch.setattr("outplan.worker.pipeline.publications", bug)
             with pytest.raises(WorkerFailed, match="ended by itself") as failed:
                 await service.create(**an_outplan())
             assert repr(failed.value.__cause__) == "KeyError('a bug')"

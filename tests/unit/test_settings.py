@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from outplan.errors import WrongSetting
-from outplan.mongodb.store import Store
+from outplan.mongodb.store import MongoStore
 from outplan.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
 
 
@@ -191,7 +191,7 @@ WRONG_MONGO_URLS = [
 
 def refusal_of(url: str, driver: str) -> WrongSetting:
     with pytest.raises(WrongSetting, match="OUTPLAN_MONGO_URL") as caught:
-        Store(url, "outplan", driver)
+        MongoStore(url, "outplan", driver)
     return caught.value
 
 

@@ -29,7 +29,7 @@ from outplan.errors import (
     StoreUnsuitable,
     Unprocessable,
 )
-from outplan.mongodb import store
+from outplan.mongodb import translation as store_translation
 from outplan.rabbitmq import connection
 from outplan.rabbitmq import session as session_module
 
@@ -102,14 +102,14 @@ def test_the_lists_are_not_empty_and_name_only_what_there_is() -> None:
 
 @pytest.mark.parametrize("kind", OF_MONGO, ids=lambda kind: kind.__name__)
 def test_every_exception_of_mongodbs_driver_has_its_translation(kind: type[Exception]) -> None:
-    found = store.translation(mongo_error(kind))
+    found = store_translation.translate(mongo_error(kind))
     assert type(found) is MONGO_KINDS.get(kind.__name__, StoreUnavailable)
 
 
 @pytest.mark.parametrize("kind", OF_MONGO, ids=lambda kind: kind.__name__)
 def test_none_of_mongodbs_driver_leaves_the_store(kind: type[Exception]) -> None:
     error = mongo_error(kind)
-    with pytest.raises(OutplanError) as caught, store.translated():
+    with pytest.raises(OutplanError) as caught, store_translation.translate_errors():
         raise error
     assert caught.value.__cause__ is error
 
@@ -143,8 +143,8 @@ CODES: list[tuple[int, type[OutplanError]]] = [
 def test_a_servers_code_says_whose_fault_it_is(code: int, kind: type[OutplanError]) -> None:
     plain = pymongo.errors.OperationFailure("why", code)
     bulk = pymongo.errors.BulkWriteError({"writeErrors": [{"code": 0}, {"code": code}]})
-    assert type(store.translation(plain)) is kind
-    assert type(store.translation(bulk)) is kind
+    assert type(store_translation.translate(plain)) is kind
+    assert type(store_translation.translate(bulk)) is kind
 
 
 @pytest.mark.parametrize(
@@ -156,30 +156,30 @@ def test_a_servers_code_says_whose_fault_it_is(code: int, kind: type[OutplanErro
 )
 def test_a_batch_too_large_for_a_transaction_is_taken_apart(code: int) -> None:
     error = pymongo.errors.OperationFailure("too large", code)
-    assert type(store.translation(error)) is Unprocessable
+    assert type(store_translation.translate(error)) is Unprocessable
 
 
 def test_somebody_elses_success_outweighs_a_culprit_in_the_same_batch() -> None:
     """Judged again, the batch may not hold the culprit any more."""
     bulk = pymongo.errors.BulkWriteError({"writeErrors": [{"code": 121}, {"code": 11_000}]})
-    assert type(store.translation(bulk)) is StoreConflict
+    assert type(store_translation.translate(bulk)) is StoreConflict
 
 
 @pytest.mark.parametrize(
     "kind", [pymongo.errors.AutoReconnect, pymongo.errors.NotPrimaryError], ids=lambda k: k.__name__
 )
 def test_details_may_be_a_list(kind: type[pymongo.errors.AutoReconnect]) -> None:
-    assert type(store.translation(kind("away", ["one", "two"]))) is StoreUnavailable
+    assert type(store_translation.translate(kind("away", ["one", "two"]))) is StoreUnavailable
 
 
 def test_a_number_too_large_for_bson_is_the_commands_fault() -> None:
-    with pytest.raises(Unprocessable), store.translated():
+    with pytest.raises(Unprocessable), store_translation.translate_errors():
         raise OverflowError("MongoDB can only handle up to 8-byte ints")
 
 
 def test_what_is_stored_and_breaks_the_contract_is_the_commands_fault() -> None:
     """Of the one that it is about: its neighbours are not to wait for it."""
-    with pytest.raises(Unprocessable), store.translated():
+    with pytest.raises(Unprocessable), store_translation.translate_errors():
         Outplan.model_validate({})
 
 
@@ -188,13 +188,13 @@ OWN = [Fenced("x"), StoreConflict("x"), Unprocessable("x"), BrokerUnavailable("x
 
 @pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
 def test_the_services_own_exceptions_pass_the_store_as_they_are(error: OutplanError) -> None:
-    with pytest.raises(OutplanError) as caught, store.translated():
+    with pytest.raises(OutplanError) as caught, store_translation.translate_errors():
         raise error
     assert caught.value is error
 
 
 def test_a_bug_is_not_called_an_outage() -> None:
-    with pytest.raises(KeyError), store.translated():
+    with pytest.raises(KeyError), store_translation.translate_errors():
         raise KeyError("a bug")
 
 
@@ -307,7 +307,7 @@ def test_a_missing_plugin_is_refused_with_what_to_do(error: type[Exception]) -> 
 @pytest.mark.parametrize(
     "found",
     [connection.translation(amqp_error(kind)) for kind in OF_AMQP]
-    + [store.translation(mongo_error(kind)) for kind in OF_MONGO],
+    + [store_translation.translate(mongo_error(kind)) for kind in OF_MONGO],
     ids=lambda found: type(found).__name__,
 )
 def test_what_is_fatal_says_which_setting_to_look_at(found: OutplanError) -> None:

@@ -1,20 +1,20 @@
-"""What stands still is ended, here in a process of its own; what moves, or may stand, is not."""
+"""The watchdog ends a process whose event loop hangs, and no other."""
 
 import subprocess
 import sys
 from textwrap import dedent
 
-# Holds the interpreter's lock for much longer than any test would wait.
+# Holds the interpreter's lock far longer than any test waits.
 ENDLESS = 're.match(r"(a+)+$", "a" * 100 + "b")'
 
 
-def watching(seconds: float, what: str) -> "subprocess.CompletedProcess[str]":
+def run_watched(seconds: float, what: str) -> "subprocess.CompletedProcess[str]":
     program = f"""
         import asyncio, re, time
-        from outplan.worker.watchdog import watched
+        from outplan.worker.watchdog import watchdog
 
         async def main():
-            async with watched({seconds}):
+            async with watchdog({seconds}):
                 {what}
             time.sleep(1)
             print("done")
@@ -30,21 +30,21 @@ def watching(seconds: float, what: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_loop_that_stands_still_ends_the_process_and_says_where_it_stood() -> None:
-    ended = watching(0.5, f"await asyncio.sleep(0); {ENDLESS}")
+def test_a_hanging_loop_ends_the_process_with_a_traceback() -> None:
+    ended = run_watched(0.5, f"await asyncio.sleep(0); {ENDLESS}")
 
     assert ended.returncode == 1
     assert "done" not in ended.stdout
     assert "in match" in ended.stderr
 
 
-def test_a_loop_that_moves_goes_on_and_is_free_after_the_block() -> None:
-    ended = watching(0.5, "await asyncio.sleep(1.5)")
+def test_a_running_loop_goes_on_and_may_hang_after_the_block() -> None:
+    ended = run_watched(0.5, "await asyncio.sleep(1.5)")
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
-def test_without_a_limit_it_may_stand_still() -> None:
-    ended = watching(0, "await asyncio.sleep(0); time.sleep(1)")
+def test_without_a_limit_a_loop_may_hang() -> None:
+    ended = run_watched(0, "await asyncio.sleep(0); time.sleep(1)")
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")

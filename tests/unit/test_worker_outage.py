@@ -1,32 +1,31 @@
-"""A broker that takes nothing for long ends session after session: that is no command's fault."""
+"""A long outage of the broker ends many sessions, and no command is rejected for it."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import pytest
 from pamqp.commands import Basic
 
-from outplan.bootstrap import utc_now
 from outplan.contract.amqp import Publication
-from outplan.contract.topology import PREFETCH, topology
-from outplan.domain.dedup import MAX_TRIALS
+from outplan.contract.topology import topology
+from outplan.domain.poison import MAX_ATTEMPTS
 from outplan.errors import BrokerUnavailable
 from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
-from outplan.worker.handler import Handler
+from outplan.worker.clock import utc_now
+from outplan.worker.pipeline import SUSPICIOUS_DELIVERIES
 from outplan.worker.telemetry import Health, Metrics
-from outplan.worker.worker import SUSPICIOUS, Limits, Wiring, Worker
+from outplan.worker.worker import Dependencies, Worker
 from tests.support.memory import Memory
 from tests.support.samples import ID, create_body
 
-OUTAGE = SUSPICIOUS + MAX_TRIALS + 2
+OUTAGE = SUSPICIOUS_DELIVERIES + MAX_ATTEMPTS + 2
 
 
 class Outage:
-    """A broker of some sessions that end at whatever they publish, and then of a whole one."""
+    """A broker whose first sessions end at the first publish, and whose last one does not."""
 
     def __init__(self) -> None:
         self.events: list[Publication] = []
@@ -59,28 +58,29 @@ async def _refuse(_: Sequence[Publication]) -> None:
     raise BrokerUnavailable("delivery acknowledgement timed out")
 
 
-async def test_no_command_is_given_up_in_a_long_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_command_is_rejected_because_of_a_long_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("outplan.worker.worker.uniform", lambda *_: 0.0)
     outage, store = Outage(), Memory()
-    health = Health(metrics := Metrics())
-    handler = partial(Handler, store, "me", PREFETCH, utc_now, partial(health.trouble, "store"))
-    wiring = Wiring(
-        store=store,  # type: ignore[arg-type]
+    metrics = Metrics()
+    parts = Dependencies(
+        name="me",
+        store=store,
         open_session=outage.session,
-        make_handler=handler,
         topology=outage.broker.layout,
         clock=utc_now,
-        health=health,
+        health=Health(metrics),
         metrics=metrics,
     )
     outage.send("c-1", "outplan_create", create_body())
-    # Nothing is stored of it: all that tells of it is a reply.
+    # It leaves no event; only its rejected copy shows its outcome.
     outage.send("c-2", "outplan_delete", {"id": ID, "expected_version": 9})
     for n in range(3, 6):
         outage.send(f"c-{n}", "outplan_update", {"id": ID, "dial_timeout": 1_000 + n})
     outage.expected = 4
 
-    worker = Worker(wiring, Limits(500, 1))
+    worker = Worker(parts, batch_size=500, drain_seconds=1)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(30):
         await outage.heard.wait()

@@ -1,98 +1,102 @@
-"""Judging a batch, in order and in memory: what it comes to, and what is to be stored of it."""
+"""Decide a batch in order and in memory: its outcomes, and what to store for them."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.messages import Event, Problem
-from outplan.domain.codec import Outcome, Request
-from outplan.domain.decider import Refusal, State, Unchanged, decide, evolve, outplan_id
-from outplan.domain.dedup import Ledger
-from outplan.domain.records import Record, Snapshot, Verdict
+from outplan.contract.messages import Event
+from outplan.domain.codec import Outcome, ParsedCommand, accepted, rejected
+from outplan.domain.decider import Refusal, State, Unchanged, decide, evolve
+from outplan.domain.dedup import DeduplicationWindow
+from outplan.domain.records import Record, RecordedOutcome, Snapshot
 from outplan.errors import Unprocessable
 
-# A delivery that was read: a command, or what is wrong with it.
-Parsed = Request | tuple[Delivery, Problem]
+
+@dataclass(slots=True)
+class _Queue:
+    """The share of one queue in a batch."""
+
+    last: Delivery
+    recorded: list[RecordedOutcome] = field(default_factory=list)
+    accepted: list[Delivery] = field(default_factory=list)
 
 
-class Fold:
-    """A batch's judgement in order: each command sees what those before it have changed."""
+class Batch:
+    """One attempt at a batch: each command sees what the commands before it have changed.
 
-    def __init__(self, known: Snapshot, ledgers: dict[str, Ledger], now: str) -> None:
-        self._states: dict[str, State] = dict(known.states)
-        self._past = known.past
-        self._records = dict(known.records)
-        self._ledgers = ledgers
+    ``records`` are the events to store. ``now`` is the time of every change, as contract text.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, windows: Mapping[str, DeduplicationWindow], now: str
+    ) -> None:
+        self._states = dict(snapshot.states)
+        self._past = snapshot.past
+        self._known = dict(snapshot.records)
+        self._windows = windows
         self._now = now
-        self.decided: list[Record] = []
-        self.accepted: list[Request] = []
-        self.verdicts: list[tuple[Request, Verdict]] = []
+        self._queues: dict[str, _Queue] = {}
+        self.records: list[Record] = []
 
-    def judge(self, item: Parsed) -> Outcome:
-        """The outcome of one delivery, its effect taken into account for the next."""
-        if not isinstance(item, Request):
-            return rejected(*item)
-        # Before the record: another sending of it may have been accepted after this one was judged.
-        if verdict := self._ledgers[item.delivery.queue].recall(item.delivery):
-            return self._without_trace(item, verdict)
-        record = self._records.get(item.command_id)
-        if record is not None and record.digest == item.digest:
-            return _accepted(item.delivery, record.event, duplicate=True)
-        if record is not None:
-            detail = "this message_id was accepted before with other content"
-            reused = Refusal("message_id_reused", detail)
-            return self._without_trace(item, _verdict(item.delivery, reused))
-        return self._decide(item)
+    def decide(self, item: ParsedCommand | Outcome) -> Outcome:
+        """Return the outcome of the next delivery; one that has its outcome keeps it.
 
-    def _decide(self, request: Request) -> Outcome:
-        id_ = outplan_id(request.command, request.command_id)
-        state = self._states.get(id_)
+        Raises Unprocessable for a bug, since nothing else can make a decision fail.
+        """
+        if isinstance(item, Outcome):
+            return item
+        queue = self._queues.setdefault(item.delivery.queue, _Queue(item.delivery))
+        queue.last = item.delivery
+        # Check recorded outcomes first: a resend may have been accepted since.
+        if recorded := self._windows[item.delivery.queue].recall(item.delivery):
+            return self._repeat(item, recorded, queue)
+        record = self._known.get(item.command_id)
+        if record is None:
+            return self._decide_anew(item, queue)
+        if record.digest == item.digest:
+            return accepted(item.delivery, record.event, duplicate=True)
+        detail = "this message_id was accepted before with other content"
+        return self._repeat(item, _recorded(item, Refusal("message_id_reused", detail)), queue)
+
+    def outcomes_to_record(self) -> dict[str, tuple[RecordedOutcome, ...]]:
+        """Return what each queue's fence has to keep once this batch is stored."""
+        return {
+            name: self._windows[name].advance(queue.last, queue.recorded, queue.accepted)
+            for name, queue in self._queues.items()
+        }
+
+    def _decide_anew(self, item: ParsedCommand, queue: _Queue) -> Outcome:
+        state = self._states.get(item.outplan_id)
         try:
-            decision = decide(state, request.command, request.command_id, self._now)
+            decision = decide(state, item.command, item.command_id, self._now)
             if isinstance(decision, Event):
-                self._states[id_] = evolve(state, decision)
-        except Exception as error:  # A bug, and whose command it is must be found out.
+                self._states[item.outplan_id] = evolve(state, decision)
+        except Exception as error:
             raise Unprocessable(f"decide failed: {error!r}") from error
         if not isinstance(decision, Event):
-            return self._without_trace(request, _verdict(request.delivery, decision, state))
-        record = Record(decision, request.digest)
-        self._records[request.command_id] = record
-        self.decided.append(record)
-        self.accepted.append(request)
-        return _accepted(request.delivery, decision)
+            return self._repeat(item, _recorded(item, decision, state), queue)
+        record = self._known[item.command_id] = Record(decision, item.digest)
+        self.records.append(record)
+        queue.accepted.append(item.delivery)
+        return accepted(item.delivery, decision)
 
-    def _without_trace(self, request: Request, verdict: Verdict) -> Outcome:
-        self.verdicts.append((request, replace(verdict, tag=request.delivery.tag)))
-        if verdict.code is None:
-            id_ = outplan_id(request.command, request.command_id)
-            state = self._past.get((id_, verdict.version or 0), self._states[id_])
-            return Outcome(
-                request.delivery, "unchanged", version=state.version, outplan=state.outplan
-            )
-        extra = {"current_version": verdict.version} if verdict.version else {}
-        problem = Problem.of(verdict.code, verdict.detail, request.command_id, **extra)
-        return rejected(request.delivery, problem)
+    def _repeat(self, item: ParsedCommand, recorded: RecordedOutcome, queue: _Queue) -> Outcome:
+        """Answer as recorded, and keep the record under this session's delivery tag."""
+        queue.recorded.append(replace(recorded, tag=item.delivery.tag))
+        if recorded.code is not None:
+            extra = {"current_version": recorded.version} if recorded.version else {}
+            return rejected(item.delivery, recorded.code, recorded.detail, **extra)
+        version = (item.outplan_id, recorded.version or 0)
+        state = self._past.get(version, self._states[item.outplan_id])
+        return Outcome(item.delivery, "unchanged", version=state.version, outplan=state.outplan)
 
 
-def _accepted(delivery: Delivery, event: Event, duplicate: bool = False) -> Outcome:
-    return Outcome(
-        delivery,
-        "accepted",
-        duplicate=duplicate,
-        event=event,
-        version=event.version,
-        outplan=event.data,
-    )
-
-
-def rejected(delivery: Delivery, problem: Problem) -> Outcome:
-    """What becomes of a delivery that has a problem."""
-    return Outcome(delivery, "rejected", problem=problem)
-
-
-def _verdict(
-    delivery: Delivery, decision: Refusal | Unchanged, state: State | None = None
-) -> Verdict:
-    message, tag = delivery.fingerprint, delivery.tag
+def _recorded(
+    item: ParsedCommand, decision: Refusal | Unchanged, state: State | None = None
+) -> RecordedOutcome:
+    fingerprint, tag = item.delivery.fingerprint, item.delivery.tag
     if isinstance(decision, Unchanged):
-        return Verdict(message, tag, version=state.version if state else None)
-    return Verdict(message, tag, decision.code, decision.detail, decision.current_version)
+        return RecordedOutcome(fingerprint, tag, version=state.version if state else None)
+    return RecordedOutcome(
+        fingerprint, tag, decision.code, decision.detail, decision.current_version
+    )

@@ -1,4 +1,4 @@
-"""Bytes and properties to messages, and back. Pure: no I/O, no clock."""
+"""Parse deliveries into commands; turn outcomes into publications. Pure: no I/O, no clock."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,24 +13,26 @@ from outplan.contract.amqp import TRACE_HEADERS, Delivery, Publication
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS
 from outplan.contract.messages import COMMANDS, Command, Event, Outplan, Problem, ProblemError
 from outplan.contract.topology import Topology
+from outplan.domain.decider import outplan_id
 
 _ENCODINGS: Final = frozenset({None, "", "utf-8", "identity"})
-_MAX_TRACE_BYTES: Final = 512  # what W3C Trace Context asks of everyone to carry
+_MAX_TRACE_BYTES: Final = 512  # W3C Trace Context asks every participant to propagate so many.
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A delivery that is a well-formed command."""
+class ParsedCommand:
+    """A delivery whose command keeps to its schema."""
 
     delivery: Delivery
     command_id: str
+    outplan_id: str
     command: Command
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a delivery: all that events, replies and rejected copies are made of."""
+    """The result of a delivery: the source of its event, its reply or its rejected copy."""
 
     delivery: Delivery
     status: Literal["accepted", "unchanged", "rejected"]
@@ -41,33 +43,45 @@ class Outcome:
     problem: Problem | None = None
 
 
-def parse(delivery: Delivery) -> Request | Problem:
-    """Judge one delivery alone: a command that keeps to its schema, or the problem with it."""
+def accepted(delivery: Delivery, event: Event, *, duplicate: bool = False) -> Outcome:
+    """Make the outcome of a command that caused ``event``, now or when it was first sent."""
+    return Outcome(delivery, "accepted", duplicate, event, event.version, event.data)
+
+
+def rejected(delivery: Delivery, code: str, detail: str, **extra: Any) -> Outcome:
+    """Make the outcome of a command with a problem; ``code`` is one of the contract's."""
+    problem = Problem.of(code, detail, delivery.command_id, **extra)
+    return Outcome(delivery, "rejected", problem=problem)
+
+
+def parse(delivery: Delivery) -> ParsedCommand | Outcome:
+    """Read one delivery: a command that keeps to its schema, or a rejection with every error."""
     command_id, name = delivery.command_id, delivery.command_name
     if command_id is None:
         detail = "set the AMQP property message_id: 1 to 255 bytes of UTF-8"
-        return Problem.of("missing_message_id", detail, None)
+        return rejected(delivery, "missing_message_id", detail)
     model = COMMANDS.get(name)
     if model is None:
         detail = f"{_quote(name)} is none of {', '.join(COMMANDS)}"
-        return Problem.of("unknown_command", detail, command_id)
+        return rejected(delivery, "unknown_command", detail)
     body = _json_object(delivery)
-    if isinstance(body, Problem):
+    if isinstance(body, Outcome):
         return body
     if errors := schemas.violations(name, body):
-        return _invalid(command_id, errors)
+        return _invalid(delivery, errors)
     try:
         command = model.model_validate(body)
-    except ValidationError as error:  # The schema let it through: the two disagree.
-        return _invalid(command_id, _model_errors(error))
-    return Request(delivery, command_id, command, digest(name, command))
+    except ValidationError as error:  # The schema accepts what the model refuses.
+        return _invalid(delivery, _model_errors(error))
+    id_ = outplan_id(command, command_id)
+    return ParsedCommand(delivery, command_id, id_, command, digest(name, command))
 
 
 def digest(name: str, command: Command) -> str:
-    """SHA-256 of the command's name and normalised body: spelling does not count.
+    """Return the SHA-256 of a command's name and normalised body, in hex.
 
-    A field given its default counts as left out, so that a default field which a later version
-    adds does not turn an old command into another one.
+    Key order, spacing and fields that have their default value do not count. So a field that a
+    later version adds with a default does not change the digest of an old command.
     """
     body = command.model_dump(exclude_defaults=True)
     return sha256(
@@ -76,7 +90,10 @@ def digest(name: str, command: Command) -> str:
 
 
 def publications(outcome: Outcome, topology: Topology, now: str) -> list[Publication]:
-    """What must be published, and confirmed, before the outcome's delivery is acknowledged."""
+    """List what the broker must confirm before the outcome's delivery is acked.
+
+    ``now`` (text, UTC) is the time of rejection.
+    """
     found = []
     if outcome.event is not None:
         found.append(_event_publication(outcome.event, outcome.delivery, topology))
@@ -88,7 +105,7 @@ def publications(outcome: Outcome, topology: Topology, now: str) -> list[Publica
 
 
 def event_body(event: Event) -> bytes:
-    """An event's bytes: the same for each repeat, from memory or from the store."""
+    """Encode an event: a repeat has the same bytes, read from the store or not."""
     body: dict[str, Any] = {
         "id": event.id,
         "type": event.type,
@@ -104,12 +121,12 @@ def event_body(event: Event) -> bytes:
 
 
 def problem_body(problem: Problem) -> bytes:
-    """A problem as JSON, absent members left out."""
+    """Encode a problem, absent members left out."""
     return orjson.dumps(_problem(problem))
 
 
 def reply_body(outcome: Outcome) -> bytes:
-    """A reply as JSON, absent members left out."""
+    """Encode a reply, absent members left out."""
     body: dict[str, Any] = {
         "command_id": outcome.delivery.command_id,
         "status": outcome.status,
@@ -123,28 +140,27 @@ def reply_body(outcome: Outcome) -> bytes:
     return orjson.dumps(body)
 
 
-def _json_object(delivery: Delivery) -> dict[str, Any] | Problem:
-    command_id = delivery.command_id
+def _json_object(delivery: Delivery) -> dict[str, Any] | Outcome:
     if len(delivery.body) > MAX_BODY_BYTES:
         detail = f"the body has {len(delivery.body)} bytes; the limit is {MAX_BODY_BYTES}"
-        return Problem.of("too_large", detail, command_id)
+        return rejected(delivery, "too_large", detail)
     encoding = delivery.properties.content_encoding
     if encoding is not None and encoding.lower() not in _ENCODINGS:
         detail = f"content_encoding {_quote(encoding)} is not read; send plain UTF-8"
-        return Problem.of("invalid_json", detail, command_id)
+        return rejected(delivery, "invalid_json", detail)
     try:
         body = orjson.loads(delivery.body)
     except orjson.JSONDecodeError as error:
-        return Problem.of("invalid_json", str(error), command_id)
+        return rejected(delivery, "invalid_json", str(error))
     if not isinstance(body, dict):
-        return Problem.of("invalid_json", "the body is JSON, but no object", command_id)
+        return rejected(delivery, "invalid_json", "the body is JSON, but no object")
     return body
 
 
-def _invalid(command_id: str, errors: tuple[ProblemError, ...]) -> Problem:
+def _invalid(delivery: Delivery, errors: tuple[ProblemError, ...]) -> Outcome:
     rules = "1 rule" if len(errors) == 1 else f"{len(errors)} rules"
     detail = f"{rules} broken; errors lists them with JSON Pointers"
-    return Problem.of("invalid_command", detail, command_id, errors=errors)
+    return rejected(delivery, "invalid_command", detail, errors=errors)
 
 
 def _model_errors(error: ValidationError) -> tuple[ProblemError, ...]:

@@ -1,118 +1,89 @@
-"""Verdicts that leave no event, kept until the broker must have had their acknowledgement.
+"""Remember outcomes that leave no event until their commands can no longer be redelivered.
 
-An accepted command is found again by its event. One that changed nothing, or was refused, leaves
-no trace; yet when a worker dies after a *later* command for the same outplan was committed, the
-broker redelivers both, and judged afresh against the later state the earlier one might now take
-effect: out of order, and after its sender was told otherwise. So each transaction also writes
-down, on the queue's fence, what was judged without trace and may still come back.
+An accepted command is recognised by its event. A command that was rejected, or that changed
+nothing, leaves no event. Suppose that a worker dies after it committed a later command for the
+same outplan: the broker redelivers both. Decided again against the later state, the earlier
+command might now change something, out of order and after its sender was told otherwise. So each
+transaction also records such outcomes on the queue's fence (ADR 0005).
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.topology import PREFETCH
-from outplan.domain.records import Fence, Trial, Verdict
+from outplan.domain.records import RecordedOutcome
 
-MAX_TRIALS: Final = 5
+# A queue never has more messages in flight than its prefetch.
+_MOST: Final = PREFETCH
 
 
-class Ledger:
-    """One session's side of a queue's fence. A retried batch asks again: only ``keep`` changes it.
+class DeduplicationWindow:
+    """The recorded outcomes of one queue, as one session knows them.
 
-    The broker sends at most a ``window`` of messages ahead of the acknowledgements that it has
-    processed, of each queue at most ``PREFETCH``, so what was delivered that many messages ago
-    cannot come back. And what comes back comes before anything new: from the first new message on,
-    nothing is inherited.
+    A message can be redelivered only while its ack may not have been processed. The broker sends
+    at most ``size`` messages ahead of that, so older outcomes are dropped. Redelivered messages
+    arrive before new ones: the first new message ends the inheritance from earlier sessions.
+
+    ``advance`` changes nothing, so that a transaction can be retried; ``commit`` does.
     """
 
-    def __init__(self, fence: Fence, window: int) -> None:
-        self._window = window
-        self._inherited = {v.message: v for v in fence.verdicts}
-        self._landed: dict[tuple[str, int], Verdict] = {}
-        self._own: dict[str, Verdict] = {}
-        self._trying: Trial | None = None
-        self._blameless = False
-        self._fence = replace(fence, verdicts=tuple(self._inherited.values()))
+    def __init__(self, recorded: Iterable[RecordedOutcome], size: int) -> None:
+        self._size = size
+        self._inherited = {outcome.fingerprint: outcome for outcome in recorded}
+        # Outcomes of a batch whose commit had an unknown result and was found to be stored.
+        self._stored: dict[tuple[str, int], RecordedOutcome] = {}
+        self._own: dict[str, RecordedOutcome] = {}
+        self.outcomes: tuple[RecordedOutcome, ...] = tuple(self._inherited.values())
 
-    @property
-    def current(self) -> Fence:
-        """The fence as last written, as far as this session knows."""
-        return self._fence
-
-    def recall(self, delivery: Delivery) -> Verdict | None:
-        """The verdict on an earlier judgement of this very message, if there was one."""
-        if not self._landed and not delivery.redelivered:
+    def recall(self, delivery: Delivery) -> RecordedOutcome | None:
+        """Return the recorded outcome of this very message, if there is one."""
+        if not self._stored and not delivery.redelivered:
             return None
-        message = delivery.fingerprint
-        if landed := self._landed.get((message, delivery.tag)):
-            return landed
+        fingerprint = delivery.fingerprint
+        if stored := self._stored.get((fingerprint, delivery.tag)):
+            return stored
         if not delivery.redelivered:
             return None
-        # A cluster that was torn apart gives them back within the session, too.
-        return self._own.get(message) or self._inherited.get(message)
+        # A partitioned cluster may redeliver within a session, so its own outcomes count too.
+        return self._own.get(fingerprint) or self._inherited.get(fingerprint)
 
-    def learn(self, stored: Fence) -> None:
-        """Take in what the store has, after an attempt whose end is unknown: it may have landed."""
-        self._landed = {
-            (v.message, v.tag): v for v in stored.verdicts if v != self._inherited.get(v.message)
+    def reconcile(self, stored: Iterable[RecordedOutcome]) -> None:
+        """Take over the stored outcomes after a commit whose result is unknown."""
+        self._stored = {
+            (outcome.fingerprint, outcome.tag): outcome
+            for outcome in stored
+            if outcome != self._inherited.get(outcome.fingerprint)
         }
 
-    def fence(
+    def advance(
         self,
-        batch: Sequence[Delivery],
-        judged: Sequence[Verdict],
+        last: Delivery,
+        recorded: Sequence[RecordedOutcome],
         accepted: Sequence[Delivery] = (),
-    ) -> Fence:
-        """The fence to hold in the transaction of a batch that came to ``judged``.
+    ) -> tuple[RecordedOutcome, ...]:
+        """Return the outcomes to store with a batch.
 
-        What was ``accepted`` has no verdict beside its event, not even that of an earlier message
-        which can't be told from it: its event would not be published when both come back.
+        ``last`` is the batch's last delivery, ``recorded`` its new outcomes. An ``accepted``
+        delivery keeps no outcome beside its event, not even one of an earlier message with the
+        same fingerprint: that one would hide the event when both are redelivered.
         """
-        last = batch[-1]
-        oldest = last.tag - self._window
-        all_new = not last.redelivered or oldest > 0
-        again = {v.message for v in judged}
-        inherited = () if all_new else (v for k, v in self._inherited.items() if k not in again)
-        recent = (v for k, v in self._own.items() if v.tag > oldest and k not in again)
-        # What landed of a batch that is taken apart now has its turn yet to come.
-        ahead = (v for v in self._landed.values() if v.tag > last.tag)
-        kept = (*inherited, *recent, *judged, *ahead)[-PREFETCH:]
-        gone = {delivery.fingerprint for delivery in accepted} if kept else ()
-        return replace(self._fence, verdicts=tuple(v for v in kept if v.message not in gone))
+        oldest = last.tag - self._size
+        only_new = not last.redelivered or oldest > 0
+        replaced = {outcome.fingerprint for outcome in recorded}
+        inherited = () if only_new else (o for k, o in self._inherited.items() if k not in replaced)
+        recent = (o for k, o in self._own.items() if o.tag > oldest and k not in replaced)
+        # A stored batch that is taken apart still has these messages ahead of it.
+        ahead = (o for o in self._stored.values() if o.tag > last.tag)
+        kept = (*inherited, *recent, *recorded, *ahead)[-_MOST:]
+        dropped = {delivery.fingerprint for delivery in accepted} if kept else ()
+        return tuple(outcome for outcome in kept if outcome.fingerprint not in dropped)
 
-    def next_trial(self, message: str) -> Trial | None:
-        """The trial to put a message on; None where it has had all that it gets."""
-        last = self._fence.trial
-        times = last.times if last and last.message == message else 0
-        return Trial(message, times + 1) if times < MAX_TRIALS else None
-
-    def put_on_trial(self, trial: Trial) -> None:
-        """The trial is written down: from here on it is this session's."""
-        self._trying = trial
-        self._blameless = False
-        self._fence = replace(self._fence, trial=trial)
-
-    def exonerate(self) -> None:
-        """The message on trial is judged: should the session end now, it was not its fault."""
-        self._blameless = True
-
-    def acquit(self) -> None:
-        """The message on trial is settled: what comes after is not to be counted with it."""
-        self._trying = None
-        self._fence = replace(self._fence, trial=None)
-
-    def withdrawn(self) -> Trial | None:
-        """What to write down where the session ends by no fault of the message on trial."""
-        trial = self._trying
-        return Trial(trial.message, trial.times - 1) if trial and self._blameless else None
-
-    def keep(self, fence: Fence) -> None:
-        """The transaction with this fence is committed."""
-        self._fence = fence
-        present = {id(v) for v in fence.verdicts}
-        self._inherited = {k: v for k, v in self._inherited.items() if id(v) in present}
-        self._landed = {k: v for k, v in self._landed.items() if id(v) in present}
-        others = {id(v) for v in (*self._inherited.values(), *self._landed.values())}
-        self._own = {v.message: v for v in fence.verdicts if id(v) not in others}
+    def commit(self, outcomes: tuple[RecordedOutcome, ...]) -> None:
+        """Take over what ``advance`` returned, now that it is committed."""
+        self.outcomes = outcomes
+        present = {id(outcome) for outcome in outcomes}
+        self._inherited = {k: o for k, o in self._inherited.items() if id(o) in present}
+        self._stored = {k: o for k, o in self._stored.items() if id(o) in present}
+        others = {id(o) for o in (*self._inherited.values(), *self._stored.values())}
+        self._own = {o.fingerprint: o for o in outcomes if id(o) not in others}

@@ -1,4 +1,4 @@
-"""Values that the store keeps: events with their digests, fences, recorded outcomes."""
+"""Values that the store keeps: events with their digests, fences, recorded outcomes. Pure."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,25 +8,25 @@ from outplan.domain.decider import State
 
 
 class Record(NamedTuple):
-    """An event as stored, with the digest of the command that it came from."""
+    """An event with the digest of the command that caused it."""
 
     event: Event
     digest: str
 
 
-# An outplan's id, and one of its versions.
-Version = tuple[str, int]
+# An outplan's id and one of its versions.
+OutplanVersion = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was judged of a message that left no event; kept until the broker has its ack.
+class RecordedOutcome:
+    """The outcome of a command that left no event, kept until its ack has reached the broker.
 
-    ``message`` is the delivery's fingerprint; ``version`` the one that was judged, where it is
-    told: of what was unchanged, or in conflict.
+    ``fingerprint`` is the delivery's. ``code`` is None for an unchanged outplan. ``version`` is
+    the version that an unchanged or conflicting command was compared with.
     """
 
-    message: str
+    fingerprint: str
     tag: int
     code: str | None = None
     detail: str = ""
@@ -34,27 +34,33 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """A message handled alone, written down before: what is left here has ended a worker."""
+class Attempt:
+    """One handling of a suspected poison message, recorded before it starts.
 
-    message: str
-    times: int
+    An attempt that is still on the fence when a worker starts has ended another worker.
+    """
+
+    fingerprint: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A worker's claim on a command queue: ``epoch`` is stale once another has claimed it."""
+    """A worker's claim on a command queue. ``epoch`` is the fencing token."""
 
     queue: str
     epoch: int
-    verdicts: tuple[Verdict, ...] = ()
-    trial: Trial | None = None
+    outcomes: tuple[RecordedOutcome, ...] = ()
+    attempt: Attempt | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the store knew when the transaction began; ``past`` has the versions asked for."""
+    """The stored values that a batch needs, as of the start of its transaction.
+
+    ``states`` by outplan id, ``records`` by command id, ``past`` by the versions asked for.
+    """
 
     states: dict[str, State] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
-    past: dict[Version, State] = field(default_factory=dict)
+    past: dict[OutplanVersion, State] = field(default_factory=dict)

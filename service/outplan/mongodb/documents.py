@@ -1,27 +1,56 @@
-"""Convert between records and the MongoDB documents that keep them."""
+"""Convert between the domain's values and the MongoDB documents that keep them. Pure."""
 
 from typing import Any
 
 from outplan.contract.messages import Event, Outplan
 from outplan.domain.decider import State
-from outplan.domain.records import Fence, Record, Trial, Verdict
+from outplan.domain.records import Attempt, Fence, Record, RecordedOutcome
+
+Document = dict[str, Any]
 
 
-def fence_of(document: dict[str, Any]) -> Fence:
-    """The fence that a document of the fences says."""
-    verdicts = tuple(Verdict(**item) for item in document["verdicts"])
-    trial = Trial(**document["trial"]) if "trial" in document else None
-    return Fence(document["_id"], document["epoch"], verdicts, trial)
+def fence_of(document: Document) -> Fence:
+    """Read a document of ``outplan_fences``."""
+    outcomes = tuple(
+        RecordedOutcome(
+            fingerprint=item["message"],
+            tag=item["tag"],
+            code=item["code"],
+            detail=item["detail"],
+            version=item["version"],
+        )
+        for item in document["verdicts"]
+    )
+    attempt = None
+    if "trial" in document:
+        attempt = Attempt(document["trial"]["message"], document["trial"]["times"])
+    return Fence(document["_id"], document["epoch"], outcomes, attempt)
 
 
-def state_of(document: dict[str, Any]) -> State:
-    """The state that an outplan's document says. Raises ValidationError; takes it apart."""
+def outcome_document(outcome: RecordedOutcome) -> Document:
+    """Write an outcome as an item of a fence's ``verdicts``."""
+    return {
+        "message": outcome.fingerprint,
+        "tag": outcome.tag,
+        "code": outcome.code,
+        "detail": outcome.detail,
+        "version": outcome.version,
+    }
+
+
+def attempt_document(attempt: Attempt) -> Document:
+    """Write an attempt as a fence's ``trial``."""
+    return {"message": attempt.fingerprint, "times": attempt.number}
+
+
+def state_of(document: Document) -> State:
+    """Read a document of ``outplans``, and consume it. Raises ValidationError."""
     version = document.pop("version")
     return State(Outplan.model_validate({"id": document.pop("_id"), **document}), version)
 
 
-def record_of(document: dict[str, Any]) -> Record:
-    """The record that an event's document says. Raises ValidationError."""
+def record_of(document: Document) -> Record:
+    """Read a document of ``outplan_events``. Raises ValidationError."""
     event = Event(
         id=document["_id"],
         type=document["type"],
@@ -33,8 +62,8 @@ def record_of(document: dict[str, Any]) -> Record:
     return Record(event, document["digest"])
 
 
-def event_document(record: Record) -> dict[str, Any]:
-    """The document that keeps a record."""
+def event_document(record: Record) -> Document:
+    """Write a document of ``outplan_events``."""
     event = record.event
     document = {
         "_id": event.id,
@@ -51,7 +80,7 @@ def event_document(record: Record) -> dict[str, Any]:
     return document
 
 
-def outplan_document(event: Event) -> dict[str, Any]:
-    """The outplan as its latest event leaves it."""
+def outplan_document(event: Event) -> Document:
+    """Write the document of ``outplans`` that an event leaves."""
     document = event.data.model_dump()
     return {"_id": document.pop("id"), **document, "version": event.version}

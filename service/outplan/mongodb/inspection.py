@@ -1,4 +1,4 @@
-"""Questions to MongoDB that change nothing: how it is, and how the store's collections are."""
+"""Inspect a MongoDB server and the store's collections without changing anything."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,21 +11,22 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from outplan.errors import WrongSetting
-from outplan.mongodb.store import probe, translated
+from outplan.mongodb.suitability import find_obstacle
+from outplan.mongodb.translation import translate_errors
 from outplan.mongodb.validators import EVENTS, FENCES, VERSION_INDEX, VERSION_KEYS, validators
 
 SECONDS: Final = 4
 _MILLISECONDS: Final = SECONDS * 1_000
-# What a worker does to its collections, and once to the database that they are in.
+# The privileges that a worker needs on its collections, and on their database.
 _NEEDED: Final = ("find", "insert", "update", "createCollection", "createIndex", "collMod")
-_NEEDED_ONCE: Final = ("listCollections",)
+_NEEDED_ON_DATABASE: Final = ("listCollections",)
 
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """Who has claimed a command queue last, for the how many-eth time it was claimed."""
+class QueueHolder:
+    """The worker that claimed a command queue last; ``epoch`` counts the claims."""
 
     queue: str
     worker: str
@@ -33,8 +34,11 @@ class Holder:
     batches: int
 
 
-class Survey:
-    """Each question may raise StoreUnavailable and StoreUnsuitable. Whoever opened it closes it."""
+class MongoInspector:
+    """Asks MongoDB questions; each may raise StoreUnavailable or StoreUnsuitable.
+
+    Raises WrongSetting for a URL that cannot be used. The opener closes it.
+    """
 
     def __init__(self, url: str, database: str) -> None:
         self._url = url
@@ -55,47 +59,47 @@ class Survey:
     async def close(self) -> None:
         await self._client.close()
 
-    async def obstacle(self) -> str | None:
-        """What stands in the way of the server that does not answer, where it can be told."""
-        with translated():
-            return await probe(self._url)
+    async def find_obstacle(self) -> str | None:
+        """Return why a server that does not answer cannot be used, where that can be told."""
+        with translate_errors():
+            return await find_obstacle(self._url)
 
-    async def hello(self) -> Document:
-        """What the primary, or mongos, says of itself."""
-        with translated():
+    async def ask_hello(self) -> Document:
+        """Return the answer of the primary, or of mongos, to ``hello``."""
+        with translate_errors():
             return await self._client.admin.command("hello", read_preference=ReadPreference.PRIMARY)
 
-    async def version(self) -> tuple[int, ...]:
-        """The server's version."""
-        with translated():
+    async def read_version(self) -> tuple[int, ...]:
+        """Return the server's version, three numbers."""
+        with translate_errors():
             found = await self._client.server_info()
         return tuple(found["versionArray"][:3])
 
-    async def majority(self) -> None:
-        """Have a majority agree to a write that changes nothing, as every commit waits for one."""
+    async def await_majority(self) -> None:
+        """Await a majority's ack of a write that changes nothing, as every commit does."""
         concern = WriteConcern("majority", j=True, wtimeout=_MILLISECONDS)
         fences = self._database.get_collection(FENCES, write_concern=concern)
-        with translated():
+        with translate_errors():
             await fences.update_one({"_id": f"check-{uuid4()}"}, {"$set": {"epoch": 1}})
 
-    async def not_granted(self) -> tuple[str, list[str]]:
-        """The user, empty without login, and what it may not do and would have to."""
-        with translated():
+    async def find_missing_privileges(self) -> tuple[str, list[str]]:
+        """Return the user (empty without a login) and the privileges that it lacks."""
+        with translate_errors():
             status = await self._client.admin.command("connectionStatus", showPrivileges=True)
         info = status["authInfo"]
         users = [f"{user['user']}@{user['db']}" for user in info["authenticatedUsers"]]
         if not users:
             return "", []
         granted = info["authenticatedUserPrivileges"]
-        missing = [a for a in _NEEDED_ONCE if not self._granted(granted, a, "")]
+        missing = [a for a in _NEEDED_ON_DATABASE if not self._is_granted(granted, a, "")]
         for action in _NEEDED:
-            names = [c for c in validators() if not self._granted(granted, action, c)]
+            names = [c for c in validators() if not self._is_granted(granted, action, c)]
             missing += [f"{action} on {', '.join(names)}"] if names else []
         return ", ".join(users), missing
 
-    async def collections(self) -> dict[str, str | None]:
-        """What is wrong with each collection's validator; None: nothing, absent: not made yet."""
-        with translated():
+    async def compare_validators(self) -> dict[str, str | None]:
+        """Return what is wrong with each existing collection's validator, None for nothing."""
+        with translate_errors():
             found = {
                 item["name"]: item.get("options", {})
                 async for item in await self._database.list_collections()
@@ -106,9 +110,9 @@ class Survey:
             if name in found
         }
 
-    async def index(self) -> str | None:
-        """What is wrong with the unique index; empty: nothing, None: not made yet."""
-        with translated():
+    async def compare_index(self) -> str | None:
+        """Return what is wrong with the unique index: empty for nothing, None if there is none."""
+        with translate_errors():
             found = await self._database[EVENTS].index_information()
         if VERSION_INDEX in found:
             index = found[VERSION_INDEX]
@@ -123,13 +127,13 @@ class Survey:
         same = [name for name, index in found.items() if tuple(index["key"]) == VERSION_KEYS]
         return f"an index on the same keys is called {same[0]}" if same else None
 
-    async def holders(self, queues: Iterable[str]) -> list[Holder]:
-        """Who holds these queues, of those that were ever held."""
-        with translated():
+    async def list_holders(self, queues: Iterable[str]) -> list[QueueHolder]:
+        """List the holders of these queues; a queue that was never claimed has none."""
+        with translate_errors():
             found = await self._database[FENCES].find({"_id": {"$in": list(queues)}}).to_list()
-        return [Holder(f["_id"], f["worker"], f["epoch"], f["batches"]) for f in found]
+        return [QueueHolder(f["_id"], f["worker"], f["epoch"], f["batches"]) for f in found]
 
-    def _granted(self, privileges: Iterable[Mapping[str, Any]], action: str, name: str) -> bool:
+    def _is_granted(self, privileges: Iterable[Mapping[str, Any]], action: str, name: str) -> bool:
         return any(
             action in privilege["actions"] and _covers(privilege["resource"], self._name, name)
             for privilege in privileges

@@ -1,54 +1,38 @@
-"""The only module that knows MongoDB.
+"""Store a batch in one transaction.
 
-One transaction a batch: read what the batch needs, write what it decided, and last the fence.
-Whatever fails, nothing of it was stored, or all of it was and the next attempt finds it by the
-commands' ids; so every failure is answered by starting the batch again.
+The transaction reads what the batch needs, writes its events and outplans, and the fence last.
+After any failure either nothing is stored, or everything is and the next attempt finds it by the
+commands' ids. So every failure is answered by running the batch again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from inspect import isawaitable
 from typing import Any, Final, TypeVar
 
 import pymongo
-from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
-from pydantic import ValidationError
 from pymongo import AsyncMongoClient, InsertOne, ReplaceOne, ReturnDocument
-from pymongo.errors import (
-    ConfigurationError,
-    DocumentTooLarge,
-    InvalidOperation,
-    InvalidURI,
-    OperationFailure,
-    PyMongoError,
-)
+from pymongo.errors import ConfigurationError, InvalidURI
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from outplan.contract.messages import Event
 from outplan.domain.decider import State
-from outplan.domain.records import Fence, Record, Snapshot, Trial, Version
-from outplan.errors import (
-    Fenced,
-    OutplanError,
-    StoreAborted,
-    StoreConflict,
-    StoreUnavailable,
-    StoreUnsuitable,
-    Unprocessable,
-    WrongSetting,
-)
+from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
+from outplan.errors import Fenced, StoreConflict, StoreUnavailable, StoreUnsuitable, WrongSetting
 from outplan.mongodb.documents import (
+    attempt_document,
     event_document,
     fence_of,
+    outcome_document,
     outplan_document,
     record_of,
     state_of,
 )
+from outplan.mongodb.suitability import find_obstacle, missing_replica_set
+from outplan.mongodb.translation import translate_errors
 from outplan.mongodb.validators import (
     EVENTS,
     FENCES,
@@ -60,16 +44,8 @@ from outplan.mongodb.validators import (
 
 T = TypeVar("T")
 
-_DUPLICATE_KEY: Final = 11_000
-# WriteConflict, NoSuchTransaction and TransactionTooLargeForCache.
-_ABORTED: Final = frozenset({112, 251, 388})
-_OTHER_INDEX: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
-_REFUSED: Final = frozenset({13, 18, 8_000})  # Unauthorized, AuthenticationFailed, Atlas' own
-_NO_REPLICA_SET: Final = 20  # IllegalOperation: "Transaction numbers are only allowed on …"
-# DocumentValidationFailure, BSONObjectTooLarge, TransactionTooLarge and what it was called before.
-_UNPROCESSABLE: Final = frozenset({121, 10_334, 17_280, 17_419, 17_420, 257, 358})
 _PING_SECONDS: Final = 5
-# A server that hangs is found out after these; the URL may say otherwise.
+# Bound the wait for a server that hangs, unless the URL says otherwise.
 _TIMEOUTS: Final = {
     "serverSelectionTimeoutMS": 5_000,
     "connectTimeoutMS": 5_000,
@@ -78,8 +54,8 @@ _TIMEOUTS: Final = {
 }
 
 
-class Transaction:
-    """One attempt at a batch; made by ``Store.transact``."""
+class MongoTransaction:
+    """A ``worker.ports.BatchTransaction``, from ``MongoStore.transact``."""
 
     def __init__(self, database: Any, session: Any) -> None:
         self._database = database
@@ -89,7 +65,7 @@ class Transaction:
         self,
         outplan_ids: Iterable[str],
         command_ids: Iterable[str],
-        past: Collection[Version] = (),
+        past: Collection[OutplanVersion] = (),
     ) -> Snapshot:
         """Read outplans by id, events by command id, and outplans as of ``past`` versions."""
         outplans = await self._find(OUTPLANS, _any_of(outplan_ids))
@@ -100,13 +76,13 @@ class Transaction:
             await self._load_past(past) if past else {},
         )
 
-    async def _load_past(self, past: Collection[Version]) -> dict[Version, State]:
+    async def _load_past(self, past: Collection[OutplanVersion]) -> dict[OutplanVersion, State]:
         events = await self._find(EVENTS, {"$or": [_event_at(*version) for version in past]})
         recorded = (record_of(doc).event for doc in events)
         return {(e.data.id, e.version): State(e.data, e.version) for e in recorded}
 
     async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
-        """Write the events, and each outplan they leave, over the version in ``known``."""
+        """Write events, and the outplans that they leave over the versions in ``known``."""
         if not records:
             return
         events = [InsertOne(event_document(record)) for record in records]
@@ -118,26 +94,26 @@ class Transaction:
             raise StoreConflict("an outplan has another version than was read")
 
     async def read_fence(self, fence: Fence) -> Fence:
-        """The fence as it is stored now. Raises Fenced."""
-        document = await self._database[FENCES].find_one(_held(fence), session=self._session)
+        """Read the fence as it is stored now. Raises Fenced."""
+        document = await self._database[FENCES].find_one(_claim_of(fence), session=self._session)
         if document is None:
-            raise Fenced(f"another worker has taken {fence.queue} over")
+            raise _fenced(fence)
         return fence_of(document)
 
-    async def hold(self, fence: Fence) -> None:
-        """Keep the fence, with its verdicts; Fenced where another worker has claimed it."""
-        # The counter makes each batch a real write, which another's claim collides with.
+    async def write_fence(self, fence: Fence) -> None:
+        """Write the fence's outcomes. Raises Fenced where another worker has claimed the queue."""
+        # The counter changes the document in each batch, so that another worker's claim conflicts.
         update: dict[str, Any] = {
             "$inc": {"batches": 1},
-            "$set": {"verdicts": [asdict(verdict) for verdict in fence.verdicts]},
+            "$set": {"verdicts": [outcome_document(outcome) for outcome in fence.outcomes]},
         }
-        if fence.trial is None:
+        if fence.attempt is None:
             update["$unset"] = {"trial": ""}
         result = await self._database[FENCES].update_one(
-            _held(fence), update, session=self._session
+            _claim_of(fence), update, session=self._session
         )
         if result.matched_count != 1:
-            raise Fenced(f"another worker has taken {fence.queue} over")
+            raise _fenced(fence)
 
     async def _find(self, collection: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         cursor = self._database[collection].find(wanted, session=self._session)
@@ -150,11 +126,11 @@ class Transaction:
         )
 
 
-class Store:
-    """The documents and their history. For one batch at a time.
+class MongoStore:
+    """A ``worker.ports.OutplanStore`` in MongoDB.
 
-    Every call may raise StoreUnavailable (try again); ``transact`` also StoreConflict (start the
-    batch again), Fenced and Unprocessable. Whoever opened it closes it.
+    ``driver`` is ``motor`` or ``pymongo``. Raises WrongSetting for a URL that cannot be used. The
+    opener closes it.
     """
 
     def __init__(self, url: str, database: str, driver: str = "motor") -> None:
@@ -162,9 +138,9 @@ class Store:
         self._session: Any = None
         client: Any = AsyncIOMotorClient if driver == "motor" else AsyncMongoClient
         try:
-            self._client = client(url, **_absent(url, _TIMEOUTS))
+            self._client = client(url, **_unless_in(url, _TIMEOUTS))
         except (ConfigurationError, ValueError) as error:
-            raise WrongSetting(_unreadable(error)) from None
+            raise WrongSetting(_describe(error)) from None
         self._database = self._client.get_database(
             database,
             read_preference=ReadPreference.PRIMARY,
@@ -174,15 +150,15 @@ class Store:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.end_session()
-        await _awaited(self._client.close())
+        await _await(self._client.close())
 
     async def prepare(self) -> None:
-        """Check that transactions can be had; make collections, validators and indexes."""
-        await self._suitable()
-        with translated():
+        """Check that transactions work; make collections, validators and indexes."""
+        await self._require_transactions()
+        with translate_errors():
             present = {
                 item["name"]: item.get("options", {}).get("validator")
-                async for item in await _awaited(self._database.list_collections())
+                async for item in await _await(self._database.list_collections())
             }
             for name, validator in validators().items():
                 if name not in present:
@@ -194,18 +170,18 @@ class Store:
             )
 
     async def ping(self) -> None:
-        """Await a primary's answer, for some seconds: it holds one of the driver's threads."""
-        with translated(), pymongo.timeout(_PING_SECONDS):
+        """Await an answer from the primary for at most 5 s, in one of the driver's threads."""
+        with translate_errors(), pymongo.timeout(_PING_SECONDS):
             await self._client.admin.command("ping", read_preference=ReadPreference.PRIMARY)
 
     async def claim(self, queue: str, worker: str) -> Fence:
-        """Raise the queue's epoch, so that every earlier holder is fenced off from here on.
+        """Raise the queue's epoch, which fences off every earlier holder.
 
-        A holder that was killed in a transaction leaves it open, its documents locked, for a
-        minute by the server's default; so its session is killed too.
+        A holder that was killed in a transaction leaves its documents locked, for a minute by the
+        server's default. So the claim kills the former holder's MongoDB session too.
         """
-        with translated():
-            session = await self._opened_session()
+        with translate_errors():
+            session = await self._open_session()
             before = await self._database[FENCES].find_one({"_id": queue})
             if before is not None:
                 await self._end_session(before["session"])
@@ -225,24 +201,24 @@ class Store:
             return fence_of({**before, "epoch": before["epoch"] + 1})
 
     async def _end_session(self, session_id: Any) -> None:
-        """Abort whatever another holder has open; killing an ended session is no error."""
+        """Abort another holder's transaction; the server ignores a session that has ended."""
         if session_id != self._session.session_id["id"]:
             await self._client.admin.command("killSessions", [{"id": session_id}])
 
-    async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
-        """Write down what is handled next, and alone. Raises Fenced."""
-        with translated():
+    async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
+        """Write the attempt that starts next. Raises Fenced."""
+        with translate_errors():
             result = await self._database[FENCES].update_one(
-                _held(fence), {"$set": {"trial": asdict(trial)}}
+                _claim_of(fence), {"$set": {"trial": attempt_document(attempt)}}
             )
         if result.matched_count != 1:
-            raise Fenced(f"another worker has taken {fence.queue} over")
+            raise _fenced(fence)
 
-    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run ``work`` in one transaction: majority, journaled, and never cut in the middle.
+    async def transact(self, work: Callable[[MongoTransaction], Awaitable[T]]) -> T:
+        """Run ``work`` in one transaction, acknowledged by a majority's journals.
 
-        A cancelled caller waits for the attempt to end, since the driver's thread goes on with it
-        in any case; the driver's timeouts bound that.
+        A cancelled caller waits until the attempt ends, since the driver's thread carries on with
+        it anyway. The driver's timeouts bound the wait.
         """
         attempt = asyncio.ensure_future(self._attempt(work))
         try:
@@ -253,137 +229,56 @@ class Store:
                 attempt.exception()
             raise
 
-    async def _attempt(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        with translated():
-            session = await self._opened_session()
+    async def _attempt(self, work: Callable[[MongoTransaction], Awaitable[T]]) -> T:
+        with translate_errors():
+            session = await self._open_session()
             context = session.start_transaction(
                 read_concern=ReadConcern("snapshot"),
                 write_concern=WriteConcern("majority", j=True),
                 read_preference=ReadPreference.PRIMARY,
             )
-            async with await _awaited(context):
-                return await work(Transaction(self._database, session))
+            async with await _await(context):
+                return await work(MongoTransaction(self._database, session))
 
-    async def _opened_session(self) -> Any:
-        """The one server session of this store: what it has open can be killed by its id."""
+    async def _open_session(self) -> Any:
+        """Return the store's one server session, whose id lets a successor kill it."""
         if self._session is None:
-            self._session = await _awaited(self._client.start_session())
+            self._session = await _await(self._client.start_session())
         return self._session
 
-    async def _suitable(self) -> None:
+    async def _require_transactions(self) -> None:
         try:
-            with translated():
+            with translate_errors():
                 hello = await self._client.admin.command("hello")
         except StoreUnavailable:
-            if reason := await probe(self._url):
-                raise StoreUnsuitable(reason) from None
+            if obstacle := await find_obstacle(self._url):
+                raise StoreUnsuitable(obstacle) from None
             raise
-        if "setName" not in hello and hello.get("msg") != "isdbgrid":
-            raise StoreUnsuitable(_no_replica_set(hello))
+        if obstacle := missing_replica_set(hello):
+            raise StoreUnsuitable(obstacle)
 
 
-async def _awaited(value: Any) -> Any:
-    """What the driver gives at once and its successor on awaiting, or the other way round."""
+async def _await(value: Any) -> Any:
+    """Await what one of the two drivers returns as it is and the other as an awaitable."""
     return await value if isawaitable(value) else value
 
 
-async def probe(url: str) -> str | None:
-    """What stands in the way at the first host of ``url``, or None.
-
-    With ``replicaSet`` in the URL the driver ignores a standalone server without a word, so one
-    question to the host itself tells "not there yet" from "will never do".
-    """
-    client: AsyncMongoClient[dict[str, Any]]
-    try:
-        client = AsyncMongoClient(
-            url, directConnection=True, replicaSet=None, serverSelectionTimeoutMS=2_000
-        )
-    except PyMongoError:
-        return None
-    try:
-        hello = await client.admin.command("hello")
-    except PyMongoError:
-        return None
-    finally:
-        await client.close()
-    if "setName" in hello or hello.get("isreplicaset") or hello.get("msg") == "isdbgrid":
-        return _other_set(url, hello)
-    return _no_replica_set(hello)
-
-
-def _other_set(url: str, hello: dict[str, Any]) -> str | None:
-    name = hello.get("setName")
-    if not name or "replicaSet=" not in url or f"replicaSet={name}" in url:
-        return None
-    return f"OUTPLAN_MONGO_URL: the server's replica set is called {name!r}, not as in the URL"
-
-
-def _no_replica_set(hello: dict[str, Any]) -> str:
-    if hello.get("isreplicaset"):
-        raise StoreUnavailable("the replica set is not initiated yet")
-    return (
-        "MongoDB is no replica set, so it has no transactions: start mongod with --replSet rs0 "
-        "and run rs.initiate() once (a single node will do)"
-    )
-
-
-def _unreadable(error: Exception) -> str:
-    # What it quotes of an unescaped URL may be a piece of the password.
+def _describe(error: Exception) -> str:
+    # The driver quotes an unescaped URL, and so part of the password.
     text = "escape user and password (RFC 3986)" if isinstance(error, InvalidURI) else str(error)
     return f"OUTPLAN_MONGO_URL cannot be used: {text}"
 
 
-def _absent(url: str, options: dict[str, int]) -> dict[str, int]:
+def _unless_in(url: str, options: dict[str, int]) -> dict[str, int]:
     return {k: v for k, v in options.items() if f"{k.lower()}=" not in url.lower()}
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """No driver exception leaves this module."""
-    try:
-        yield
-    except OutplanError:
-        raise
-    except (PyMongoError, BSONError, OverflowError, ValidationError) as error:
-        raise translation(error) from error
-
-
-def translation(error: Exception) -> OutplanError:
-    """The service's exception for one of the driver's."""
-    codes = _codes(error)
-    if codes & _ABORTED:
-        return StoreAborted(str(error))
-    if _DUPLICATE_KEY in codes:
-        return StoreConflict(str(error))
-    if codes & _REFUSED or isinstance(error, ConfigurationError):
-        return StoreUnsuitable(f"MongoDB refuses: {brief(error)}; check OUTPLAN_MONGO_URL")
-    if codes & _OTHER_INDEX:
-        return StoreUnsuitable(f"{error}: drop that index, and it is made as it should be")
-    if _NO_REPLICA_SET in codes:
-        return StoreUnsuitable(_no_replica_set({}))
-    # A ValidationError: what is stored does not keep to the contract.
-    culprit = (BSONError, OverflowError, DocumentTooLarge, InvalidOperation, ValidationError)
-    if codes & _UNPROCESSABLE or isinstance(error, culprit):
-        return Unprocessable(str(error))
-    # Whatever else it is (a full disk, an election, a shutdown): the command is not to blame.
-    return StoreUnavailable(str(error))
-
-
-def brief(error: Exception) -> str:
-    """The text of an error that came of the driver, which repeats what the server said."""
-    return str(error).partition(", full error")[0].partition(", Timeout: ")[0]
-
-
-def _codes(error: Exception) -> set[int]:
-    codes = {error.code} if isinstance(error, OperationFailure) and error.code else set()
-    details = getattr(error, "details", None)
-    if not isinstance(details, dict):
-        return codes
-    return codes | {item.get("code", 0) for item in details.get("writeErrors", ())}
-
-
-def _held(fence: Fence) -> dict[str, Any]:
+def _claim_of(fence: Fence) -> dict[str, Any]:
     return {"_id": fence.queue, "epoch": fence.epoch}
+
+
+def _fenced(fence: Fence) -> Fenced:
+    return Fenced(f"another worker has claimed {fence.queue}")
 
 
 def _any_of(ids: Iterable[str]) -> dict[str, Any]:

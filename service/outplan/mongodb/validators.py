@@ -1,8 +1,8 @@
-"""MongoDB's collections as data: names, indexes and ``$jsonSchema`` validators.
+"""Define MongoDB's collections: names, indexes and ``$jsonSchema`` validators.
 
-MongoDB reads a dialect of JSON Schema draft 4 (no ``if``, ``const`` or ``$ref``), so the
-contract's rules for stored documents stand here once more; the examples in ``schemas/`` are
-run against both.
+MongoDB reads a dialect of JSON Schema draft 4, without ``if``, ``const`` and ``$ref``. So this
+module repeats the contract's rules for stored documents. The examples in ``schemas/`` are run
+against both.
 """
 
 from typing import Any, Final
@@ -13,7 +13,7 @@ from outplan.contract import messages as m
 OUTPLANS: Final = "outplans"
 EVENTS: Final = "outplan_events"
 FENCES: Final = "outplan_fences"
-# The unique index on the events: its name, and its keys.
+# The unique index on the events.
 VERSION_INDEX: Final = "outplan_version"
 VERSION_KEYS: Final = (("outplan_id", 1), ("version", 1))
 
@@ -37,7 +37,7 @@ def _text(**rules: Any) -> Schema:
 
 
 def _closed_pattern(rules: Schema) -> Schema:
-    """``$`` lets a final line break through in MongoDB's regular expressions; ``\\z`` does not."""
+    """End the pattern in ``\\z``: in MongoDB ``$`` lets a final line break through."""
     pattern = rules.get("pattern")
     return {**rules, "pattern": f"{pattern[:-1]}\\z"} if pattern else rules
 
@@ -47,7 +47,7 @@ def _number(minimum: int, maximum: int) -> Schema:
 
 
 def _closed(**properties: Schema) -> Schema:
-    """An object with these members and no others."""
+    """Describe an object with these members and no others."""
     return {
         "bsonType": "object",
         "required": list(properties),
@@ -85,7 +85,7 @@ def _address() -> Schema:
 
 
 def _fields() -> dict[str, Schema]:
-    """The document without its id."""
+    """Describe the members of an outplan, without its id."""
     return {
         "customer_id": _uuid(),
         "name": _text(minLength=1, maxLength=255, pattern=fields.NO_CONTROL_PATTERN),
@@ -104,7 +104,7 @@ def _fields() -> dict[str, Schema]:
 
 
 def validators() -> dict[str, Schema]:
-    """Each collection's validator, as ``{"$jsonSchema": …}``."""
+    """Return each collection's validator, as ``{"$jsonSchema": …}``."""
     event = _closed(
         _id=_text(minLength=1, maxLength=255),
         outplan_id=_uuid(),

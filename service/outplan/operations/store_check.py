@@ -7,8 +7,8 @@ from warnings import catch_warnings
 
 from outplan.contract.topology import topology
 from outplan.errors import OutplanError, StoreUnsuitable, WrongSetting
-from outplan.mongodb.inspection import SECONDS, Survey
-from outplan.mongodb.store import brief
+from outplan.mongodb.inspection import SECONDS, MongoInspector
+from outplan.mongodb.translation import shorten
 from outplan.mongodb.validators import EVENTS, VERSION_INDEX, validators
 from outplan.operations.findings import Finding, not_checked, ok, problem
 from outplan.settings import Settings
@@ -27,29 +27,29 @@ async def check_store(settings: Settings) -> list[Finding]:
     """Check every point in turn; a problem does not hide the others."""
     try:
         with catch_warnings(record=True, action="always") as caught:
-            survey = Survey(settings.mongo_url, settings.mongo_database)
+            inspector = MongoInspector(settings.mongo_url, settings.mongo_database)
     except WrongSetting as error:
         found = problem("mongodb", str(error), _MANUAL)
         return [found, *not_checked(_POINTS, "the URL cannot be used")]
     warnings = (str(each.message).removesuffix(" Refer to docstring.") for each in caught)
     ignored = [problem("mongodb url", text, _IGNORED) for text in warnings]
     try:
-        reached = await _check_primary(survey)
+        reached = await _check_primary(inspector)
         if reached.state != "ok":
             return [*ignored, reached, *not_checked(_POINTS, "no primary answers")]
-        return [*ignored, reached, *await _check_points(survey, settings)]
+        return [*ignored, reached, *await _check_points(inspector, settings)]
     finally:
-        await survey.close()
+        await inspector.close()
 
 
-async def _check_points(survey: Survey, settings: Settings) -> list[Finding]:
+async def _check_points(inspector: MongoInspector, settings: Settings) -> list[Finding]:
     checks: tuple[Callable[[], Awaitable[list[Finding]]], ...] = (
-        lambda: _check_version(survey),
-        lambda: _check_privileges(survey, settings),
-        lambda: _check_majority(survey),
-        lambda: _check_validators(survey, settings),
-        lambda: _check_index(survey, settings),
-        lambda: _check_fences(survey, settings),
+        lambda: _check_version(inspector),
+        lambda: _check_privileges(inspector, settings),
+        lambda: _check_majority(inspector),
+        lambda: _check_validators(inspector, settings),
+        lambda: _check_index(inspector, settings),
+        lambda: _check_fences(inspector, settings),
     )
     found: list[Finding] = []
     for point, check in zip(_POINTS, checks, strict=True):
@@ -62,20 +62,20 @@ async def _run_check(point: str, check: Callable[[], Awaitable[list[Finding]]]) 
         async with asyncio.timeout(2 * SECONDS):
             return await check()
     except StoreUnsuitable as error:
-        return [problem(point, brief(error), "grant the user readWrite and dbAdmin")]
+        return [problem(point, shorten(error), "grant the user readWrite and dbAdmin")]
     except TimeoutError:
         return [problem(point, f"no answer within {2 * SECONDS} s", _CHECK_URL)]
     except OutplanError as error:
-        return [problem(point, brief(error), "see MongoDB's log")]
+        return [problem(point, shorten(error), "see MongoDB's log")]
 
 
-async def _check_primary(survey: Survey) -> Finding:
+async def _check_primary(inspector: MongoInspector) -> Finding:
     try:
-        hello = await survey.hello()
+        hello = await inspector.ask_hello()
     except StoreUnsuitable as error:
-        return problem("mongodb", brief(error), "check user, password and authSource in the URL")
+        return problem("mongodb", shorten(error), "check user, password and authSource in the URL")
     except OutplanError as error:
-        return await _report_unreachable(survey, error)
+        return await _report_unreachable(inspector, error)
     if hello.get("msg") == "isdbgrid":
         return ok("mongodb", "a mongos answers")
     if "setName" not in hello:
@@ -84,26 +84,26 @@ async def _check_primary(survey: Survey) -> Finding:
     return ok("mongodb", f"{hello['me']} is primary of {hello['setName']}")
 
 
-async def _report_unreachable(survey: Survey, error: OutplanError) -> Finding:
+async def _report_unreachable(inspector: MongoInspector, error: OutplanError) -> Finding:
     try:
-        why = await survey.obstacle()
+        why = await inspector.find_obstacle()
     except OutplanError as obstacle:
         why = str(obstacle)
     if why:
         return problem("mongodb", why, "a worker needs a replica set with a primary")
-    return problem("mongodb", f"no primary within {SECONDS} s: {brief(error)}", _CHECK_URL)
+    return problem("mongodb", f"no primary within {SECONDS} s: {shorten(error)}", _CHECK_URL)
 
 
-async def _check_version(survey: Survey) -> list[Finding]:
-    version = await survey.version()
+async def _check_version(inspector: MongoInspector) -> list[Finding]:
+    version = await inspector.read_version()
     text = ".".join(map(str, version))
     if version < _MIN_VERSION:
         return [problem("mongodb version", text, "upgrade to MongoDB 5.0 or later")]
     return [ok("mongodb version", text)]
 
 
-async def _check_privileges(survey: Survey, settings: Settings) -> list[Finding]:
-    user, missing = await survey.not_granted()
+async def _check_privileges(inspector: MongoInspector, settings: Settings) -> list[Finding]:
+    user, missing = await inspector.find_missing_privileges()
     if missing:
         remedy = f"grant {user} readWrite and dbAdmin on {settings.mongo_database}"
         return [problem("mongodb privileges", f"{user} may not {'; '.join(missing)}", remedy)]
@@ -115,13 +115,13 @@ async def _check_privileges(survey: Survey, settings: Settings) -> list[Finding]
     ]
 
 
-async def _check_majority(survey: Survey) -> list[Finding]:
-    await survey.majority()
+async def _check_majority(inspector: MongoInspector) -> list[Finding]:
+    await inspector.await_majority()
     return [ok("mongodb majority", "a majority of the replica set confirms writes")]
 
 
-async def _check_validators(survey: Survey, settings: Settings) -> list[Finding]:
-    drifts = await survey.collections()
+async def _check_validators(inspector: MongoInspector, settings: Settings) -> list[Finding]:
+    drifts = await inspector.compare_validators()
     return [_report_validator(name, drifts, settings.mongo_database) for name in validators()]
 
 
@@ -141,8 +141,8 @@ def _report_validator(name: str, drifts: dict[str, str | None], database: str) -
     return problem(point, drift, remedy)
 
 
-async def _check_index(survey: Survey, settings: Settings) -> list[Finding]:
-    point, drift = f"index {VERSION_INDEX}", await survey.index()
+async def _check_index(inspector: MongoInspector, settings: Settings) -> list[Finding]:
+    point, drift = f"index {VERSION_INDEX}", await inspector.compare_index()
     if drift is None:
         return [ok(point, "does not exist yet; a worker creates it")]
     if not drift:
@@ -153,9 +153,9 @@ async def _check_index(survey: Survey, settings: Settings) -> list[Finding]:
     ]
 
 
-async def _check_fences(survey: Survey, settings: Settings) -> list[Finding]:
+async def _check_fences(inspector: MongoInspector, settings: Settings) -> list[Finding]:
     layout = topology(settings.prefix, settings.partitions)
-    holders = await survey.holders(queue.name for queue in layout.command_queues)
+    holders = await inspector.list_holders(queue.name for queue in layout.command_queues)
     if not holders:
         return [ok("mongodb fences", "no worker has claimed a queue here yet")]
     return [

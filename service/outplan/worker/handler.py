@@ -1,18 +1,19 @@
-"""decode → validate → load → decide → commit. Returns outcomes; settles nothing."""
+"""Turn deliveries into outcomes: parse, load, decide and commit. Nothing is published or acked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.messages import Problem
-from outplan.domain.batch import Fold, Parsed, rejected
-from outplan.domain.codec import Outcome, Request, parse
-from outplan.domain.decider import State, outplan_id
-from outplan.domain.dedup import MAX_TRIALS, Ledger
-from outplan.domain.records import Fence, Record, Snapshot, Trial, Version
+from outplan.domain.batch import Batch
+from outplan.domain.codec import Outcome, ParsedCommand, parse, rejected
+from outplan.domain.decider import text_time
+from outplan.domain.dedup import DeduplicationWindow
+from outplan.domain.poison import MAX_ATTEMPTS, PoisonGuard
+from outplan.domain.records import Fence, OutplanVersion
 from outplan.errors import (
     OutplanError,
     StoreAborted,
@@ -21,65 +22,44 @@ from outplan.errors import (
     Unprocessable,
 )
 from outplan.retry import retrying
+from outplan.worker.clock import Clock
+from outplan.worker.ports import BatchTransaction, OutplanStore
 
-T = TypeVar("T")
-
-# A batch that meets so many conflicts in a row is to be taken apart: it may be too large for the
-# server's memory, or an outplan's document may contradict its history.
-_CONFLICTS: Final = 8
+# After so many conflicts in a row a batch is split: it may be too large for the server's memory,
+# or the document of one outplan may contradict its history.
+_MAX_CONFLICTS: Final = 8
 _RELEASE_SECONDS: Final = 2
 
 
-class Transaction(Protocol):
-    """What a batch reads and writes: all of it stored at its end, or nothing.
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """This session's claim on one queue."""
 
-    save        StoreConflict where an outplan has another version than ``known``, or an event's
-                id or place in its outplan's history is taken
-    read_fence  and hold: Fenced where another worker has claimed the queue since
-    """
+    queue: str
+    epoch: int
+    window: DeduplicationWindow
+    guard: PoisonGuard
 
-    async def load(
-        self,
-        outplan_ids: Iterable[str],
-        command_ids: Iterable[str],
-        past: Collection[Version] = (),
-    ) -> Snapshot: ...
-    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None: ...
-    async def read_fence(self, fence: Fence) -> Fence: ...
-    async def hold(self, fence: Fence) -> None: ...
-
-
-class Store(Protocol):
-    """Where the handler's batches are kept: ``outplan.mongodb.store`` has the real one.
-
-    Any call may raise StoreUnavailable, which does not say that nothing was stored.
-
-    claim         raises the queue's epoch, which fences every earlier holder off
-    put_on_trial  writes down at once what is handled next, and alone. Raises Fenced
-    transact      runs ``work`` in one transaction, and all of it where its caller is cancelled.
-                  Raises what ``work`` does, StoreConflict and Unprocessable
-    """
-
-    async def claim(self, queue: str, worker: str) -> Fence: ...
-    async def put_on_trial(self, fence: Fence, trial: Trial) -> None: ...
-    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T: ...
+    @property
+    def fence(self) -> Fence:
+        return Fence(self.queue, self.epoch, self.window.outcomes, self.guard.attempt)
 
 
 class Handler:
-    """One session's judge: batches in order, one at a time.
+    """Handles one session's batches in order, one at a time.
 
-    Raises Fenced when another worker has taken a queue over, and what ``confirm_ownership`` does.
-    ``confirm_ownership`` returns when the broker has said that the session's consumers are still
-    its own.
+    ``confirm_ownership`` returns once the broker has shown that the session's consumers are still
+    its own; what it raises, the handler raises. ``on_error`` hears of every retried error.
     """
 
     def __init__(
         self,
-        store: Store,
+        *,
+        store: OutplanStore,
         worker: str,
         window: int,
-        clock: Callable[[], str],
-        notice: Callable[[BaseException], None],
+        clock: Clock,
+        on_error: Callable[[BaseException], None],
         confirm_ownership: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -87,152 +67,156 @@ class Handler:
         self._window = window
         self._clock = clock
         self._confirm_ownership = confirm_ownership
-        self._waiting = retrying(StoreUnavailable, StoreConflict, on_error=notice)
-        self._contending = retrying(StoreConflict, on_error=notice, attempts=_CONFLICTS)
-        self._trying = retrying(Unprocessable, on_error=notice, attempts=MAX_TRIALS + 1)
-        self._ledgers: dict[str, Ledger] = {}
-        self._in_doubt = False
+        self._until_available = retrying(StoreUnavailable, StoreConflict, on_error=on_error)
+        self._on_conflict = retrying(StoreConflict, on_error=on_error, attempts=_MAX_CONFLICTS)
+        self._on_failure = retrying(Unprocessable, on_error=on_error, attempts=MAX_ATTEMPTS + 1)
+        self._claims: dict[str, _Claim] = {}
+        self._commit_unknown = False
 
-    async def handle(self, batch: Sequence[Delivery]) -> list[Outcome]:
-        """Judge a batch and commit what it decided, in one transaction.
+    async def handle(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        """Decide a batch and commit it in one transaction; return the outcomes in order.
 
-        Raises Unprocessable where the batch must be taken apart, having stored nothing.
+        Raises Unprocessable where the batch must be split, and Fenced where another worker has
+        claimed a queue. Nothing is stored then.
         """
-        parsed = [_parsed(delivery) for delivery in batch]
-        requests = [item for item in parsed if isinstance(item, Request)]
-        if not requests:
-            return [rejected(*item) for item in parsed if not isinstance(item, Request)]
-        await self._claim({request.delivery.queue for request in requests})
-        return await self._waiting(self._store_batch, parsed, requests)
+        parsed = _parse(deliveries)
+        commands = [item for item in parsed if isinstance(item, ParsedCommand)]
+        if not commands:
+            return [item for item in parsed if isinstance(item, Outcome)]
+        await self._claim({command.delivery.queue for command in commands})
+        outcomes: list[Outcome] = await self._until_available(self._commit, parsed, commands)
+        return outcomes
 
-    async def handle_alone(self, delivery: Delivery) -> list[Outcome]:
-        """Judge one delivery on trial, for it may be what ended a worker, or a batch.
+    async def handle_alone(self, delivery: Delivery) -> Outcome:
+        """Handle one delivery that may be a poison message.
 
-        The trial is written down first. A message whose trials all came to nothing is rejected
-        as ``delivery_limit``, unread.
+        Each attempt is recorded first. A message that has used all its attempts is rejected as
+        ``delivery_limit`` without being parsed again.
         """
         await self._claim({delivery.queue})
         try:
-            outcomes: list[Outcome] = await self._trying(self._try, delivery)
+            outcome: Outcome = await self._on_failure(self._attempt_alone, delivery)
         except Unprocessable:
-            outcomes = [_given_up(delivery)]
-        self._ledgers[delivery.queue].exonerate()
-        return outcomes
+            outcome = _give_up(delivery)
+        self._claims[delivery.queue].guard.mark_handled()
+        return outcome
 
-    def acquit(self, delivery: Delivery) -> None:
-        """Say that a delivery handled alone is settled, so that its trial has ended well."""
-        self._ledgers[delivery.queue].acquit()
+    def clear(self, delivery: Delivery) -> None:
+        """End the attempt at a delivery that was handled alone and is acked."""
+        self._claims[delivery.queue].guard.clear()
 
     async def release(self) -> None:
-        """Say that the session ends by no fault of what is on trial, as far as it can be said."""
-        for ledger in self._ledgers.values():
-            if trial := ledger.withdrawn():
+        """Refund attempts that the end of the session cut short, as far as the store answers."""
+        for claim in self._claims.values():
+            if attempt := claim.guard.refund():
                 with suppress(OutplanError, TimeoutError):
                     async with asyncio.timeout(_RELEASE_SECONDS):
-                        await self._store.put_on_trial(ledger.current, trial)
+                        await self._store.record_attempt(claim.fence, attempt)
 
     async def _claim(self, queues: set[str]) -> None:
-        new = queues - self._ledgers.keys()
-        claimed: dict[str, Ledger] = {}
+        new = queues - self._claims.keys()
+        if not new:
+            return
+        claimed: dict[str, _Claim] = {}
         for queue in new:
-            fence: Fence = await self._waiting(self._store.claim, queue, self._worker)
-            claimed[queue] = Ledger(fence, self._window)
-        if new:
-            # Somebody else may have settled what is in hand while this worker stood still: then
-            # the claim came too late, and it is that one's queue.
-            await self._confirm_ownership()
-        self._ledgers |= claimed
+            fence: Fence = await self._until_available(self._store.claim, queue, self._worker)
+            window = DeduplicationWindow(fence.outcomes, self._window)
+            claimed[queue] = _Claim(queue, fence.epoch, window, PoisonGuard(fence.attempt))
+        # If this worker stalled, another one may have acked this batch: verify ownership.
+        await self._confirm_ownership()
+        self._claims |= claimed
 
-    async def _try(self, delivery: Delivery) -> list[Outcome]:
-        ledger = self._ledgers[delivery.queue]
-        trial = ledger.next_trial(delivery.fingerprint)
-        if trial is None:
-            # What is stored is to be published, whoever was ended by that.
-            known = await self._is_known(delivery)
-            return await self.handle([delivery]) if known else [_given_up(delivery)]
-        await self._waiting(self._store.put_on_trial, ledger.current, trial)
-        ledger.put_on_trial(trial)
-        return await self.handle([delivery])
+    async def _attempt_alone(self, delivery: Delivery) -> Outcome:
+        claim = self._claims[delivery.queue]
+        attempt = claim.guard.next_attempt(delivery.fingerprint)
+        if attempt is not None:
+            await self._until_available(self._store.record_attempt, claim.fence, attempt)
+            claim.guard.record_attempt(attempt)
+        elif not (claim.window.recall(delivery) or await self._is_stored(delivery)):
+            return _give_up(delivery)
+        # A stored command is published even when its attempts are used up.
+        [outcome] = await self.handle([delivery])
+        return outcome
 
-    async def _is_known(self, delivery: Delivery) -> bool:
-        if self._ledgers[delivery.queue].recall(delivery):
-            return True
-        recorded = partial(_is_recorded, delivery.command_id)
-        known: bool = await self._waiting(self._store.transact, recorded)
-        return known
+    async def _is_stored(self, delivery: Delivery) -> bool:
+        async def has_event(transaction: BatchTransaction) -> bool:
+            ids = [delivery.command_id] if delivery.command_id else []
+            return bool((await transaction.load((), ids)).records)
 
-    async def _store_batch(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
+        found: bool = await self._until_available(self._store.transact, has_event)
+        return found
+
+    async def _commit(
+        self, parsed: list[ParsedCommand | Outcome], commands: list[ParsedCommand]
+    ) -> list[Outcome]:
         try:
-            outcomes: list[Outcome] = await self._contending(self._attempt, parsed, requests)
+            outcomes: list[Outcome] = await self._on_conflict(self._transact, parsed, commands)
         except StoreConflict as error:
             if isinstance(error, StoreAborted) and len(parsed) == 1:
-                raise  # It can't be smaller, and is not to blame: go on waiting.
+                raise  # A single command cannot be split and is not at fault: keep retrying.
             raise Unprocessable(f"conflict after conflict: {error}") from error
         return outcomes
 
-    async def _attempt(self, parsed: list[Parsed], requests: list[Request]) -> list[Outcome]:
-        in_doubt = self._in_doubt
-
-        async def work(transaction: Transaction) -> tuple[list[Outcome], list[Fence]]:
-            if in_doubt:
-                await self._learn(transaction)
-            known = await transaction.load(
-                {outplan_id(request.command, request.command_id) for request in requests},
-                {request.command_id for request in requests},
-                self._recalled(requests),
-            )
-            fold = Fold(known, self._ledgers, self._clock())
-            outcomes = [fold.judge(item) for item in parsed]
-            await transaction.save(fold.decided, known.states)
-            fences = self._fences(requests, fold)
-            for fence in fences:
-                await transaction.hold(fence)
-            return outcomes, fences
-
-        self._in_doubt = True
+    async def _transact(
+        self, parsed: list[ParsedCommand | Outcome], commands: list[ParsedCommand]
+    ) -> list[Outcome]:
+        # No error tells for sure that nothing was stored.
+        work = partial(self._work, parsed, commands, reconcile=self._commit_unknown)
+        self._commit_unknown = True
         outcomes, fences = await self._store.transact(work)
-        self._in_doubt = False
+        self._commit_unknown = False
         for fence in fences:
-            self._ledgers[fence.queue].keep(fence)
+            self._claims[fence.queue].window.commit(fence.outcomes)
         return outcomes
 
-    async def _learn(self, transaction: Transaction) -> None:
-        """An attempt failed, and no failure says for sure that nothing of it was stored."""
-        for ledger in self._ledgers.values():
-            ledger.learn(await transaction.read_fence(ledger.current))
-
-    def _recalled(self, requests: list[Request]) -> set[Version]:
-        """The versions in which those that come back had found nothing to change."""
-        found = ((r, self._ledgers[r.delivery.queue].recall(r.delivery)) for r in requests)
-        return {
-            (outplan_id(request.command, request.command_id), verdict.version)
-            for request, verdict in found
-            if verdict is not None and verdict.code is None and verdict.version is not None
-        }
-
-    def _fences(self, requests: list[Request], fold: Fold) -> list[Fence]:
+    async def _work(
+        self,
+        parsed: list[ParsedCommand | Outcome],
+        commands: list[ParsedCommand],
+        transaction: BatchTransaction,
+        *,
+        reconcile: bool,
+    ) -> tuple[list[Outcome], list[Fence]]:
+        """Run one attempt at a batch inside its transaction, the fences last."""
+        if reconcile:
+            for claim in self._claims.values():
+                claim.window.reconcile((await transaction.read_fence(claim.fence)).outcomes)
+        windows = {queue: claim.window for queue, claim in self._claims.items()}
+        snapshot = await transaction.load(
+            {command.outplan_id for command in commands},
+            {command.command_id for command in commands},
+            _recalled_versions(commands, windows),
+        )
+        batch = Batch(snapshot, windows, text_time(self._clock()))
+        outcomes = [batch.decide(item) for item in parsed]
+        await transaction.save(batch.records, snapshot.states)
         fences = []
-        for queue in dict.fromkeys(request.delivery.queue for request in requests):
-            batch = [r.delivery for r in requests if r.delivery.queue == queue]
-            judged = [verdict for r, verdict in fold.verdicts if r.delivery.queue == queue]
-            accepted = [r.delivery for r in fold.accepted if r.delivery.queue == queue]
-            fences.append(self._ledgers[queue].fence(batch, judged, accepted))
-        return fences
+        for queue, recorded in batch.outcomes_to_record().items():
+            claim = self._claims[queue]
+            fences.append(Fence(queue, claim.epoch, recorded, claim.guard.attempt))
+            await transaction.write_fence(fences[-1])
+        return outcomes, fences
 
 
-def _given_up(delivery: Delivery) -> Outcome:
-    detail = "each worker that tried it ended, or failed; see the workers' logs"
-    return rejected(delivery, Problem.of("delivery_limit", detail, delivery.command_id))
-
-
-async def _is_recorded(command_id: str | None, transaction: Transaction) -> bool:
-    known = await transaction.load((), [command_id] if command_id else ())
-    return bool(known.records)
-
-
-def _parsed(delivery: Delivery) -> Parsed:
+def _parse(deliveries: Sequence[Delivery]) -> list[ParsedCommand | Outcome]:
     try:
-        found = parse(delivery)
-    except Exception as error:  # A bug; its neighbours are not to suffer.
+        return [parse(delivery) for delivery in deliveries]
+    except Exception as error:  # A bug, which must not stop the other deliveries of the batch.
         raise Unprocessable(f"parse failed: {error!r}") from error
-    return found if isinstance(found, Request) else (delivery, found)
+
+
+def _recalled_versions(
+    commands: list[ParsedCommand], windows: dict[str, DeduplicationWindow]
+) -> set[OutplanVersion]:
+    """Return the versions that redelivered commands were found unchanged against."""
+    recalled = ((c, windows[c.delivery.queue].recall(c.delivery)) for c in commands)
+    return {
+        (command.outplan_id, outcome.version)
+        for command, outcome in recalled
+        if outcome is not None and outcome.code is None and outcome.version is not None
+    }
+
+
+def _give_up(delivery: Delivery) -> Outcome:
+    detail = "each worker that tried it ended, or failed; see the workers' logs"
+    return rejected(delivery, "delivery_limit", detail)

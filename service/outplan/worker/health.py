@@ -1,4 +1,4 @@
-"""The three HTTP endpoints: /livez, /readyz, /metrics."""
+"""Serve the three HTTP endpoints: /livez, /readyz, /metrics."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -11,19 +11,19 @@ from outplan.errors import PortTaken
 from outplan.worker.telemetry import Health, Metrics
 
 _ALARM: Final = "the broker blocks publishers: a memory or disk alarm"
-# Less than the second that Kubernetes gives a probe, so that the reason is told.
+# Kubernetes gives a probe one second by default; answer with the reason before that.
 _PING_SECONDS: Final = 0.8
 
 
 class Readiness:
-    """What keeps a worker from being ready, for /readyz and the gauge alike.
+    """Decides whether a worker is ready, for /readyz and the gauge alike.
 
-    What the worker has met is known. Where that is nothing it may just have asked for nothing, as
-    one does that idles or stands by, so the servers are asked.
+    A worker that has met no error may be idle or on standby, so its servers are asked.
     """
 
     def __init__(
         self,
+        *,
         health: Health,
         metrics: Metrics,
         blocked: Callable[[], Awaitable[bool]],
@@ -35,9 +35,9 @@ class Readiness:
         self._ping = ping
         self._pinging: asyncio.Task[None] | None = None
 
-    async def troubles(self) -> dict[str, str]:
-        """What is wrong, by where it is wrong; within about a second."""
-        found = self._health.troubles or await self._asked()
+    async def failures(self) -> dict[str, str]:
+        """Return what is wrong by component, within about a second; empty when ready."""
+        found = self._health.failures or await self._ask_servers()
         self._metrics.ready.set(not found)
         return found
 
@@ -45,19 +45,19 @@ class Readiness:
         if self._pinging is not None:
             self._pinging.cancel()
 
-    async def _asked(self) -> dict[str, str]:
-        blocked, store = await asyncio.gather(self._blocked(), self._store())
+    async def _ask_servers(self) -> dict[str, str]:
+        blocked, store = await asyncio.gather(self._blocked(), self._ping_store())
         answers = {"broker": _ALARM if blocked else "", "store": store}
-        return {place: reason for place, reason in answers.items() if reason}
+        return {component: reason for component, reason in answers.items() if reason}
 
-    async def _store(self) -> str:
-        """What is wrong with the store, or nothing.
+    async def _ping_store(self) -> str:
+        """Return what is wrong with the store, or nothing.
 
-        One ping at a time: the driver keeps a thread for each that is not answered.
+        Have one ping under way at a time: the driver keeps a thread for each unanswered one.
         """
         if self._pinging is None or self._pinging.done():
             self._pinging = asyncio.create_task(self._ping())
-            self._pinging.add_done_callback(_seen)
+            self._pinging.add_done_callback(_retrieve_error)
         pinging = self._pinging
         await asyncio.wait({pinging}, timeout=_PING_SECONDS)
         if not pinging.done():
@@ -66,15 +66,15 @@ class Readiness:
         return f"{type(error).__name__}: {error}" if error else ""
 
 
-def _seen(pinging: "asyncio.Task[None]") -> None:
-    """Nobody may be waiting any more when it fails."""
+def _retrieve_error(pinging: "asyncio.Task[None]") -> None:
+    """Keep asyncio quiet about an error that nobody waits for any more."""
     if not pinging.cancelled():
         pinging.exception()
 
 
 @asynccontextmanager
 async def serve_health(port: int, readiness: Readiness, metrics: Metrics) -> AsyncIterator[None]:
-    """Serve until the block ends; ``port`` 0 serves nothing. Raises PortTaken."""
+    """Serve until the block ends; port 0 turns the endpoints off. Raises PortTaken."""
     if port == 0:
         yield
         return
@@ -86,7 +86,10 @@ async def serve_health(port: int, readiness: Readiness, metrics: Metrics) -> Asy
         await web.TCPSite(runner, None, port).start()
     except OSError as error:
         await runner.cleanup()
-        raise PortTaken(f"OUTPLAN_HTTP_PORT={port} cannot be listened on: {error}") from error
+        text = (
+            f"OUTPLAN_HTTP_PORT={port} cannot be used: {error}. Choose a free port, or 0 for none"
+        )
+        raise PortTaken(text) from error
     try:
         yield
     finally:
@@ -99,14 +102,14 @@ def _routes(readiness: Readiness, metrics: Metrics) -> list[web.RouteDef]:
         return web.json_response({"status": "alive"})
 
     async def readyz(_request: web.Request) -> web.Response:
-        troubles = await readiness.troubles()
-        status = 503 if troubles else 200
+        failures = await readiness.failures()
+        status = 503 if failures else 200
         return web.json_response(
-            {"status": "waiting" if troubles else "ready", "troubles": troubles}, status=status
+            {"status": "waiting" if failures else "ready", "troubles": failures}, status=status
         )
 
-    async def metricz(_request: web.Request) -> web.Response:
-        await readiness.troubles()
+    async def metrics_text(_request: web.Request) -> web.Response:
+        await readiness.failures()
         return web.Response(
             body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4"}
         )
@@ -114,5 +117,5 @@ def _routes(readiness: Readiness, metrics: Metrics) -> list[web.RouteDef]:
     return [
         web.get("/livez", livez),
         web.get("/readyz", readyz),
-        web.get("/metrics", metricz),
+        web.get("/metrics", metrics_text),
     ]

@@ -1,4 +1,4 @@
-"""Logs, metrics and the two health answers: all that an operator sees of a worker."""
+"""A worker's logs and metrics, and the health of its components."""
 
 import logging
 import sys
@@ -15,7 +15,8 @@ _LAGS: Final = (1, 2, 5, 10, 30, 60, 300, 900, 3_600, 14_400, 86_400)
 def configure_logging(format_: str, level: str) -> None:
     """Log to standard output: one JSON object a line, or coloured columns on a console.
 
-    The libraries' own records go the same way.
+    ``format_`` is ``json``, ``console`` or ``auto`` (console on a terminal), ``level`` a level's
+    name. The libraries' own records go the same way.
     """
     console = format_ == "console" or (format_ == "auto" and sys.stdout.isatty())
     renderer: Any = (
@@ -40,7 +41,7 @@ def configure_logging(format_: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # Each loss of a connection is told once, by the supervisor.
+    # The worker logs each lost connection once, by itself.
     for noisy in ("aiormq", "aio_pika", "pymongo", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     structlog.configure(
@@ -56,7 +57,7 @@ def configure_logging(format_: str, level: str) -> None:
 
 
 class Metrics:
-    """The worker's metrics, in a registry of their own."""
+    """A worker's Prometheus metrics, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -95,30 +96,31 @@ class Metrics:
         self.ready = Gauge("outplan_ready", "1 while the worker is ready.", registry=r)
 
     def exposition(self) -> bytes:
-        """The metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class Health:
-    """What the worker has met that is wrong and not over, by where it is wrong."""
+    """The components that have failed and not recovered, with the last error of each."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._troubles: dict[str, str] = {"broker": "not connected yet"}
+        self._failures: dict[str, str] = {"broker": "not connected yet"}
         self._log = structlog.get_logger()
 
     @property
-    def troubles(self) -> dict[str, str]:
-        return dict(self._troubles)
+    def failures(self) -> dict[str, str]:
+        """The last error of each failed component, as ``type: text``."""
+        return dict(self._failures)
 
-    def trouble(self, place: str, error: BaseException | str) -> None:
-        """Something is wrong; said in the log once, until it is another thing or over."""
+    def fail(self, component: str, error: BaseException) -> None:
+        """Record an error; log it unless it repeats the component's last kind of error."""
         kind, text = type(error).__name__, str(error)
         self._metrics.retries.labels(kind).inc()
-        if place not in self._troubles or not self._troubles[place].startswith(kind):
-            self._log.warning("waiting", place=place, error=kind, detail=text)
-        self._troubles[place] = f"{kind}: {text}"
+        if not self._failures.get(component, "").startswith(kind):
+            self._log.warning("component_failed", component=component, error=kind, detail=text)
+        self._failures[component] = f"{kind}: {text}"
 
-    def well(self, place: str) -> None:
-        """Nothing is wrong there any more."""
-        self._troubles.pop(place, None)
+    def recover(self, component: str) -> None:
+        """Forget the component's last error."""
+        self._failures.pop(component, None)

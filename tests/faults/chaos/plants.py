@@ -17,11 +17,11 @@ from outplan.domain.codec import Outcome
 from outplan.domain.records import Fence, Snapshot
 from outplan.mongodb import store
 from outplan.mongodb.documents import event_document, outplan_document
-from outplan.mongodb.store import Store, Transaction
+from outplan.mongodb.store import MongoStore, MongoTransaction
 from outplan.mongodb.validators import EVENTS, OUTPLANS, VERSION_INDEX
 from outplan.rabbitmq.publisher import Publisher
 from outplan.rabbitmq.session import Session
-from outplan.worker import worker
+from outplan.worker import pipeline
 
 
 def ack_before_commit() -> None:
@@ -40,15 +40,15 @@ def ack_before_commit() -> None:
 
 def publish_before_commit() -> None:
     """Publish a batch's events inside its transaction."""
-    transact, publish, current_session = Store.transact, Session.publish, _current_session()
+    transact, publish, current_session = MongoStore.transact, Session.publish, _current_session()
     turn = asyncio.Lock()
 
     async def one_at_a_time(self: Session, messages: Sequence[Publication]) -> None:
         async with turn:
             await publish(self, messages)
 
-    async def publish_then_commit(self: Store, work: Any) -> Any:
-        async def publish_early(transaction: Transaction) -> Any:
+    async def publish_then_commit(self: MongoStore, work: Any) -> Any:
+        async def publish_early(transaction: MongoTransaction) -> Any:
             result = await work(transaction)
             if isinstance(result, tuple) and result and isinstance(result[0], list):
                 layout = current_session()._topology
@@ -59,7 +59,7 @@ def publish_before_commit() -> None:
 
         return await transact(self, publish_early)
 
-    _patch(Store, "transact", publish_then_commit)
+    _patch(MongoStore, "transact", publish_then_commit)
     _patch(Session, "publish", one_at_a_time)
 
 
@@ -81,23 +81,25 @@ def ack_before_publish() -> None:
             await ack(self, last[self])
         await publish(self, messages)
 
-    _patch(worker, "publications", remember)
+    _patch(pipeline, "publications", remember)
     _patch(Session, "publish", ack_then_publish)
     _patch(Session, "ack", _do_nothing)
 
 
 def skip_deduplication() -> None:
     """Skip the look-up of applied commands, and the unique event id that backs it."""
-    load, write = Transaction.load, event_document
+    load, write = MongoTransaction.load, event_document
 
-    async def load_without_ids(self: Transaction, outplan_ids: Any, _: Any, past: Any) -> Snapshot:
+    async def load_without_ids(
+        self: MongoTransaction, outplan_ids: Any, _: Any, past: Any
+    ) -> Snapshot:
         return await load(self, outplan_ids, [], past)
 
     def event_document_by_version(record: Any) -> dict[str, Any]:
         document = write(record)
         return {**document, "_id": f"{document['_id']} {document['version']}"}
 
-    _patch(Transaction, "load", load_without_ids)
+    _patch(MongoTransaction, "load", load_without_ids)
     _patch(store, "event_document", event_document_by_version)
 
 
@@ -106,30 +108,30 @@ def skip_version_guard() -> None:
 
     Either of these would hide the fault.
     """
-    prepare = Store.prepare
+    prepare = MongoStore.prepare
 
     def replace_unguarded(event: Any, _: Any) -> Any:
         document = outplan_document(event)
         return ReplaceOne({"_id": document["_id"]}, document, upsert=True)
 
-    async def prepare_without_index(self: Store) -> None:
+    async def prepare_without_index(self: MongoStore) -> None:
         await prepare(self)
         with suppress(OperationFailure):  # Another worker has dropped it.
             await self._client[self._database.name][EVENTS].drop_index(VERSION_INDEX)
 
-    async def skip_fence(_: Transaction, fence: Fence) -> None:
+    async def skip_fence(_: MongoTransaction, fence: Fence) -> None:
         return None
 
-    async def save(self: Transaction, records: Any, known: Any) -> None:
+    async def save(self: MongoTransaction, records: Any, known: Any) -> None:
         if not records:
             return
         await self._write(EVENTS, [InsertOne(event_document(r)) for r in records])
         latest = {record.event.data.id: record.event for record in records}
         await self._write(OUTPLANS, [replace_unguarded(event, None) for event in latest.values()])
 
-    _patch(Store, "prepare", prepare_without_index)
-    _patch(Transaction, "hold", skip_fence)
-    _patch(Transaction, "save", save)
+    _patch(MongoStore, "prepare", prepare_without_index)
+    _patch(MongoTransaction, "write_fence", skip_fence)
+    _patch(MongoTransaction, "save", save)
 
 
 def take_nack_for_confirm() -> None:
@@ -160,7 +162,7 @@ def change_repeats() -> None:
             for p in found
         ]
 
-    _patch(worker, "publications", publications_reordered)
+    _patch(pipeline, "publications", publications_reordered)
 
 
 def consume_twice() -> None:
@@ -172,11 +174,11 @@ def consume_twice() -> None:
         arguments = {k: v for k, v in queue.arguments.items() if k != "x-single-active-consumer"}
         return topology.Queue(name, arguments)
 
-    async def skip_fence(_: Transaction, fence: Fence) -> None:
+    async def skip_fence(_: MongoTransaction, fence: Fence) -> None:
         return None
 
     _patch(topology, "_command_queue", command_queue_shared)
-    _patch(Transaction, "hold", skip_fence)
+    _patch(MongoTransaction, "write_fence", skip_fence)
 
 
 def swap_replies() -> None:

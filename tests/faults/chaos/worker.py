@@ -17,9 +17,8 @@ from typing import Any, Final
 from outplan import bootstrap
 from outplan.cli import app
 from outplan.contract.amqp import Delivery, Publication
-from outplan.domain.decider import text_time
 from outplan.domain.records import Snapshot
-from outplan.mongodb.store import Store, Transaction
+from outplan.mongodb.store import MongoStore, MongoTransaction
 from outplan.rabbitmq.session import Session
 from tests.faults.chaos.plants import plant
 
@@ -28,7 +27,7 @@ CRASH_POINTS: Final = (
 )  # fmt: skip
 
 _receive, _publish, _ack = Session.receive, Session.publish, Session.ack
-_load, _transact = Transaction.load, Store.transact
+_load, _transact = MongoTransaction.load, MongoStore.transact
 _crash_point, _, _probability = os.environ.get("CRASH", ":0").partition(":")
 
 
@@ -43,13 +42,13 @@ async def receive(self: Session, most: int) -> list[Delivery]:
     return batch
 
 
-async def load(self: Transaction, *what: Any) -> Snapshot:
+async def load(self: MongoTransaction, *what: Any) -> Snapshot:
     snapshot = await _load(self, *what)
     _crash_at("loaded")
     return snapshot
 
 
-async def transact(self: Store, work: Any) -> Any:
+async def transact(self: MongoStore, work: Any) -> Any:
     result = await _transact(self, work)
     _crash_at("committed")
     return result
@@ -71,18 +70,18 @@ async def ack(self: Session, delivery: Delivery) -> None:
 
 
 def _skew_clock(seconds: float) -> None:
-    def now() -> str:
-        return text_time(datetime.now(UTC) + timedelta(seconds=seconds))
+    def now() -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=seconds)
 
-    bootstrap.utc_now = now
+    setattr(bootstrap, "utc_now", now)  # noqa: B010  it has it by import
 
 
 def _install_crash_points() -> None:
     Session.receive = receive  # type: ignore[method-assign]
     Session.publish = publish  # type: ignore[method-assign]
     Session.ack = ack  # type: ignore[method-assign]
-    Transaction.load = load  # type: ignore[method-assign, assignment]
-    Store.transact = transact  # type: ignore[method-assign]
+    MongoTransaction.load = load  # type: ignore[method-assign, assignment]
+    MongoStore.transact = transact  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ import orjson
 
 from outplan.contract import schemas
 from outplan.contract.amqp import Delivery, Publication
-from outplan.contract.messages import PROBLEM_CODES, Problem
+from outplan.contract.messages import PROBLEM_CODES
 from outplan.contract.topology import PREFETCH, topology
-from outplan.domain.batch import Fold
-from outplan.domain.codec import Outcome, Request, parse, publications
-from outplan.domain.decider import outplan_id
-from outplan.domain.dedup import Ledger
-from outplan.domain.records import Fence, Record, Snapshot
+from outplan.domain.batch import Batch
+from outplan.domain.codec import Outcome, ParsedCommand, parse, publications
+from outplan.domain.dedup import DeduplicationWindow
+from outplan.domain.records import Record, Snapshot
 from outplan.mongodb.documents import event_document, outplan_document, record_of, state_of
 from outplan.mongodb.validators import EVENTS, OUTPLANS
 from outplan.rabbitmq.frames import (
@@ -46,7 +45,7 @@ class _Case:
 
     mutant: Mutant
     delivery: Delivery
-    parsed: Request | Problem
+    parsed: ParsedCommand | Outcome
     spent: int
     outcome: Outcome | None = None
     sent: list[tuple[Publication, bytes]] = field(default_factory=list)
@@ -63,7 +62,7 @@ class Court:
         self._keep_all = keep_all
         self.report = Report()
         self._layout = topology()
-        self._ledger = Ledger(Fence(QUEUE, 1), PREFETCH)
+        self._window = DeduplicationWindow((), PREFETCH)
         self._outplans: dict[str, dict[str, Any]] = {}
         self._events: dict[str, dict[str, Any]] = {}
         self._commands: dict[str, Command] = {}
@@ -72,13 +71,13 @@ class Court:
     def try_all(self, mutants: list[Mutant]) -> list[Outcome]:
         """One batch of messages; what is wrong with what becomes of them goes to the report."""
         cases = [case for mutant in mutants if (case := self._opened(mutant)) is not None]
-        requests = [c.parsed for c in cases if isinstance(c.parsed, Request)]
-        fold = Fold(self._known(requests), {QUEUE: self._ledger}, self._now())
+        requests = [c.parsed for c in cases if isinstance(c.parsed, ParsedCommand)]
+        batch = Batch(self._known(requests), {QUEUE: self._window}, self._now())
         for case in cases:
             with self._guarded(case.mutant):
-                self._judge(fold, case)
-                self._check(case, fold)
-        self._keep(fold, requests)
+                self._judge(batch, case)
+                self._check(case, batch)
+        self._keep(batch)
         return [case.outcome for case in cases if case.outcome is not None]
 
     def time(self, mutant: Mutant) -> float:
@@ -88,8 +87,8 @@ class Court:
         case = self._opened(mutant)
         spent = 0
         if case is not None:
-            requests = [case.parsed] if isinstance(case.parsed, Request) else []
-            self._judge(Fold(self._known(requests), {QUEUE: self._ledger}, self._now()), case)
+            requests = [case.parsed] if isinstance(case.parsed, ParsedCommand) else []
+            self._judge(Batch(self._known(requests), {QUEUE: self._window}, self._now()), case)
             spent = case.spent
         self._outplans, self._events, self._commands, self.report = before
         return spent / 1e9
@@ -114,10 +113,9 @@ class Court:
             return _Case(mutant, delivery, parsed, time.thread_time_ns() - since)
         return None
 
-    def _judge(self, fold: Fold, case: _Case) -> None:
+    def _judge(self, batch: Batch, case: _Case) -> None:
         since = time.thread_time_ns()
-        parsed = case.parsed
-        outcome = fold.judge(parsed if isinstance(parsed, Request) else (case.delivery, parsed))
+        outcome = batch.decide(case.parsed)
         _ = case.delivery.delivery_count
         found = publications(outcome, self._layout, self._now())
         case.sent = [(each, write_publication(1, each, FRAME_MAX, "guest")) for each in found]
@@ -125,9 +123,9 @@ class Court:
         case.outcome = outcome
         self.report.times.add(case.spent, case.mutant)
 
-    def _known(self, requests: list[Request]) -> Snapshot:
+    def _known(self, requests: list[ParsedCommand]) -> Snapshot:
         """What the store would have read, through the forms that it keeps."""
-        ids = {outplan_id(request.command, request.command_id) for request in requests}
+        ids = {request.outplan_id for request in requests}
         events = {request.command_id for request in requests} & self._events.keys()
         return Snapshot(
             {id_: state_of(dict(self._outplans[id_])) for id_ in ids & self._outplans.keys()},
@@ -138,11 +136,9 @@ class Court:
         """A clock that is as often behind as ahead."""
         return f"2026-11-23 06:10:{self._tag % 60:02d}.123456"
 
-    def _keep(self, fold: Fold, requests: list[Request]) -> None:
-        if requests:
-            batch = [request.delivery for request in requests]
-            judged = [verdict for _, verdict in fold.verdicts]
-            self._ledger.keep(self._ledger.fence(batch, judged))
+    def _keep(self, batch: Batch) -> None:
+        for outcomes in batch.outcomes_to_record().values():
+            self._window.commit(outcomes)
         if self._keep_all:
             return
         for kept, most in ((self._outplans, _OUTPLANS), (self._events, _EVENTS)):
@@ -165,7 +161,7 @@ class Court:
             f"header {mutant.header[:300].hex()}, body {mutant.body[:600]!r}"
         )
 
-    def _check(self, case: _Case, fold: Fold) -> None:
+    def _check(self, case: _Case, batch: Batch) -> None:
         outcome = case.outcome
         assert outcome is not None
         code = outcome.problem.code if outcome.problem else outcome.status
@@ -177,7 +173,7 @@ class Court:
         assert (outcome.problem is not None) is (outcome.status == "rejected")
         assert outcome.problem is None or outcome.problem.code in PROBLEM_CODES
         if outcome.event is not None and not outcome.duplicate:
-            self._check_event(fold.decided[-1], expected, given)
+            self._check_event(batch.records[-1], expected, given)
         for fault in faults_on_the_wire(outcome, case.sent, FRAME_MAX):
             self._fault(fault, case.mutant)
 

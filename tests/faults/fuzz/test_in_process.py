@@ -15,7 +15,7 @@ import pytest
 
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.fields import MAX_BODY_BYTES, TARGET_PATTERNS
-from outplan.contract.messages import PROBLEM_CODES, Problem, ProblemError
+from outplan.contract.messages import PROBLEM_CODES, ProblemError
 from outplan.domain import batch, codec, decider
 from tests.faults.fuzz import in_process as hostile
 from tests.faults.fuzz.bodies import PATHOLOGICAL
@@ -58,7 +58,7 @@ def accepts_twice(outcome: codec.Outcome, *rest: Any) -> list[Publication]:
     return codec.publications(outcome, *rest) * 2
 
 
-def lenient(delivery: Delivery) -> codec.Request | Problem:
+def lenient(delivery: Delivery) -> codec.ParsedCommand | codec.Outcome:
     body = delivery.body.replace(b"NaN", b"30000").replace(b"30,", b"30000,")
     return codec.parse(replace(delivery, body=body))
 

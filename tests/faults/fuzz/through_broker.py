@@ -215,7 +215,7 @@ def _complaints(worker: WorkerProcess) -> Iterator[str]:
     if worker.errors:
         yield f"the worker said {worker.errors[:500]}"
     for line in worker.log:
-        if line.get("level") not in ("info", "debug") or line["event"] == "consuming again":
+        if line.get("level") not in ("info", "debug") or line["event"] == "session_reopened":
             yield f"the worker logged {str(line)[:500]}"
 
 

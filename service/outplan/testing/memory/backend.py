@@ -8,17 +8,15 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeVar, Unpack, cast
+from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
-from outplan.bootstrap import utc_now
 from outplan.client import Event, OutcomeUnknown, Outplan, OutplanClient, Result
 from outplan.client.requests import CreateFields, Preconditions, UpdateFields
 from outplan.client.session import ReconnectingSession
 from outplan.contract.amqp import Publication
 from outplan.contract.messages import EventType, Problem
-from outplan.contract.topology import PREFETCH, topology
-from outplan.mongodb.store import Store
+from outplan.contract.topology import topology
 from outplan.testing.errors import WorkerFailed
 from outplan.testing.event_buffer import EventBuffer
 from outplan.testing.harness import Document, OutplanService, Rejected
@@ -26,13 +24,11 @@ from outplan.testing.memory.broker import STOPPED, MemoryBroker, Message
 from outplan.testing.memory.store import MemoryStore
 from outplan.testing.raw_command import RawCommand
 from outplan.testing.worker_exit import WorkerExit, raise_if_exited, run_unless_exited
-from outplan.worker.handler import Handler
+from outplan.worker.clock import utc_now
 from outplan.worker.telemetry import Health, Metrics
-from outplan.worker.worker import Limits, Wiring, Worker
+from outplan.worker.worker import Dependencies, Worker
 
 T = TypeVar("T")
-
-_LIMITS: Final = Limits(batch=500, drain=0)
 
 
 @asynccontextmanager
@@ -155,7 +151,9 @@ class MemoryService:
         self._awake = asyncio.Event()
         self._awake.set()
         self._death = asyncio.get_running_loop().create_future()
-        worker = Worker(_wiring(self._broker, self._store, self._awake), _LIMITS)
+        worker = Worker(
+            _compose(self._broker, self._store, self._awake), batch_size=500, drain_seconds=0
+        )
         self._worker = asyncio.create_task(worker.run())
         self._worker.add_done_callback(partial(_tell, self._death))
         return None
@@ -211,19 +209,15 @@ class _Client(OutplanClient):
         )
 
 
-def _wiring(broker: MemoryBroker, memory: MemoryStore, awake: asyncio.Event) -> Wiring:
+def _compose(broker: MemoryBroker, memory: MemoryStore, awake: asyncio.Event) -> Dependencies:
     metrics = Metrics()
-    health = Health(metrics)
-    store = cast("Store", memory)
-    return Wiring(
-        store=store,
-        open_session=partial(broker.worker_session, awake),
-        make_handler=partial(
-            Handler, memory, "memory", PREFETCH, utc_now, partial(health.trouble, "store")
-        ),
+    return Dependencies(
+        name="memory",
+        store=memory,
+        open_session=lambda: broker.worker_session(awake),
         topology=broker.layout,
         clock=utc_now,
-        health=health,
+        health=Health(metrics),
         metrics=metrics,
     )
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from outplan.contract import schemas
 from outplan.domain.decider import State
-from outplan.domain.records import Fence, Record, Snapshot, Trial, Version
+from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
 from outplan.errors import Fenced, StoreConflict, Unprocessable
 from outplan.mongodb.documents import event_document, outplan_document, record_of, state_of
 from outplan.mongodb.validators import EVENTS, FENCES, OUTPLANS
@@ -36,7 +36,7 @@ class MemoryTransaction:
         self,
         outplan_ids: Iterable[str],
         command_ids: Iterable[str],
-        past: Collection[Version] = (),
+        past: Collection[OutplanVersion] = (),
     ) -> Snapshot:
         outplans = self._find(OUTPLANS, outplan_ids)
         events = self._find(EVENTS, command_ids)
@@ -61,10 +61,11 @@ class MemoryTransaction:
     async def read_fence(self, fence: Fence) -> Fence:
         return _held(self._read((FENCES, fence.queue)), fence)
 
-    async def hold(self, fence: Fence) -> None:
+    async def write_fence(self, fence: Fence) -> None:
         stored = await self.read_fence(fence)
-        trial = stored.trial if fence.trial else None
-        self._write((FENCES, fence.queue), replace(stored, verdicts=fence.verdicts, trial=trial))
+        attempt = stored.attempt if fence.attempt else None
+        written = replace(stored, outcomes=fence.outcomes, attempt=attempt)
+        self._write((FENCES, fence.queue), written)
 
     def commit(self) -> None:
         """Store it all, or raise StoreConflict where another has written the same meanwhile."""
@@ -76,7 +77,7 @@ class MemoryTransaction:
         found = (self._read((collection, id_)) for id_ in ids)
         return [dict(document) for document in found if document is not None]
 
-    def _past(self, version: Version) -> State:
+    def _past(self, version: OutplanVersion) -> State:
         event = record_of(self._read((EVENTS, self._read((_VERSIONS, version))))).event
         return State(event.data, event.version)
 
@@ -117,9 +118,9 @@ class MemoryStore:
         self._stored[FENCES, queue] = claimed
         return claimed
 
-    async def put_on_trial(self, fence: Fence, trial: Trial) -> None:
+    async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         key = (FENCES, fence.queue)
-        self._stored[key] = replace(_held(self._stored.get(key), fence), trial=trial)
+        self._stored[key] = replace(_held(self._stored.get(key), fence), attempt=attempt)
 
     async def transact(self, work: Callable[[MemoryTransaction], Awaitable[T]]) -> T:
         """Run ``work`` in one transaction, to its end even where the caller is cancelled."""
@@ -175,5 +176,5 @@ def _checked(document: dict[str, Any]) -> dict[str, Any]:
 
 def _held(stored: Fence | None, fence: Fence) -> Fence:
     if stored is None or stored.epoch != fence.epoch:
-        raise Fenced(f"another worker has taken {fence.queue} over")
+        raise Fenced(f"another worker has claimed {fence.queue}")
     return stored

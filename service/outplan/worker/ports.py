@@ -1,0 +1,91 @@
+"""The worker's view of RabbitMQ and MongoDB, as protocols.
+
+``rabbitmq.session`` and ``mongodb.store`` implement them, and so does ``testing.memory``.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from outplan.contract.amqp import Delivery, Publication
+from outplan.domain.decider import State
+from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
+
+T = TypeVar("T")
+
+
+class BrokerSession(Protocol):
+    """One session with the broker. Any call may raise BrokerUnavailable, which ends it."""
+
+    async def receive(self, most: int) -> list[Delivery]:
+        """Wait for a delivery and return up to ``most``; return none once receiving has stopped."""
+
+    def stop_receiving(self) -> None:
+        """Make ``receive`` return nothing from now on."""
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Publish and await every confirm; the events of one outplan in their order."""
+
+    async def ack(self, delivery: Delivery) -> None:
+        """Ack this delivery and all before it."""
+
+    async def confirm_ownership(self) -> None:
+        """Return once the broker has answered on the consuming channel.
+
+        Until then nothing that it delivered on that channel has gone to another consumer.
+        """
+
+    async def watch(self) -> None:
+        """Wait for the end of the session. Raises BrokerUnavailable with the reason."""
+
+    async def blocked(self) -> bool:
+        """Tell whether a memory or disk alarm blocks publishers."""
+
+
+class BatchTransaction(Protocol):
+    """The reads and writes of one batch: all of them are stored, or none."""
+
+    async def load(
+        self,
+        outplan_ids: Iterable[str],
+        command_ids: Iterable[str],
+        past: Collection[OutplanVersion] = (),
+    ) -> Snapshot:
+        """Read outplans by id, events by command id, and outplans as of ``past`` versions."""
+
+    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
+        """Write events, and the outplans that they leave over the versions in ``known``.
+
+        Raises StoreConflict where an outplan has another version than ``known``, or an event's id
+        or place in its outplan's history is taken.
+        """
+
+    async def read_fence(self, fence: Fence) -> Fence:
+        """Read the fence as it is stored now. Raises Fenced."""
+
+    async def write_fence(self, fence: Fence) -> None:
+        """Write the fence's outcomes. Raises Fenced where another worker has claimed the queue."""
+
+
+class OutplanStore(Protocol):
+    """The documents and their history, for one batch at a time.
+
+    Any call may raise StoreUnavailable, which does not tell whether anything was stored.
+    """
+
+    async def prepare(self) -> None:
+        """Check that transactions work; make collections, validators and indexes."""
+
+    async def ping(self) -> None:
+        """Await an answer from the primary."""
+
+    async def claim(self, queue: str, worker: str) -> Fence:
+        """Raise the queue's epoch, which fences off every earlier holder."""
+
+    async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
+        """Write the attempt that starts next. Raises Fenced."""
+
+    async def transact(self, work: Callable[[BatchTransaction], Awaitable[T]]) -> T:
+        """Run ``work`` in one transaction, to its end even if the caller is cancelled.
+
+        Raises what ``work`` does, StoreConflict and Unprocessable.
+        """
