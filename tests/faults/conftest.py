@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from outplan.testing import Deployment
+from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
 from tests.support.brokers import BROKERS, own_servers
-from tests.support.deployment import Deployment, open_deployment
+from tests.support.world import EVENT_QUEUE
 
 
 @pytest.fixture(scope="module", params=BROKERS)
@@ -17,5 +19,5 @@ def killable_servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 @pytest.fixture
 async def deployment(killable_servers: Servers) -> AsyncIterator[Deployment]:
-    async with open_deployment(killable_servers) as opened:
+    async with open_deployment(killable_servers, further_queues=[EVENT_QUEUE]) as opened:
         yield opened

@@ -9,16 +9,17 @@ import pytest
 from pymongo import MongoClient
 
 from outplan.client import OutplanClient
-from outplan.testing.servers import Servers
+from outplan.testing import Deployment
+from outplan.testing.deployment import open_deployment
+from outplan.testing.servers import Servers, reserve_ports
 from outplan.testing.servers.processes import find_programs
-from tests.support.deployment import Deployment, open_deployment
-from tests.support.worker_process import WorkerProcess, free_port, run_worker
-from tests.support.world import World, open_world
+from tests.support.worker_process import WorkerProcess, run_worker
+from tests.support.world import EVENT_QUEUE, World, open_world
 
 
 @pytest.fixture
 async def deployment(servers: Servers) -> AsyncIterator[Deployment]:
-    async with open_deployment(servers) as deployment:
+    async with open_deployment(servers, further_queues=[EVENT_QUEUE]) as deployment:
         yield deployment
 
 
@@ -52,15 +53,15 @@ async def queue(deployment: Deployment) -> AsyncIterator[str]:
 @pytest.fixture
 def standalone_mongod(tmp_path: Path) -> Iterator[int]:
     """Run a mongod that is not in a replica set; return its port."""
-    port = free_port()
-    process = subprocess.Popen(
-        [find_programs().mongod, "--dbpath", tmp_path, "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        with MongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
-            client.admin.command("ping")
-        yield port
-    finally:
-        process.kill()
-        process.wait()
+    with reserve_ports(1) as (port,):
+        process = subprocess.Popen(
+            [find_programs().mongod, "--dbpath", tmp_path, "--port", str(port)],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            with MongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
+                client.admin.command("ping")
+            yield port
+        finally:
+            process.kill()
+            process.wait()

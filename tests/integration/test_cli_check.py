@@ -11,8 +11,8 @@ from yarl import URL
 
 from outplan.contract.topology import topology
 from outplan.mongodb.validators import validators
+from outplan.testing import Deployment
 from tests.support.commands import command
-from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import World, create_body
 

@@ -10,11 +10,13 @@ from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, NotPrimaryError
 from yarl import URL
 
-from outplan.testing.servers import Servers, start_servers
+from outplan.testing import Deployment
+from outplan.testing.deployment import open_deployment
+from outplan.testing.servers import Servers, reserve_ports, start_servers
 from outplan.testing.servers.processes import find_programs
 from tests.integration.test_cli_check import check, problems
-from tests.support.deployment import Deployment, open_deployment
-from tests.support.worker_process import free_port, run_worker
+from tests.support.worker_process import run_worker
+from tests.support.world import EVENT_QUEUE
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def own() -> Iterator[Servers]:
 
 @pytest.fixture
 async def deployment(own: Servers) -> AsyncIterator[Deployment]:
-    async with open_deployment(own) as found:
+    async with open_deployment(own, further_queues=[EVENT_QUEUE]) as found:
         yield found
 
 
@@ -153,14 +155,14 @@ async def test_a_server_that_hangs_is_given_up_after_seconds(
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a MongoDB that asks for a login, with a format for user and password."""
-    folder, port = tmp_path_factory.mktemp("guarded"), free_port()
-    process = _guarded(folder, port)
-    try:
-        _users(port)
-        yield f"mongodb://{{}}@127.0.0.1:{port}/?replicaSet=rs0&authSource=admin"
-    finally:
-        process.kill()
-        process.wait()
+    with reserve_ports(1) as (port,):
+        process = _guarded(tmp_path_factory.mktemp("guarded"), port)
+        try:
+            _users(port)
+            yield f"mongodb://{{}}@127.0.0.1:{port}/?replicaSet=rs0&authSource=admin"
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _guarded(folder: Path, port: int) -> "subprocess.Popen[bytes]":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 from tests.support.rejects import ids, put, queued, run, world
 from tests.support.world import World, create_body
 

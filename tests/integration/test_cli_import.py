@@ -15,11 +15,12 @@ from uuid import uuid4
 import pytest
 
 from outplan.cli.importing.lines import MAX_LINE_BYTES
+from outplan.testing import Deployment
+from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
-from tests.support.deployment import Deployment, open_deployment
 from tests.support.shell import begun, ended, outplan, terminal
 from tests.support.worker_process import WorkerProcess, run_worker
-from tests.support.world import World, create_body, open_world
+from tests.support.world import EVENT_QUEUE, World, create_body, open_world
 
 NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
@@ -27,7 +28,7 @@ NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 @pytest.fixture
 async def elsewhere(servers: Servers) -> AsyncIterator[Deployment]:
     """Another place, with a worker of its own."""
-    async with open_deployment(servers) as found, run_worker(found):
+    async with open_deployment(servers, further_queues=[EVENT_QUEUE]) as found, run_worker(found):
         yield found
 
 

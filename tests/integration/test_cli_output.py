@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 
 NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 

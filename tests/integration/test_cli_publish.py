@@ -13,8 +13,8 @@ from yarl import URL
 
 from outplan.cli.publish.command import Conditions, CreateFields, UpdateFields
 from outplan.contract import schemas
+from outplan.testing import Deployment
 from tests.support.commands import command
-from tests.support.deployment import Deployment
 from tests.support.shell import outplan, terminal
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import CUSTOMER, World

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from outplan.testing import Deployment
 from tests.support.commands import command
-from tests.support.deployment import Deployment
 from tests.support.rejects import ids, put, queued, run, world
 from tests.support.worker_process import run_worker
 from tests.support.world import World, create_body

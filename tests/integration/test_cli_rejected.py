@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
+from outplan.testing import Deployment
 from tests.support.commands import running
-from tests.support.deployment import Deployment
 from tests.support.rejects import ids, listed, put, queued, run, world
 from tests.support.worker_process import run_worker
 from tests.support.world import CUSTOMER, World, create_body

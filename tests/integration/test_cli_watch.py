@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
+from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.support.commands import COLUMNS, CommandProcess, command, running
-from tests.support.deployment import Deployment
 from tests.support.events import OUTPLAN_ID, event_body, publish_events
 from tests.support.worker_process import WorkerProcess
 from tests.support.world import CUSTOMER, World, create_body, open_world

@@ -35,9 +35,9 @@ from outplan.client import (
     events,
 )
 from outplan.contract.messages import Address, CommandName
+from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.support.balancer import run_balancer
-from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import CUSTOMER, World
 

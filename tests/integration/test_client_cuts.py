@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from outplan.client import CommandRejected, OutplanClient, Request, Result
+from outplan.testing import Deployment
 from tests.support.balancer import Balancer, run_balancer
-from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess
 from tests.support.world import CUSTOMER, TEL, World, create_body
 

@@ -22,12 +22,12 @@ from outplan.client import (
     Unreadable,
     events,
 )
+from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.support.balancer import run_balancer
-from tests.support.deployment import Deployment, event_queue_name
 from tests.support.events import OUTPLAN_ID, event_body, publish_events
 from tests.support.worker_process import run_worker
-from tests.support.world import CUSTOMER, TEL, World
+from tests.support.world import CUSTOMER, EVENT_QUEUE, TEL, World
 
 CUTS = int(os.environ.get("OUTPLAN_TEST_CUTS", "1000")) // 20
 OTHER = str(uuid4())
@@ -404,7 +404,9 @@ async def test_an_existing_queue_with_other_arguments_is_refused(
 ) -> None:
     with pytest.raises(Refused, match="PRECONDITION_FAILED"):
         async with events(
-            deployment.amqp_url, prefix=deployment.prefix, queue=event_queue_name(deployment.prefix)
+            deployment.amqp_url,
+            prefix=deployment.prefix,
+            queue=EVENT_QUEUE.format(prefix=deployment.prefix),
         ):
             pass
 

@@ -12,10 +12,10 @@ import aio_pika
 import aiohttp
 import pytest
 
+from outplan.testing import Deployment
 from outplan.testing.servers import MODE_VARIABLE, Servers, ServersUnavailable, reserve_ports
 from outplan.testing.servers.containers import container_servers
 from outplan.testing.servers.processes import process_servers
-from tests.support.deployment import Deployment
 from tests.support.examples import read_code_blocks, run_program
 from tests.support.worker_process import run_worker
 

@@ -5,8 +5,8 @@ import signal
 import pytest
 
 from outplan.domain.poison import MAX_ATTEMPTS
+from outplan.testing import Deployment
 from outplan.worker.pipeline import SUSPICIOUS_DELIVERIES
-from tests.support.deployment import Deployment
 from tests.support.scenario import assert_scenario, build_scenario, send_scenario
 from tests.support.worker_process import run_worker, start_worker
 from tests.support.world import World, create_body

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from outplan.client import OutplanClient
+from outplan.testing import Deployment
 from tests.support.commands import CommandProcess, running
-from tests.support.deployment import Deployment
 from tests.support.world import CUSTOMER, TEL
 
 DIALER = Path(__file__).parents[2] / "examples" / "dialer.py"

@@ -9,8 +9,8 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
+from outplan.testing import Deployment
 from outplan.testing.servers import Servers
-from tests.support.deployment import Deployment
 from tests.support.worker_process import run_worker
 from tests.support.world import World, create_body
 

@@ -20,10 +20,10 @@ from outplan.contract.fields import MAX_BODY_BYTES, NIL_UUID
 from outplan.contract.topology import topology
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import open_session
+from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
-from tests.support.deployment import open_deployment
 from tests.support.worker_process import run_worker
-from tests.support.world import CUSTOMER, TEL, Document, World, create_body, open_world
+from tests.support.world import CUSTOMER, EVENT_QUEUE, TEL, Document, World, create_body, open_world
 
 
 def create(**fields: Any) -> bytes:
@@ -147,7 +147,7 @@ CASES = [
 async def world(servers: Servers) -> AsyncIterator[World]:
     """Send each case after a valid command, then start a worker and wait for the last reply."""
     async with (
-        open_deployment(servers) as deployment,
+        open_deployment(servers, further_queues=[EVENT_QUEUE]) as deployment,
         open_world(deployment, watch_rejected=False) as found,
     ):
         await found.send("outplan_create", create_body(), message_id="first")

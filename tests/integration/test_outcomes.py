@@ -9,10 +9,10 @@ import aio_pika
 import pytest
 
 from outplan.contract import schemas
+from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
-from tests.support.deployment import open_deployment
 from tests.support.worker_process import run_worker
-from tests.support.world import CUSTOMER, TEL, Document, World, create_body, open_world
+from tests.support.world import CUSTOMER, EVENT_QUEUE, TEL, Document, World, create_body, open_world
 
 OTHER_CUSTOMER = "0a1b2c3d-0000-4000-8000-000000000001"
 NEVER = "9999-01-01 00:00:00.000000"
@@ -27,7 +27,7 @@ SETTABLE_DEFAULTS: Document = {
 @pytest.fixture(scope="module")
 async def world(servers: Servers) -> AsyncIterator[World]:
     async with (
-        open_deployment(servers) as deployment,
+        open_deployment(servers, further_queues=[EVENT_QUEUE]) as deployment,
         open_world(deployment) as found,
         run_worker(deployment),
     ):

@@ -9,7 +9,7 @@ import aio_pika
 import pytest
 
 from outplan.contract.topology import topology
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 from tests.support.worker_process import run_worker
 from tests.support.world import create_body
 

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from json import loads
 from pathlib import Path
 
+from outplan.testing import Deployment
 from outplan.testing.servers import Server, Servers
-from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import create_body, open_world
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.deployment import Deployment, delete_deployment
+from outplan.testing import Deployment
 from tests.support.examples import ROOT, read_code_blocks, run_program
 from tests.support.worker_process import run_worker
 
@@ -37,7 +37,7 @@ async def test_the_readmes_first_commands_print_what_it_says(
         printed = await run_code(create, default_deployment)
         await run_code(delete, default_deployment)
         assert (await worker.wait_for_log("command_rejected"))["code"] == "not_found"
-    await delete_deployment(default_deployment)
+    await default_deployment.drop()
 
     assert printed == "accepted in version 1\noutplan_created evenings, twice\n"
 

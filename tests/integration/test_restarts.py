@@ -12,8 +12,8 @@ import pytest
 from outplan.contract.topology import topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq import session as session_module
+from outplan.testing import Deployment
 from outplan.testing.servers import Server, Servers
-from tests.support.deployment import Deployment
 from tests.support.scenario import Scenario, assert_events_and_documents, build_scenario
 from tests.support.worker_process import WorkerProcess, run_worker, start_worker
 from tests.support.world import open_world

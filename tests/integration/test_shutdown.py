@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
+from outplan.testing import Deployment
 from outplan.testing.servers import Servers
-from tests.support.deployment import Deployment
 from tests.support.worker_process import run_worker, start_worker
 from tests.support.world import World, create_body
 

@@ -5,7 +5,7 @@ import pytest
 from pymongo import MongoClient
 from yarl import URL
 
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 from tests.support.worker_process import run_worker, start_worker
 from tests.support.world import World, create_body
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 from tests.support.scenario import Scenario, assert_events_and_documents
 from tests.support.worker_process import WorkerProcess, run_worker, start_worker
 from tests.support.world import World, create_body

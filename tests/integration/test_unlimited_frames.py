@@ -2,8 +2,8 @@
 
 import asyncio
 
+from outplan.testing import Deployment
 from outplan.testing.servers import RabbitServer, Servers
-from tests.support.deployment import Deployment
 from tests.support.worker_process import run_worker
 from tests.support.world import create_body, open_world
 

@@ -10,7 +10,7 @@ import termios
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 
 COLUMNS = 120
 

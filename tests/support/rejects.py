@@ -10,8 +10,8 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from outplan.domain.decider import text_time
+from outplan.testing import Deployment
 from tests.support.commands import command
-from tests.support.deployment import Deployment
 from tests.support.world import Document, World, create_body, open_world
 
 

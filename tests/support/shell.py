@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 
 _PROGRAM = (sys.executable, "-m", "outplan")
 

@@ -1,9 +1,12 @@
-"""Run worker processes as an operator does: settings by environment, JSON log, exit code."""
+"""Run worker processes as an operator does: settings by environment, JSON log, exit code.
+
+The harness's own worker (``outplan.testing.live``) hides the process. These tests need it: other
+modules than ``outplan``, the exit code, stderr, and every log line as soon as it is written.
+"""
 
 import asyncio
 import json
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,15 +14,8 @@ from typing import Any
 
 import aiohttp
 
-from tests.support.deployment import Deployment
-
-
-def free_port() -> int:
-    """Return a TCP port on which nothing listens at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from outplan.testing import Deployment
+from outplan.testing.servers import reserve_ports
 
 
 class WorkerProcess:
@@ -106,7 +102,9 @@ async def start_worker(
     deployment: Deployment, *, module: str = "outplan", http: bool = False, **environment: str
 ) -> WorkerProcess:
     """Start a worker without waiting until it is ready; the caller must stop it."""
-    port = free_port() if http else 0
+    # The worker outlives the reservation, which only keeps others from choosing the same port.
+    with reserve_ports(1) as (free_port,):
+        port = free_port if http else 0
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

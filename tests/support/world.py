@@ -25,11 +25,14 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from outplan.contract.topology import topology
-from tests.support.deployment import Deployment, event_queue_name
+from outplan.testing import Deployment
 from tests.support.topology import declare_topology
 
 CUSTOMER = "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11"
 TEL = {"type": "tel", "target": "+15559876543"}
+
+# Bound to all events; durable, so that it collects them across restarts of the broker.
+EVENT_QUEUE = "{prefix}.world"
 
 Document = dict[str, Any]
 
@@ -175,7 +178,7 @@ class World:
         # The tests may publish before the first worker has declared anything.
         await declare_topology(self.channel, topology(prefix))
         await self.reply_queue.consume(self._on_reply, no_ack=True)
-        events = await self.channel.declare_queue(event_queue_name(prefix), durable=True)
+        events = await self.channel.declare_queue(EVENT_QUEUE.format(prefix=prefix), durable=True)
         await events.bind(f"{prefix}.events", "#")
         await events.consume(self._on_event, no_ack=True)
         if watch_rejected:

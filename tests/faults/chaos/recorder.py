@@ -14,6 +14,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from yarl import URL
 
 from outplan.contract.topology import NO_DELIVERY_LIMIT, topology
+from outplan.testing import Deployment
 from tests.faults.chaos.history import (
     History,
     ReceivedEvent,
@@ -22,7 +23,6 @@ from tests.faults.chaos.history import (
     StoredDocument,
 )
 from tests.faults.chaos.load_publisher import open_channel
-from tests.support.deployment import Deployment
 
 _PREFETCH: Final = 2_000
 # The broker nacks further events once so many wait for the subscriber.

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from outplan.contract.topology import Topology, topology
+from outplan.testing import Deployment
 from tests.faults.chaos.checker import Violation, check
 from tests.faults.chaos.history import History
 from tests.faults.chaos.load_publisher import LoadPublisher
@@ -19,7 +20,6 @@ from tests.faults.chaos.recorder import Recorder
 from tests.faults.chaos.workers import WorkerPool
 from tests.support.balancer import Balancer, run_balancer
 from tests.support.command_generator import Generator, Outplans
-from tests.support.deployment import Deployment
 
 _PUBLISHERS: Final = 4
 _OUTPLANS: Final = 400

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.support.deployment import Deployment
+from outplan.testing import Deployment
 from tests.support.worker_process import start_worker
 
 

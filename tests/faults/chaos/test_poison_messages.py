@@ -6,8 +6,8 @@ from time import monotonic
 
 import pytest
 
+from outplan.testing import Deployment
 from tests.faults.chaos.supervisor import supervise_worker
-from tests.support.deployment import Deployment
 from tests.support.rejects import run
 from tests.support.scenario import Scenario, assert_scenario, build_scenario, send_scenario
 from tests.support.worker_process import run_worker

@@ -5,8 +5,8 @@ import random
 import signal
 from typing import Any, Final
 
+from outplan.testing import Deployment
 from tests.faults.chaos.worker import CRASH_POINTS
-from tests.support.deployment import Deployment
 from tests.support.worker_process import WorkerProcess, start_worker
 
 _MODULE: Final = "tests.faults.chaos.worker"

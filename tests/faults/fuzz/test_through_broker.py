@@ -14,11 +14,11 @@ from outplan.domain.decider import decide
 from outplan.domain.records import Record
 from outplan.mongodb.documents import event_document
 from outplan.mongodb.validators import EVENTS, validators
+from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.faults.fuzz.mutants import Mutant
 from tests.faults.fuzz.properties import content_header
 from tests.faults.fuzz.through_broker import hostile_round
-from tests.support.deployment import Deployment
 from tests.support.raw_publisher import raw_publisher
 from tests.support.samples import NOW, create_body, request
 from tests.support.world import Document

@@ -20,12 +20,12 @@ from outplan.contract.topology import Binding, Queue, Topology, topology
 from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import Session, open_session
+from outplan.testing import Deployment
 from outplan.testing.servers import start_servers
 from tests.faults.fuzz.frame_checks import kept, property_bytes
 from tests.faults.fuzz.fuzz_runner import Court
 from tests.faults.fuzz.mutants import Mutant, Mutator
 from tests.faults.fuzz.properties import content_header
-from tests.support.deployment import Deployment
 from tests.support.process_state import resident
 from tests.support.raw_publisher import RawPublisher, raw_publisher
 from tests.support.worker_process import WorkerProcess, run_worker

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from outplan.testing import Deployment
 from outplan.testing.servers import RabbitServer, Servers
-from tests.support.deployment import Deployment
 from tests.support.scenario import Scenario, assert_scenario, build_scenario, send_scenario
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import World, create_body, open_world

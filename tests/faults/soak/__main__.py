@@ -25,11 +25,11 @@ from rich.table import Table
 from yarl import URL
 
 from outplan.contract.topology import topology
+from outplan.testing import Deployment
 from outplan.testing.servers import Servers, start_servers
 from tests.faults.soak.load import Load
 from tests.faults.soak.plot import plot
 from tests.faults.soak.samples import MIB, Row, Sample, Sheet, verdict
-from tests.support.deployment import Deployment
 from tests.support.process_state import connections, listener, open_files, resident
 
 _MEASURED_SECONDS: Final = 20.0
