@@ -1,4 +1,4 @@
-"""What the kernel says of a process (proc(5)): resident memory, open files, connections."""
+"""Read a process's state from /proc (see proc(5)): memory, open files, connections."""
 
 import os
 from pathlib import Path
@@ -10,36 +10,36 @@ _ESTABLISHED: Final = "01"
 _LISTENING: Final = "0A"
 
 
-def resident(pid: int) -> int:
-    """Resident memory in bytes. Raises OSError where the process is gone."""
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory. Raises OSError if the process is gone."""
     return int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
 
 
 def open_files(pid: int) -> list[str]:
-    """What its file descriptors stand for: paths, or ``socket:[inode]``. Raises OSError."""
+    """Return the targets of its file descriptors: paths, or ``socket:[inode]``. Raises OSError."""
     found = []
     for link in (_PROC / str(pid) / "fd").iterdir():
         try:
             found.append(os.readlink(link))
-        except FileNotFoundError:  # Closed meanwhile.
+        except FileNotFoundError:  # It was closed since.
             continue
     return found
 
 
-def connections(pid: int, files: list[str], port: int) -> int:
-    """How many of its open files are TCP connections to a port, established. Raises OSError."""
+def count_connections(pid: int, files: list[str], port: int) -> int:
+    """Count the established TCP connections to a port among its open files. Raises OSError."""
     sockets = _sockets(pid, _ESTABLISHED, remote=port)
     return sum(file in sockets for file in files)
 
 
-def listener(name: str, port: int) -> int | None:
-    """The pid of the process of this name that listens on a TCP port, where it is to be seen."""
+def find_listener(name: str, port: int) -> int | None:
+    """Return the pid of the process of this name that listens on a port, if it is visible."""
     for folder in _PROC.iterdir():
         if folder.name.isdigit() and (pid := int(folder.name)) and _name(pid) == name:
             try:
                 if _sockets(pid, _LISTENING, local=port) & set(open_files(pid)):
                     return pid
-            except OSError:  # It has ended, or belongs to someone else.
+            except OSError:  # It ended, or belongs to another user.
                 continue
     return None
 
@@ -54,7 +54,7 @@ def _name(pid: int) -> str:
 def _sockets(
     pid: int, state: str, *, local: int | None = None, remote: int | None = None
 ) -> set[str]:
-    """The TCP sockets that a process can see in a state, by their port on either side."""
+    """Return the TCP sockets in a state that a process can see, by local or remote port."""
     tables = (_PROC / str(pid) / "net" / table for table in ("tcp", "tcp6"))
     rows = (line.split() for table in tables for line in table.read_text().splitlines()[1:])
     return {

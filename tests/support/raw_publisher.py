@@ -10,8 +10,8 @@ from aiormq.abc import AbstractChannel, ChannelFrame
 from outplan.rabbitmq.connection import open_connection
 from outplan.rabbitmq.frames import BODY, FRAME_HEAD, HEADER, METHOD, PUBLISH, U32
 from outplan.rabbitmq.reader import FrameHandler
-from tests.faults.fuzz.fuzz_runner import FRAME_MAX
-from tests.faults.fuzz.mutants import Mutant
+from tests.support.raw_message import RawMessage
+from tests.support.wire import FRAME_MAX
 
 _STALLED_SECONDS: Final = 60
 
@@ -26,11 +26,11 @@ class RawPublisher(FrameHandler):
         self._last = 0
         self._news = asyncio.Event()
 
-    async def publish(self, exchange: str, mutants: Sequence[Mutant]) -> None:
+    async def publish(self, exchange: str, messages: Sequence[RawMessage]) -> None:
         """Publish all and await their confirms. Raises ConnectionError with the broker's reason."""
-        data = b"".join(_frames(self.channel.number, exchange, mutant) for mutant in mutants)
-        self._open = set(range(self._last + 1, self._last + len(mutants) + 1))
-        self._last += len(mutants)
+        data = b"".join(_frames(self.channel.number, exchange, message) for message in messages)
+        self._open = set(range(self._last + 1, self._last + len(messages) + 1))
+        self._last += len(messages)
         await self.channel.connection.write_queue.put(ChannelFrame(data, should_close=False))
         while self._open:
             self._news.clear()
@@ -69,17 +69,17 @@ def _reason(closing: "asyncio.Future[Any]") -> str:
     return "" if closing.cancelled() else repr(closing.exception())
 
 
-def _frames(channel: int, exchange: str, mutant: Mutant) -> bytes:
-    key = mutant.routing_key.encode("utf-8", "surrogateescape")
+def _frames(channel: int, exchange: str, message: RawMessage) -> bytes:
+    key = message.routing_key.encode("utf-8", "surrogateescape")
     name = exchange.encode()
     method = b"".join(
         (U32.pack(PUBLISH), b"\0\0", bytes([len(name)]), name, bytes([len(key)]), key, b"\0")
     )
     size = FRAME_MAX - 8
-    body = (mutant.body[at : at + size] for at in range(0, len(mutant.body), size))
+    body = (message.body[at : at + size] for at in range(0, len(message.body), size))
     return b"".join(
         FRAME_HEAD.pack(kind, channel, len(payload)) + payload + b"\xce"
         for kind, payload in (
-            (METHOD, method), (HEADER, mutant.header), *((BODY, part) for part in body)
+            (METHOD, method), (HEADER, message.header), *((BODY, part) for part in body)
         )
     )  # fmt: skip

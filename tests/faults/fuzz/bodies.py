@@ -1,4 +1,4 @@
-"""Hostile bodies: near misses, made field by field and byte by byte."""
+"""Mutate command bodies: field by field, byte by byte, or as a whole."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from outplan.contract.fields import MAX_BODY_BYTES
 
 Body = dict[str, Any]
 
-# What no JSON library writes stands in for this text.
+# A placeholder for tokens that no JSON library writes.
 _RAW: Final = "@@raw@@"
 _RAW_TOKENS: Final = (
     b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1e-999", b"-0", b"-0.0", b"30000.0",
@@ -49,7 +49,7 @@ _UNKNOWN: Final = (
 )  # fmt: skip
 _UUID_TYPES: Final = ("agent", "ai", "ai_team", "conference", "webchat", "web_session")
 _TYPES: Final = ("tel", "whatsapp", "email", "sip", "extension", "line", *_UUID_TYPES)
-# Each makes a text of about so many characters that a pattern might choke on.
+# Each makes a text of about n characters that may make a regular expression slow.
 PATHOLOGICAL: Final[tuple[Callable[[int], str], ...]] = (
     lambda n: "a" * n,
     lambda n: "a" * n + "!",
@@ -71,172 +71,177 @@ PATHOLOGICAL: Final[tuple[Callable[[int], str], ...]] = (
 )
 
 
-class HostileBodies:
-    """Spoils bodies: parsed ones field by field, bytes anyhow."""
+class BodyMutator:
+    """Mutate bodies, parsed or as bytes."""
 
-    def __init__(self, luck: random.Random) -> None:
-        self._luck = luck
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
         self._raw: bytes | None = None
-        self._values: list[tuple[Callable[[Any], Any], int]] = [
-            (self._number, 6),
-            (self._text, 8),
-            (self._other, 4),
-            (self._token, 4),
-            (self._pathological, 1),
+        self._value_mutations: list[tuple[Callable[[Any], Any], int]] = [
+            (self._make_number, 6),
+            (self._mutate_text, 8),
+            (self._pick_other_value, 4),
+            (self._insert_raw_token, 4),
+            (self._make_pathological, 1),
         ]
-        self._byte_edits: list[Callable[[bytes], bytes]] = [
-            self._flip, self._overwrite, self._drop, self._insert, self._repeat, self._truncate,
-        ]  # fmt: skip
-        self._shapes: list[Callable[[bytes], bytes]] = [
-            self._nest, self._widen, self._say_twice, self._pad, self._respell, self._wrap,
+        self._byte_mutations: list[Callable[[bytes], bytes]] = [
+            self._flip_bit,
+            self._overwrite_byte,
+            self._drop_bytes,
+            self._insert_token,
+            self._repeat_bytes,
+            self._truncate,
+        ]
+        self._shape_mutations: list[Callable[[bytes], bytes]] = [
+            self._nest, self._widen, self._repeat_members, self._pad, self._reformat, self._wrap,
         ]  # fmt: skip
 
     # --- field by field ---
 
-    def spoil_fields(self, body: Body) -> bytes:
-        """Change up to three members, at any depth, and write it all down."""
+    def mutate_fields(self, body: Body) -> bytes:
+        """Change one to three members at any depth, and encode the body."""
         self._raw = None
-        for _ in range(self._luck.choice((1, 1, 1, 2, 3))):
-            inside = body.get("source")
-            is_inside = isinstance(inside, dict) and self._luck.random() < 0.3
-            self._edit(inside if is_inside and isinstance(inside, dict) else body)
-        data = written(body)
+        for _ in range(self._rng.choice((1, 1, 1, 2, 3))):
+            source = body.get("source")
+            is_in_source = isinstance(source, dict) and self._rng.random() < 0.3
+            self._edit_member(source if is_in_source and isinstance(source, dict) else body)
+        data = encode_json(body)
         return data if self._raw is None else data.replace(f'"{_RAW}"'.encode(), self._raw)
 
-    def _edit(self, fields: Body) -> None:
-        way = self._luck.random()
-        key = self._luck.choice(list(fields)) if fields else "name"
-        if way < 0.15:
+    def _edit_member(self, fields: Body) -> None:
+        draw = self._rng.random()
+        key = self._rng.choice(list(fields)) if fields else "name"
+        if draw < 0.15:
             fields.pop(key, None)
-        elif way < 0.25:
-            fields[self._luck.choice(_UNKNOWN)] = self._value(None)
-        elif way < 0.3 and fields:
-            fields[self._luck.choice((*_UNKNOWN, key.upper()))] = fields.pop(key)
-        elif way < 0.4:
-            fields[key] = deepcopy(fields.get(self._luck.choice(list(fields) or [key])))
-        elif way < 0.5 and "type" in fields:
-            fields["type"] = self._luck.choice(_TYPES)
+        elif draw < 0.25:
+            fields[self._rng.choice(_UNKNOWN)] = self._mutate_value(None)
+        elif draw < 0.3 and fields:
+            fields[self._rng.choice((*_UNKNOWN, key.upper()))] = fields.pop(key)
+        elif draw < 0.4:
+            fields[key] = deepcopy(fields.get(self._rng.choice(list(fields) or [key])))
+        elif draw < 0.5 and "type" in fields:
+            fields["type"] = self._rng.choice(_TYPES)
         else:
-            fields[key] = self._value(fields.get(key))
+            fields[key] = self._mutate_value(fields.get(key))
 
-    def _value(self, value: Any) -> Any:
-        ways, weights = zip(*self._values, strict=True)
-        return self._luck.choices(ways, weights)[0](value)
+    def _mutate_value(self, value: Any) -> Any:
+        mutations, weights = zip(*self._value_mutations, strict=True)
+        return self._rng.choices(mutations, weights)[0](value)
 
-    def _number(self, value: Any) -> Any:
-        if type(value) is int and self._luck.random() < 0.3:
-            return self._luck.choice((value + 1, value - 1, float(value), str(value), -value))
-        return self._luck.choice(NUMBERS + _FLOATS)
+    def _make_number(self, value: Any) -> Any:
+        if type(value) is int and self._rng.random() < 0.3:
+            return self._rng.choice((value + 1, value - 1, float(value), str(value), -value))
+        return self._rng.choice(NUMBERS + _FLOATS)
 
-    def _text(self, value: Any) -> Any:
-        if isinstance(value, str) and value and self._luck.random() < 0.5:
-            at = self._luck.randrange(len(value) + 1)
-            cut = self._luck.choice((0, 0, 1))
-            return value[:at] + self._luck.choice(CHARACTERS) + value[at + cut :]
-        if isinstance(value, str) and self._luck.random() < 0.3:
-            return self._luck.choice((value.upper(), value + "\n", f"{{{value}}}", f"urn:{value}"))
-        lengths = _LENGTHS if self._luck.random() < 0.98 else _LONG
-        return self._luck.choice(CHARACTERS) * self._luck.choice(lengths)
+    def _mutate_text(self, value: Any) -> Any:
+        if isinstance(value, str) and value and self._rng.random() < 0.5:
+            at = self._rng.randrange(len(value) + 1)
+            cut = self._rng.choice((0, 0, 1))
+            return value[:at] + self._rng.choice(CHARACTERS) + value[at + cut :]
+        if isinstance(value, str) and self._rng.random() < 0.3:
+            return self._rng.choice((value.upper(), value + "\n", f"{{{value}}}", f"urn:{value}"))
+        lengths = _LENGTHS if self._rng.random() < 0.98 else _LONG
+        return self._rng.choice(CHARACTERS) * self._rng.choice(lengths)
 
-    def _other(self, _: Any) -> Any:
-        return deepcopy(self._luck.choice(_OTHER))
+    def _pick_other_value(self, _: Any) -> Any:
+        return deepcopy(self._rng.choice(_OTHER))
 
-    def _token(self, _: Any) -> Any:
-        self._raw = self._luck.choice(_RAW_TOKENS)
+    def _insert_raw_token(self, _: Any) -> Any:
+        self._raw = self._rng.choice(_RAW_TOKENS)
         return _RAW
 
-    def _pathological(self, _: Any) -> Any:
-        return self._luck.choice(PATHOLOGICAL)(self._size())
+    def _make_pathological(self, _: Any) -> Any:
+        return self._rng.choice(PATHOLOGICAL)(self._pick_size())
 
     # --- byte by byte ---
 
-    def spoil_bytes(self, body: bytes) -> bytes:
-        """Up to four edits anywhere."""
-        for _ in range(self._luck.choice((1, 1, 2, 4))):
-            body = self._luck.choice(self._byte_edits)(body)
+    def mutate_bytes(self, body: bytes) -> bytes:
+        """Make one to four edits anywhere."""
+        for _ in range(self._rng.choice((1, 1, 2, 4))):
+            body = self._rng.choice(self._byte_mutations)(body)
         return body
 
-    def _flip(self, body: bytes) -> bytes:
-        at = self._place(body)
+    def _flip_bit(self, body: bytes) -> bytes:
+        at = self._pick_index(body)
         return (
             body[:at]
-            + bytes(b ^ (1 << self._luck.randrange(8)) for b in body[at : at + 1])
+            + bytes(b ^ (1 << self._rng.randrange(8)) for b in body[at : at + 1])
             + (body[at + 1 :])
         )
 
-    def _overwrite(self, body: bytes) -> bytes:
-        at = self._place(body)
-        return body[:at] + self._luck.randbytes(1) + body[at + 1 :]
+    def _overwrite_byte(self, body: bytes) -> bytes:
+        at = self._pick_index(body)
+        return body[:at] + self._rng.randbytes(1) + body[at + 1 :]
 
-    def _drop(self, body: bytes) -> bytes:
-        at = self._place(body)
-        return body[:at] + body[at + self._luck.choice((1, 1, 2, 8, 40)) :]
+    def _drop_bytes(self, body: bytes) -> bytes:
+        at = self._pick_index(body)
+        return body[:at] + body[at + self._rng.choice((1, 1, 2, 8, 40)) :]
 
-    def _insert(self, body: bytes) -> bytes:
-        at = self._place(body)
-        return body[:at] + self._luck.choice(_TOKENS) + body[at:]
+    def _insert_token(self, body: bytes) -> bytes:
+        at = self._pick_index(body)
+        return body[:at] + self._rng.choice(_TOKENS) + body[at:]
 
-    def _repeat(self, body: bytes) -> bytes:
-        at = self._place(body)
-        end = at + self._luck.choice((1, 5, 30))
-        return body[:end] + body[at:end] * self._luck.choice((1, 1, 3)) + body[end:]
+    def _repeat_bytes(self, body: bytes) -> bytes:
+        at = self._pick_index(body)
+        end = at + self._rng.choice((1, 5, 30))
+        return body[:end] + body[at:end] * self._rng.choice((1, 1, 3)) + body[end:]
 
     def _truncate(self, body: bytes) -> bytes:
-        return body[: self._place(body)]
+        return body[: self._pick_index(body)]
 
-    def _place(self, body: bytes) -> int:
-        return self._luck.randrange(len(body) + 1)
+    def _pick_index(self, body: bytes) -> int:
+        return self._rng.randrange(len(body) + 1)
 
     # --- as a whole ---
 
-    def spoil_shape(self, body: bytes) -> bytes:
-        """Deep, wide, said twice, padded to the limit, or spelt another way."""
-        return self._luck.choice(self._shapes)(body)
+    def mutate_shape(self, body: bytes) -> bytes:
+        """Nest or widen the body, repeat its members, pad it to the limit, or reformat it."""
+        return self._rng.choice(self._shape_mutations)(body)
 
     def _nest(self, body: bytes) -> bytes:
-        depth = self._size() // 6
-        before, after = self._luck.choice(((b"[", b"]"), (b'{"a":', b"}")))
-        after = self._luck.choice((after, after, b""))
-        return self._with_member(body, before * depth + b"1" + after * depth)
+        depth = self._pick_size() // 6
+        before, after = self._rng.choice(((b"[", b"]"), (b'{"a":', b"}")))
+        after = self._rng.choice((after, after, b""))
+        return self._add_member(body, before * depth + b"1" + after * depth)
 
     def _widen(self, body: bytes) -> bytes:
-        size = self._size()
-        if self._luck.random() < 0.5:
-            item = self._luck.choice((b"1", b"{}", b"[]", b'""', b"null", b'{"a":[1]}'))
-            return self._with_member(body, b"[" + b",".join([item] * (size // 8)) + b"]")
+        size = self._pick_size()
+        if self._rng.random() < 0.5:
+            item = self._rng.choice((b"1", b"{}", b"[]", b'""', b"null", b'{"a":[1]}'))
+            return self._add_member(body, b"[" + b",".join([item] * (size // 8)) + b"]")
         return body[:-1] + b"".join(b',"f%d":%d' % (n, n) for n in range(size // 12)) + b"}"
 
-    def _say_twice(self, body: bytes) -> bytes:
+    def _repeat_members(self, body: bytes) -> bytes:
         return body[:-1] + b"," + body[1:]
 
     def _pad(self, body: bytes) -> bytes:
-        size = MAX_BODY_BYTES + self._luck.choice((-1, 0, 1, 1_000))
-        return body + self._luck.choice((b" ", b"\n", b"\t")) * (size - len(body))
+        size = MAX_BODY_BYTES + self._rng.choice((-1, 0, 1, 1_000))
+        return body + self._rng.choice((b" ", b"\n", b"\t")) * (size - len(body))
 
-    def _respell(self, body: bytes) -> bytes:
-        """The same content in other bytes."""
+    def _reformat(self, body: bytes) -> bytes:
+        """Encode the same content as other bytes."""
         members = list(json.loads(body).items())
-        self._luck.shuffle(members)
-        text = json.dumps(dict(members), indent=self._luck.choice((None, 1)))
+        self._rng.shuffle(members)
+        text = json.dumps(dict(members), indent=self._rng.choice((None, 1)))
         return text.replace("a", "\\u0061").encode()
 
     def _wrap(self, body: bytes) -> bytes:
-        before, after = self._luck.choice(
+        before, after = self._rng.choice(
             ((b"[", b"]"), (b'{"data":', b"}"), (b"", body), (b"\xef\xbb\xbf", b""), (b'"', b'"'))
         )
         return before + body + after
 
-    def _with_member(self, body: bytes, value: bytes) -> bytes:
-        name = self._luck.choice((b"name", b"source", b"colour", b"detail", b"id"))
+    def _add_member(self, body: bytes, value: bytes) -> bytes:
+        name = self._rng.choice((b"name", b"source", b"colour", b"detail", b"id"))
         return body[:-1] + b',"' + name + b'":' + value + b"}"
 
-    def _size(self) -> int:
-        """Mostly small, now and then all that a body may hold."""
-        return int(10 ** self._luck.triangular(1, 5.4, 1))
+    def _pick_size(self) -> int:
+        """Pick a size up to the body limit, mostly a small one."""
+        return int(10 ** self._rng.triangular(1, 5.4, 1))
 
 
-def written(body: Body) -> bytes:
-    """The body as JSON, also where it has what a strict library refuses to write."""
+def encode_json(body: Body) -> bytes:
+    """Encode a body as JSON, even with values that a strict library refuses."""
     try:
         return orjson.dumps(body)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What is demanded of the bytes that leave the service for one outcome."""
+"""Check the frames that the service writes for an outcome."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -12,76 +12,79 @@ from outplan.rabbitmq.frames import BODY, HEADER, METHOD, WireProperties, read_c
 from tests.faults.fuzz.properties import FIXED_SIZES
 from tests.support.wire import split
 
-# Read or rewritten by broker or service, so that a copy's headers may differ in these.
-_TOUCHED: Final = (b"CC", b"x-")
+# The broker or the service rewrites these, so a copy may differ.
+_REWRITTEN: Final = (b"CC", b"x-")
 _MAX_TEXT: Final = 255
-_KINDS: Final = {*FIXED_SIZES, *b"SAFx"}
+_TYPES: Final = {*FIXED_SIZES, *b"SAFx"}
 
 
-def faults_on_the_wire(
+def check_frames(
     outcome: Outcome, sent: Sequence[tuple[Publication, bytes]], frame_max: int
 ) -> Iterator[str]:
-    """Say what is wrong: too few or too many messages, frames too large, what no schema allows."""
-    kinds = [_kind(publication) for publication, _ in sent]
-    wanted = {"accepted": ["event"], "rejected": ["copy"], "unchanged": []}[outcome.status]
+    """Yield failures: too few or too many messages, oversized frames, schema violations."""
+    kinds = [_kind_of(publication) for publication, _ in sent]
+    expected = {"accepted": ["event"], "rejected": ["copy"], "unchanged": []}[outcome.status]
     if outcome.delivery.properties.reply_to:
-        wanted.append("reply")
-    if kinds != wanted:
-        yield f"sends {kinds}, not {wanted}"
+        expected.append("reply")
+    if kinds != expected:
+        yield f"the service sends {kinds}, expected {expected}"
     for publication, data in sent:
-        yield from _of_frames(publication, data, frame_max)
-        yield from _of_content(outcome, publication)
+        yield from _check_framing(publication, data, frame_max)
+        yield from _check_content(outcome, publication)
 
 
-def _kind(publication: Publication) -> str:
+def _kind_of(publication: Publication) -> str:
     if publication.original is not None:
         return "copy"
     return "event" if publication.exchange else "reply"
 
 
-def _of_frames(publication: Publication, data: bytes, frame_max: int) -> Iterator[str]:
+def _check_framing(publication: Publication, data: bytes, frame_max: int) -> Iterator[str]:
     frames = split(data)
     kinds = [kind for kind, _, _ in frames]
     if kinds[:2] != [METHOD, HEADER] or any(kind != BODY for kind in kinds[2:]):
         yield f"frames of kinds {kinds[:5]}"
     if any(len(payload) + 8 > frame_max for _, _, payload in frames):
-        yield "a frame is larger than the broker takes"
-    found = read_content_header(frames[1][2])
+        yield "a frame exceeds frame_max"
+    parsed = read_content_header(frames[1][2])
     content = b"".join(payload for _, _, payload in frames[2:])
-    if content != publication.body or found.body_size != len(content):
-        yield "the body's frames are not the body"
+    if content != publication.body or parsed.body_size != len(content):
+        yield "the body frames do not add up to the body"
     if publication.original is not None:
-        yield from _of_copy(publication, found)
+        yield from _check_copy(publication, parsed)
 
 
-def _of_copy(publication: Publication, found: WireProperties) -> Iterator[str]:
+def _check_copy(publication: Publication, parsed: WireProperties) -> Iterator[str]:
     assert publication.original is not None
     original = publication.original.properties
     assert isinstance(original, WireProperties)
     for name in original.spans.keys() - {"table", "user_id"}:
-        if property_bytes(found, name) != property_bytes(original, name):
-            yield f"the copy's {name} is not what was sent"
-    if fields(original.table) is None:
-        return  # No broker hands such a table on, and nobody could say what is in it.
-    if found.header("x-problem-code") != publication.headers["x-problem-code"]:
-        yield "the copy does not say the code"
-    if not kept(original, found):
-        yield "the copy's headers are not those that were sent"
+        if property_bytes(parsed, name) != property_bytes(original, name):
+            yield f"the copy's {name} differs from the original"
+    if split_table(original.table) is None:
+        return  # No broker forwards such a table.
+    if parsed.header("x-problem-code") != publication.headers["x-problem-code"]:
+        yield "the copy has another problem code"
+    if not has_same_headers(original, parsed):
+        yield "the copy's headers differ from the original"
 
 
-def kept(original: WireProperties, found: WireProperties) -> bool:
-    """Whether a copy has the headers that were sent, as far as it may; their order is nobody's."""
-    sent, copied = fields(original.table), fields(found.table)
-    if sent is None or any(name in original.table for name in _TOUCHED):
+def has_same_headers(original: WireProperties, parsed: WireProperties) -> bool:
+    """Return whether a copy has the original's headers, in any order, as far as it may."""
+    sent, copied = split_table(original.table), split_table(parsed.table)
+    if sent is None or any(name in original.table for name in _REWRITTEN):
         return True
-    if found.header("x-headers-dropped"):
+    if parsed.header("x-headers-dropped"):
         return len(original.table) > 100_000
     return copied is not None and sent <= copied
 
 
-def fields(table: bytes) -> set[bytes] | None:
-    """A header table's fields, or None where they don't end where it does; lists may still lie."""
-    at, found = 0, set()
+def split_table(table: bytes) -> set[bytes] | None:
+    """Split a header table into fields; return None if their lengths are wrong.
+
+    Nested lists and tables are not checked.
+    """
+    at, parsed = 0, set()
     try:
         while at < len(table):
             start = at
@@ -89,30 +92,30 @@ def fields(table: bytes) -> set[bytes] | None:
             kind = table[at]
             if (size := FIXED_SIZES.get(kind)) is None:
                 size = 4 + int.from_bytes(table[at + 1 : at + 5], "big")
-            if kind not in _KINDS:
+            if kind not in _TYPES:
                 return None
             at += 1 + size
-            found.add(table[start:at])
+            parsed.add(table[start:at])
     except IndexError:
         return None
-    return found if at == len(table) else None
+    return parsed if at == len(table) else None
 
 
 def property_bytes(properties: WireProperties, name: str) -> bytes | None:
-    """A property's bytes on the wire, or None."""
+    """Return a property's bytes on the wire, or None."""
     span = properties.spans.get(name)
     return None if span is None else properties.raw[slice(*span)]
 
 
-def _of_content(outcome: Outcome, publication: Publication) -> Iterator[str]:
-    kind = _kind(publication)
+def _check_content(outcome: Outcome, publication: Publication) -> Iterator[str]:
+    kind = _kind_of(publication)
     if kind == "copy":
         problem = orjson.loads(publication.headers["x-problem"])
         if not schemas.is_valid("problem", problem):
-            yield "the problem does not fit its schema"
+            yield "the problem violates its schema"
         return
     name = "reply" if kind == "reply" else str(publication.type)
     if not schemas.is_valid(name, orjson.loads(publication.body)):
-        yield f"the {kind} does not fit its schema"
+        yield f"the {kind} violates its schema"
     if kind == "event" and len(publication.routing_key) > _MAX_TEXT:
         yield "the event's routing key is too long"

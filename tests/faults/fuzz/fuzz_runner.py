@@ -1,4 +1,4 @@
-"""Hostile messages through decode, validate and decide, and what is demanded of each outcome."""
+"""Run hostile messages through decode, validate and decide, and check each outcome."""
 
 import time
 from collections.abc import Iterator
@@ -25,41 +25,41 @@ from outplan.rabbitmq.frames import (
     write_publication,
 )
 from tests.faults.fuzz import oracle
-from tests.faults.fuzz.frame_checks import faults_on_the_wire
+from tests.faults.fuzz.frame_checks import check_frames
 from tests.faults.fuzz.mutants import Mutant
 from tests.faults.fuzz.report import Report
 from tests.support.contract_rules import Command
+from tests.support.wire import FRAME_MAX
 
 QUEUE: Final = "outplan.commands"
-FRAME_MAX: Final = 131_072
-_OUTPLANS: Final = 512
-_EVENTS: Final = 2_048
-# The other implementation of JSON Schema takes milliseconds, and minutes over the largest bodies.
-_COMPARED: Final = 1_000
-_COMPARABLE: Final = 20_000
+_MOST_OUTPLANS: Final = 512
+_MOST_EVENTS: Final = 2_048
+# The second JSON Schema implementation takes milliseconds, and minutes for the largest bodies.
+_CROSS_CHECK_EVERY: Final = 1_000
+_CROSS_CHECK_BYTES: Final = 20_000
 
 
 @dataclass(slots=True)
 class _Case:
-    """One message on its way; ``spent`` is the service's CPU time for it, in nanoseconds."""
+    """A message on its way; ``nanoseconds`` is the service's CPU time for it."""
 
     mutant: Mutant
     delivery: Delivery
     parsed: ParsedCommand | Outcome
-    spent: int
+    nanoseconds: int
     outcome: Outcome | None = None
     sent: list[tuple[Publication, bytes]] = field(default_factory=list)
 
 
-class Court:
-    """Judges mutants as a worker would, with what it has stored so far, and judges the judging.
+class FuzzRunner:
+    """Handle mutants as a worker would, without broker and store, and check every outcome.
 
-    Unless it is to ``keep_all``, it keeps some outplans and events only, so that its own memory
-    does not grow.
+    Failures go to ``report``. With ``remember_all`` the runner stores every outplan and event;
+    without it, a limited number, so that memory does not grow.
     """
 
-    def __init__(self, *, keep_all: bool = False) -> None:
-        self._keep_all = keep_all
+    def __init__(self, *, remember_all: bool = False) -> None:
+        self._remember_all = remember_all
         self.report = Report()
         self._layout = topology()
         self._window = DeduplicationWindow((), PREFETCH)
@@ -68,41 +68,43 @@ class Court:
         self._commands: dict[str, Command] = {}
         self._tag = 0
 
-    def try_all(self, mutants: list[Mutant]) -> list[Outcome]:
-        """One batch of messages; what is wrong with what becomes of them goes to the report."""
-        cases = [case for mutant in mutants if (case := self._opened(mutant)) is not None]
+    def run_batch(self, mutants: list[Mutant]) -> list[Outcome]:
+        """Handle one batch and return its outcomes; malformed messages have none."""
+        cases = [case for mutant in mutants if (case := self._decode(mutant)) is not None]
         requests = [c.parsed for c in cases if isinstance(c.parsed, ParsedCommand)]
-        batch = Batch(self._known(requests), {QUEUE: self._window}, self._now())
+        batch = Batch(self._load_snapshot(requests), {QUEUE: self._window}, self._now())
         for case in cases:
-            with self._guarded(case.mutant):
+            with self._report_exceptions(case.mutant):
                 self._judge(batch, case)
-                self._check(case, batch)
-        self._keep(batch)
+                self._check_outcome(case, batch)
+        self._remember(batch)
         return [case.outcome for case in cases if case.outcome is not None]
 
-    def time(self, mutant: Mutant) -> float:
-        """The CPU seconds that one message takes by itself; nothing is stored or reported."""
+    def measure_cpu(self, mutant: Mutant) -> float:
+        """Return the CPU seconds that one message takes; store and report nothing."""
         before = dict(self._outplans), dict(self._events), dict(self._commands), self.report
         self.report = Report()
-        case = self._opened(mutant)
-        spent = 0
+        case = self._decode(mutant)
+        nanoseconds = 0
         if case is not None:
             requests = [case.parsed] if isinstance(case.parsed, ParsedCommand) else []
-            self._judge(Batch(self._known(requests), {QUEUE: self._window}, self._now()), case)
-            spent = case.spent
+            self._judge(
+                Batch(self._load_snapshot(requests), {QUEUE: self._window}, self._now()), case
+            )
+            nanoseconds = case.nanoseconds
         self._outplans, self._events, self._commands, self.report = before
-        return spent / 1e9
+        return nanoseconds / 1e9
 
     # --- the service's part, timed ---
 
-    def _opened(self, mutant: Mutant) -> _Case | None:
+    def _decode(self, mutant: Mutant) -> _Case | None:
         self._tag += 1
-        with self._guarded(mutant):
+        with self._report_exceptions(mutant):
             since = time.thread_time_ns()
             try:
                 properties = read_content_header(mutant.header)
             except Malformed:
-                # The broker reads these bytes before any worker does, and refuses them.
+                # The broker refuses such a header, so no worker sees it.
                 self.report.malformed += 1
                 return None
             delivery = Delivery(
@@ -119,12 +121,12 @@ class Court:
         _ = case.delivery.delivery_count
         found = publications(outcome, self._layout, self._now())
         case.sent = [(each, write_publication(1, each, FRAME_MAX, "guest")) for each in found]
-        case.spent += time.thread_time_ns() - since
+        case.nanoseconds += time.thread_time_ns() - since
         case.outcome = outcome
-        self.report.times.add(case.spent, case.mutant)
+        self.report.times.add(case.nanoseconds, case.mutant)
 
-    def _known(self, requests: list[ParsedCommand]) -> Snapshot:
-        """What the store would have read, through the forms that it keeps."""
+    def _load_snapshot(self, requests: list[ParsedCommand]) -> Snapshot:
+        """Build the snapshot that the store would load, through the documents it keeps."""
         ids = {request.outplan_id for request in requests}
         events = {request.command_id for request in requests} & self._events.keys()
         return Snapshot(
@@ -133,72 +135,74 @@ class Court:
         )
 
     def _now(self) -> str:
-        """A clock that is as often behind as ahead."""
+        """Return a time that goes back as often as forward."""
         return f"2026-11-23 06:10:{self._tag % 60:02d}.123456"
 
-    def _keep(self, batch: Batch) -> None:
+    def _remember(self, batch: Batch) -> None:
         for outcomes in batch.outcomes_to_record().values():
             self._window.commit(outcomes)
-        if self._keep_all:
+        if self._remember_all:
             return
-        for kept, most in ((self._outplans, _OUTPLANS), (self._events, _EVENTS)):
-            for key in list(kept)[: max(0, len(kept) - most)]:
-                del kept[key]
+        for remembered, most in ((self._outplans, _MOST_OUTPLANS), (self._events, _MOST_EVENTS)):
+            for key in list(remembered)[: max(0, len(remembered) - most)]:
+                del remembered[key]
                 self._commands.pop(key, None)
 
-    # --- what is demanded ---
+    # --- the checks ---
 
     @contextmanager
-    def _guarded(self, mutant: Mutant) -> Iterator[None]:
+    def _report_exceptions(self, mutant: Mutant) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Whatever it is, there must be none.
-            self._fault(f"{type(error).__name__}: {error}", mutant)
+        except Exception as error:  # The service must raise none.
+            self._add_failure(f"{type(error).__name__}: {error}", mutant)
 
-    def _fault(self, what: str, mutant: Mutant) -> None:
-        self.report.faults.append(
+    def _add_failure(self, what: str, mutant: Mutant) -> None:
+        self.report.failures.append(
             f"{what[:300]}; {mutant.kind}; key {mutant.routing_key[:60]!a}, "
             f"header {mutant.header[:300].hex()}, body {mutant.body[:600]!r}"
         )
 
-    def _check(self, case: _Case, batch: Batch) -> None:
+    def _check_outcome(self, case: _Case, batch: Batch) -> None:
         outcome = case.outcome
         assert outcome is not None
         code = outcome.problem.code if outcome.problem else outcome.status
         self._count(case, "duplicate" if outcome.duplicate else code)
-        expected, given = self._expected(case)
+        expected, command = self._predict(case)
         assert expected.outcome in (None, code), f"{code}, not {expected.outcome}"
-        assert expected.outcome is None or outcome.duplicate is expected.duplicate, "a duplicate?"
+        assert expected.outcome is None or outcome.duplicate is expected.duplicate, (
+            f"duplicate is {outcome.duplicate}"
+        )
         assert (outcome.event is not None) is (outcome.status == "accepted")
         assert (outcome.problem is not None) is (outcome.status == "rejected")
         assert outcome.problem is None or outcome.problem.code in PROBLEM_CODES
         if outcome.event is not None and not outcome.duplicate:
-            self._check_event(batch.records[-1], expected, given)
-        for fault in faults_on_the_wire(outcome, case.sent, FRAME_MAX):
-            self._fault(fault, case.mutant)
+            self._check_event(batch.records[-1], expected, command)
+        for failure in check_frames(outcome, case.sent, FRAME_MAX):
+            self._add_failure(failure, case.mutant)
 
     def _count(self, case: _Case, outcome: str) -> None:
         self.report.count += 1
         self.report.outcomes[outcome] += 1
         self.report.kinds[case.mutant.kind] += 1
 
-    def _expected(self, case: _Case) -> tuple[oracle.Expected, Command | None]:
+    def _predict(self, case: _Case) -> tuple[oracle.Prediction, Command | None]:
         delivery, properties = case.delivery, case.delivery.properties
         assert isinstance(properties, WireProperties)
         raw_id = properties.raw[slice(*properties.spans.get("message_id", (0, 0)))][1:]
-        if code := oracle.form(properties, raw_id, delivery.routing_key, delivery.body):
-            return oracle.Expected(code), None
+        if code := oracle.check_form(properties, raw_id, delivery.routing_key, delivery.body):
+            return oracle.Prediction(code), None
         try:
-            body = oracle.strict_object(delivery.body)
-        except oracle.NotJson:
-            return oracle.Expected("invalid_json"), None
-        except oracle.TooDeep:
-            return oracle.Expected(None), None
-        if not self._fits(delivery.command_name, body, len(delivery.body)):
-            return oracle.Expected("invalid_command"), None
-        return self._ruled(delivery)
+            body = oracle.parse_object(delivery.body)
+        except oracle.NotJsonError:
+            return oracle.Prediction("invalid_json"), None
+        except oracle.TooDeepError:
+            return oracle.Prediction(None), None
+        if not self._check_schema(delivery.command_name, body, len(delivery.body)):
+            return oracle.Prediction("invalid_command"), None
+        return self._predict_ruling(delivery)
 
-    def _ruled(self, delivery: Delivery) -> tuple[oracle.Expected, Command]:
+    def _predict_ruling(self, delivery: Delivery) -> tuple[oracle.Prediction, Command]:
         id_ = delivery.command_id or ""
         parsed = orjson.loads(delivery.body)
         target = parsed["id"].lower() if "id" in parsed else None
@@ -207,37 +211,41 @@ class Court:
         before = {"id": target, **stored} if stored else None
         if before is not None:
             del before["_id"], before["version"]
-        given, expected = oracle.judged(delivery.command_name, delivery.body, before, version)
+        command, expected = oracle.predict_ruling(
+            delivery.command_name, delivery.body, before, version
+        )
         if earlier := self._commands.get(id_):
-            again = oracle.same(earlier, given)
-            outcome = "accepted" if again else "message_id_reused"
-            return oracle.Expected(outcome, duplicate=again), given
-        return expected, given
+            is_duplicate = earlier == command
+            outcome = "accepted" if is_duplicate else "message_id_reused"
+            return oracle.Prediction(outcome, duplicate=is_duplicate), command
+        return expected, command
 
-    def _fits(self, name: str, body: Any, size: int) -> bool:
-        fits = schemas.is_valid(name, body)
-        if self.report.count % _COMPARED == 0 and size < _COMPARABLE:
-            other = oracle.other_implementation(name).is_valid(body)
-            self.report.checks["fits" if fits else "does not fit"] += 1
-            assert fits is other, f"the schema's implementations disagree: {fits}, {other}"
-        return fits
+    def _check_schema(self, name: str, body: Any, size: int) -> bool:
+        is_valid = schemas.is_valid(name, body)
+        if self.report.count % _CROSS_CHECK_EVERY == 0 and size < _CROSS_CHECK_BYTES:
+            other = oracle.independent_validator(name).is_valid(body)
+            self.report.checks["valid" if is_valid else "invalid"] += 1
+            assert is_valid is other, f"the schema validators disagree: {is_valid}, {other}"
+        return is_valid
 
     def _check_event(
-        self, record: Record, expected: oracle.Expected, given: Command | None
+        self, record: Record, expected: oracle.Prediction, command: Command | None
     ) -> None:
         event = record.event
         before = self._outplans.get(event.data.id)
         stored, document = event_document(record), outplan_document(event)
         assert event.version == (before["version"] + 1 if before else 1), "a gap in versions"
         assert before is None or event.time > before["tm_update"], "tm_update does not grow"
-        if expected.settings is not None:
-            changed = {**document, **expected.settings}
+        if expected.fields is not None:
+            changed = {**document, **expected.fields}
             assert {**changed, "id": event.data.id} == {**document, "id": event.data.id}
         assert record_of(orjson.loads(orjson.dumps(stored))) == record
         assert state_of(dict(document)).outplan == event.data
-        assert oracle.stored_form(EVENTS).is_valid(stored), "the validator refuses the event"
-        assert oracle.stored_form(OUTPLANS).is_valid(document), "the validator refuses the outplan"
+        assert oracle.mongodb_validator(EVENTS).is_valid(stored), "the validator refuses the event"
+        assert oracle.mongodb_validator(OUTPLANS).is_valid(document), (
+            "the validator refuses the outplan"
+        )
         self._outplans[event.data.id] = document
         self._events[event.id] = stored
-        if given is not None:
-            self._commands[event.id] = given
+        if command is not None:
+            self._commands[event.id] = command

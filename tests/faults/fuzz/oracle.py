@@ -19,44 +19,42 @@ from outplan.mongodb.validators import validators
 from outplan.rabbitmq.frames import WireProperties
 from tests.support.contract_rules import Command, Document, judge, parse_command
 
-LIMIT: Final = 262_144
+MAX_BODY: Final = 262_144
 NAMES: Final = ("outplan_create", "outplan_update", "outplan_delete")
-# Nobody says where sane nesting ends; between these either verdict will do.
-_SANE_DEPTH: Final = 500
+# The contract sets no limit of nesting: past this depth both outcomes are right.
+_MAX_SURE_DEPTH: Final = 500
 _UUID_TYPES: Final = ("agent", "ai", "ai_team", "conference", "webchat", "web_session")
 
 
-class NotJson(Exception):
-    """Raised when a body is no JSON object by the contract's strict reading."""
+class NotJsonError(Exception):
+    """Raised if a body is no JSON object by the contract's strict reading."""
 
 
-class TooDeep(Exception):
-    """Raised when a body is nested past what any reader of JSON must take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What was accepted before under a message_id."""
-
-    command: Command
+class TooDeepError(Exception):
+    """Raised if a body is nested deeper than every JSON reader must accept."""
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """``outcome`` is accepted, unchanged or a code; None where the contract leaves it open."""
+class Prediction:
+    """The predicted ``outcome``: accepted, unchanged or a code; None if any is right.
+
+    ``fields`` is the document afterwards without its times.
+    """
 
     outcome: str | None
     duplicate: bool = False
-    settings: Document | None = None
+    fields: Document | None = None
 
 
-def form(properties: WireProperties, raw_id: bytes, routing_key: str, body: bytes) -> str | None:
-    """The code that a message deserves before its schema is asked, or None."""
+def check_form(
+    properties: WireProperties, raw_id: bytes, routing_key: str, body: bytes
+) -> str | None:
+    """Return the problem code that a message deserves before its schema is checked, or None."""
     if not _is_utf8(raw_id) or not raw_id:
         return "missing_message_id"
     if (properties.message_type or routing_key) not in NAMES:
         return "unknown_command"
-    if len(body) > LIMIT:
+    if len(body) > MAX_BODY:
         return "too_large"
     encoding = properties.content_encoding
     if encoding and encoding.lower() not in ("utf-8", "identity"):
@@ -64,74 +62,69 @@ def form(properties: WireProperties, raw_id: bytes, routing_key: str, body: byte
     return None
 
 
-def strict_object(body: bytes) -> Document:
-    """The object that a body holds. Raises NotJson and TooDeep."""
-    if body.count(b"[") + body.count(b"{") > _SANE_DEPTH and _depth(body) > _SANE_DEPTH:
-        raise TooDeep
+def parse_object(body: bytes) -> Document:
+    """Parse the object in a body. Raises NotJsonError and TooDeepError."""
+    if body.count(b"[") + body.count(b"{") > _MAX_SURE_DEPTH and _depth(body) > _MAX_SURE_DEPTH:
+        raise TooDeepError
     try:
         text = body.decode()
-        found = _strictly(text)
+        parsed = _parse_strictly(text)
         if "\\u" in text:
-            # Also in what a later member of the same name replaces.
-            everything = _strictly(text, object_pairs_hook=list)
+            # Check members too that a later one of the same name replaces.
+            everything = _parse_strictly(text, object_pairs_hook=list)
             json.dumps(everything, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise NotJson from error
-    if not isinstance(found, dict):
-        raise NotJson
-    return found
+        raise NotJsonError from error
+    if not isinstance(parsed, dict):
+        raise NotJsonError
+    return parsed
 
 
-def judged(
-    name: str, body: bytes, state: Document | None, version: int
-) -> tuple[Command, Expected]:
-    """What the contract's rules make of a well-formed command against an outplan."""
-    given = _lowered(parse_command(name, body.decode("latin-1")))
-    found = judge(state, version, given)
-    return given, Expected(found.outcome, settings=found.fields)
-
-
-def same(one: Command, other: Command) -> bool:
-    """Whether two commands have the same content."""
-    return one.name == other.name and one.body == other.body
+def predict_ruling(
+    name: str, body: bytes, document: Document | None, version: int
+) -> tuple[Command, Prediction]:
+    """Judge a well-formed command against an outplan at a version."""
+    command = _lower_uuid_target(parse_command(name, body.decode("latin-1")))
+    ruling = judge(document, version, command)
+    return command, Prediction(ruling.outcome, fields=ruling.fields)
 
 
 @cache
-def stored_form(collection: str) -> jsonschema_rs.Draft4Validator:
-    """MongoDB's validator for a collection, as far as JSON Schema can say the same."""
-    schema = _translated(validators()[collection]["$jsonSchema"])
+def mongodb_validator(collection: str) -> jsonschema_rs.Draft4Validator:
+    """Translate MongoDB's validator of a collection to JSON Schema, as far as possible."""
+    schema = _to_json_schema(validators()[collection]["$jsonSchema"])
     return jsonschema_rs.Draft4Validator(schema, pattern_options=jsonschema_rs.RegexOptions())
 
 
 @cache
-def other_implementation(name: str) -> Any:
-    """The schema ``name`` in an implementation that shares nothing with the service's."""
+def independent_validator(name: str) -> Any:
+    """Build a validator from a library that shares no code with the service's."""
     files = {n: json.loads(schemas.schema_text(n)) for n in schemas.schema_names()}
     resources = [(schema["$id"], Resource.from_contents(schema)) for schema in files.values()]
     registry = Registry().with_resources(resources)
     return jsonschema.Draft202012Validator(files[name], registry=registry)
 
 
-def _translated(schema: Any) -> Any:
+def _to_json_schema(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [_translated(part) for part in schema]
+        return [_to_json_schema(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: _translated(value) for key, value in schema.items() if key != "bsonType"}
+    parsed = {key: _to_json_schema(value) for key, value in schema.items() if key != "bsonType"}
     if (kind := schema.get("bsonType")) is not None:
-        found["type"] = "integer" if kind == ["int", "long"] else kind
+        parsed["type"] = "integer" if kind == ["int", "long"] else kind
     if isinstance(pattern := schema.get("pattern"), str):
-        # Here ``$`` is the very end.
-        found["pattern"] = pattern.replace("\\z", "$")
-    return found
+        # JSON Schema's ``$`` is the end of the text.
+        parsed["pattern"] = pattern.replace("\\z", "$")
+    return parsed
 
 
-def _lowered(given: Command) -> Command:
-    source = given.body.get("source")
+def _lower_uuid_target(command: Command) -> Command:
+    source = command.body.get("source")
     if source is None or source["type"] not in _UUID_TYPES:
-        return given
+        return command
     lower = {**source, "target": source["target"].lower()}
-    return replace(given, body={**given.body, "source": lower})
+    return replace(command, body={**command.body, "source": lower})
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -143,7 +136,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _depth(body: bytes) -> int:
-    """How deep brackets nest, those in texts counted too: at least the true depth."""
+    """Return the depth of brackets, those in strings included: an upper bound of the real depth."""
     depth = deepest = 0
     for byte in body:
         if byte in b"[{":
@@ -154,20 +147,22 @@ def _depth(body: bytes) -> int:
     return deepest
 
 
-def _strictly(text: str, **how: Any) -> Any:
-    return json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_bounded, **how)
+def _parse_strictly(text: str, **how: Any) -> Any:
+    return json.loads(
+        text, parse_constant=_refuse, parse_float=_parse_finite, parse_int=_parse_int, **how
+    )
 
 
-def _refused(token: str) -> None:
+def _refuse(token: str) -> None:
     raise ValueError(token)
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise ValueError(text)
     return value
 
 
-def _bounded(text: str) -> int | float:
-    return int(text) if len(text) < 20 else _finite(text)
+def _parse_int(text: str) -> int | float:
+    return int(text) if len(text) < 20 else _parse_finite(text)

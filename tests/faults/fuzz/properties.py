@@ -1,4 +1,4 @@
-"""Hostile AMQP properties, as the bytes that stand on the wire: most clients can't write them."""
+"""Mutate AMQP properties and headers as bytes."""
 
 import random
 from collections.abc import Callable
@@ -6,12 +6,10 @@ from typing import Final
 
 from outplan.contract.topology import topology
 from outplan.rabbitmq.frames import PROPERTIES
+from tests.support.raw_message import Properties, Table
 from tests.support.wire import table_bytes
 
-Properties = dict[str, bytes | int]
-Table = list[tuple[bytes, bytes]]
-
-# With a frame_max of 131,072 a content header has room for not much more.
+# A frame_max of 131,072 leaves a content header hardly more room.
 MAX_TABLE: Final = 130_000
 _TEXTS: Final = tuple(name for _, name, kind in PROPERTIES if kind == "text")
 _HOSTILE_TEXTS: Final = (
@@ -26,7 +24,7 @@ _NAMES: Final = (
     b"x-problem", b"x-problem-code", b"x-death", b"x-headers-dropped", b"x-original-user-id",
     b"x-original-cc", b"x-rejected-at", b"", b"\xff", "ключ".encode(), b"n" * 255,
 )  # fmt: skip
-# Of the values of a header table, by the byte that names their kind.
+# Sizes of header values, by the byte that names their type.
 FIXED_SIZES: Final = {
     **dict.fromkeys(b"tbB", 1), **dict.fromkeys(b"su", 2), **dict.fromkeys(b"Iif", 4),
     **dict.fromkeys(b"lLdT", 8), b"D"[0]: 5, b"V"[0]: 0,
@@ -37,154 +35,141 @@ _REPLY_QUEUES: Final = (
 )  # fmt: skip
 
 
-def content_header(properties: Properties, table: Table | None, size: int) -> bytes:
-    """A content header frame's payload."""
-    flags, parts = 0, []
-    for flag, name, kind in PROPERTIES:
-        if kind == "table" and table is not None:
-            flags |= flag
-            data = table_bytes(table)
-            parts.append(len(data).to_bytes(4, "big") + data)
-        elif (value := properties.get(name)) is not None:
-            flags |= flag
-            parts.append(_encoded(kind, value))
-    head = (60).to_bytes(2, "big") + bytes(2) + size.to_bytes(8, "big") + flags.to_bytes(2, "big")
-    return head + b"".join(parts)
+class PropertyMutator:
+    """Mutate one property or header of a message.
 
-
-def _encoded(kind: str, value: bytes | int) -> bytes:
-    if isinstance(value, bytes):
-        return bytes([len(value)]) + value
-    return value.to_bytes(1, "big") if kind == "octet" else value.to_bytes(8, "big", signed=True)
-
-
-class HostileProperties:
-    """Takes a message's properties and spoils one of them.
-
-    ``passable`` leaves out what the broker refuses to take from a publisher, so that no worker
-    ever sees it: tables that lie about their lengths, CC that is no list, another's user_id, a
-    delivery_mode that there is not.
+    ``publishable`` leaves out what the broker refuses from a publisher, which no worker sees:
+    tables with wrong lengths, a CC that is no list, another user's user_id, an invalid
+    delivery_mode.
     """
 
-    def __init__(self, luck: random.Random, passable: bool) -> None:
-        self._luck = luck
-        self._passable = passable
-        self._ways: list[tuple[Callable[[Properties, Table], None], int]] = [
-            (self._any_text, 6),
-            (self._message_id, 4),
-            (self._type, 4),
-            (self._encoding, 3),
-            (self._time, 2),
-            (self._reply_to, 2),
-            (self._octet, 2),
-            (self._header, 8),
-            (self._heavy_header, 1),
+    def __init__(self, rng: random.Random, publishable: bool) -> None:
+        self._rng = rng
+        self._publishable = publishable
+        self._mutations: list[tuple[Callable[[Properties, Table], None], int]] = [
+            (self._change_text, 6),
+            (self._change_message_id, 4),
+            (self._change_type, 4),
+            (self._change_encoding, 3),
+            (self._change_timestamp, 2),
+            (self._change_reply_to, 2),
+            (self._change_octets, 2),
+            (self._add_headers, 8),
+            (self._add_large_header, 1),
         ]
 
-    def spoil(self, properties: Properties, table: Table) -> None:
-        """Change one property or header, in place."""
-        ways, weights = zip(*self._ways, strict=True)
-        self._luck.choices(ways, weights)[0](properties, table)
+    def mutate(self, properties: Properties, table: Table) -> None:
+        """Change one property or header in place."""
+        mutations, weights = zip(*self._mutations, strict=True)
+        self._rng.choices(mutations, weights)[0](properties, table)
 
-    def _text(self) -> bytes:
-        if self._luck.random() < 0.2:
-            return self._luck.randbytes(self._luck.randrange(256))
-        return self._luck.choice(_HOSTILE_TEXTS)
+    def _make_text(self) -> bytes:
+        if self._rng.random() < 0.2:
+            return self._rng.randbytes(self._rng.randrange(256))
+        return self._rng.choice(_HOSTILE_TEXTS)
 
-    def _any_text(self, properties: Properties, _: Table) -> None:
-        name = self._luck.choice(_TEXTS)
-        if self._passable and name in ("user_id", "expiration", "reply_to", "correlation_id"):
-            # A publisher may claim its own name, and a time that does not pass in a test.
+    def _change_text(self, properties: Properties, _: Table) -> None:
+        name = self._rng.choice(_TEXTS)
+        if self._publishable and name in ("user_id", "expiration", "reply_to", "correlation_id"):
+            # The broker checks these two: a publisher's own name, and a long expiration.
             properties["user_id"], properties["expiration"] = b"guest", b"3600000"
         else:
-            properties[name] = self._text()
+            properties[name] = self._make_text()
 
-    def _message_id(self, properties: Properties, _: Table) -> None:
-        if self._luck.random() < 0.3:
+    def _change_message_id(self, properties: Properties, _: Table) -> None:
+        if self._rng.random() < 0.3:
             del properties["message_id"]
         else:
-            properties["message_id"] = self._text()
+            properties["message_id"] = self._make_text()
 
-    def _type(self, properties: Properties, _: Table) -> None:
-        properties["message_type"] = self._text()
+    def _change_type(self, properties: Properties, _: Table) -> None:
+        properties["message_type"] = self._make_text()
 
-    def _encoding(self, properties: Properties, _: Table) -> None:
-        properties["content_encoding"] = self._luck.choice(_ENCODINGS)
+    def _change_encoding(self, properties: Properties, _: Table) -> None:
+        properties["content_encoding"] = self._rng.choice(_ENCODINGS)
 
-    def _time(self, properties: Properties, _: Table) -> None:
-        properties["timestamp"] = self._luck.choice(_TIMES)
+    def _change_timestamp(self, properties: Properties, _: Table) -> None:
+        properties["timestamp"] = self._rng.choice(_TIMES)
 
-    def _reply_to(self, properties: Properties, _: Table) -> None:
-        properties["reply_to"] = self._luck.choice(_REPLY_QUEUES)
+    def _change_reply_to(self, properties: Properties, _: Table) -> None:
+        properties["reply_to"] = self._rng.choice(_REPLY_QUEUES)
 
-    def _octet(self, properties: Properties, _: Table) -> None:
-        properties["priority"] = self._luck.randrange(256)
-        properties["delivery_mode"] = self._luck.randrange(1, 3 if self._passable else 256)
+    def _change_octets(self, properties: Properties, _: Table) -> None:
+        properties["priority"] = self._rng.randrange(256)
+        properties["delivery_mode"] = self._rng.randrange(1, 3 if self._publishable else 256)
 
-    def _header(self, _: Properties, table: Table) -> None:
-        for _n in range(self._luck.choice((1, 1, 2, 5))):
-            name = self._name()
-            # Of several headers with one name RabbitMQ 4 may keep but one.
-            if not self._passable or all(name != other for other, _ in table):
-                table.append((name, self._value(0)))
+    def _add_headers(self, _: Properties, table: Table) -> None:
+        for _n in range(self._rng.choice((1, 1, 2, 5))):
+            name = self._make_name()
+            # RabbitMQ 4 may keep only one of several headers with the same name.
+            if not self._publishable or all(name != other for other, _ in table):
+                table.append((name, self._make_value(0)))
 
-    def _heavy_header(self, _: Properties, table: Table) -> None:
-        """Tables of up to what a frame holds: wide, deep, or one long text."""
-        size = int(10 ** self._luck.uniform(2, 5.2))
-        if not self._passable and self._luck.random() < 0.3:
+    def _add_large_header(self, _: Properties, table: Table) -> None:
+        """Add a header of up to a frame's size: wide, deep, or one long text."""
+        size = int(10 ** self._rng.uniform(2, 5.2))
+        if not self._publishable and self._rng.random() < 0.3:
             table += [(b"", b"V")] * (min(size, MAX_TABLE - 200) // 3)
-            table.append((self._luck.choice((b"traceparent", b"tracestate")), b"S\0\0\0\x01x"))
+            table.append((self._rng.choice((b"traceparent", b"tracestate")), b"S\0\0\0\x01x"))
             return
-        kinds: list[Callable[[int], bytes]] = [_wide_array, _wide_table, _deep, _long_text]
-        table.append((self._name(), self._luck.choice(kinds)(min(size, MAX_TABLE))))
+        kinds: list[Callable[[int], bytes]] = [
+            _make_wide_array,
+            _make_wide_table,
+            _make_deep_array,
+            _make_long_text,
+        ]
+        table.append((self._make_name(), self._rng.choice(kinds)(min(size, MAX_TABLE))))
 
-    def _name(self) -> bytes:
-        if self._luck.random() < 0.05:
-            return self._luck.choice((b"CC", b"BCC")) if not self._passable else b"cc"
-        return self._luck.choice(_NAMES)
+    def _make_name(self) -> bytes:
+        if self._rng.random() < 0.05:
+            return self._rng.choice((b"CC", b"BCC")) if not self._publishable else b"cc"
+        return self._rng.choice(_NAMES)
 
-    def _value(self, depth: int) -> bytes:
-        # The broker writes ``L`` down as ``l``, which is the same.
-        kind = self._luck.choice(b"SSStbBsuIilfdDTVxAF" + (b"" if self._passable else b"L"))
-        if kind == b"t"[0] and self._passable:
-            return b"t" + self._luck.choice((b"\0", b"\1"))  # The broker knows no other truth,
-        if kind in b"fd" and self._passable:  # and no numbers that are none.
-            return bytes([kind]) + b"\x40" + self._luck.randbytes(FIXED_SIZES[kind] - 1)
+    def _make_value(self, depth: int) -> bytes:
+        # The broker rewrites ``L`` as ``l``, which means the same.
+        kind = self._rng.choice(b"SSStbBsuIilfdDTVxAF" + (b"" if self._publishable else b"L"))
+        if kind == b"t"[0] and self._publishable:
+            return b"t" + self._rng.choice((b"\0", b"\1"))  # The broker normalizes others.
+        if kind in b"fd" and self._publishable:  # Avoid NaN and infinity.
+            return bytes([kind]) + b"\x40" + self._rng.randbytes(FIXED_SIZES[kind] - 1)
         if (size := FIXED_SIZES.get(kind)) is not None:
-            return bytes([kind]) + self._luck.randbytes(size)
+            return bytes([kind]) + self._rng.randbytes(size)
         if kind == b"A"[0] and depth < 4:
-            inner = b"".join(self._value(depth + 1) for _ in range(self._luck.randrange(4)))
+            inner = b"".join(self._make_value(depth + 1) for _ in range(self._rng.randrange(4)))
         elif kind == b"F"[0] and depth < 4:
             inner = table_bytes(
-                [(self._name(), self._value(depth + 1)) for _ in range(self._luck.randrange(4))]
+                [
+                    (self._make_name(), self._make_value(depth + 1))
+                    for _ in range(self._rng.randrange(4))
+                ]
             )
         else:
-            kind, inner = b"S"[0], self._text()
-        return bytes([kind]) + self._length(inner) + inner
+            kind, inner = b"S"[0], self._make_text()
+        return bytes([kind]) + self._encode_length(inner) + inner
 
-    def _length(self, inner: bytes) -> bytes:
-        lies = not self._passable and self._luck.random() < 0.05
-        size = self._luck.randrange(2**32) if lies else len(inner)
+    def _encode_length(self, inner: bytes) -> bytes:
+        is_wrong = not self._publishable and self._rng.random() < 0.05
+        size = self._rng.randrange(2**32) if is_wrong else len(inner)
         return size.to_bytes(4, "big")
 
 
-def _sized(kind: bytes, inner: bytes) -> bytes:
+def _with_length(kind: bytes, inner: bytes) -> bytes:
     return kind + len(inner).to_bytes(4, "big") + inner
 
 
-def _wide_array(size: int) -> bytes:
-    return _sized(b"A", b"V" * size)
+def _make_wide_array(size: int) -> bytes:
+    return _with_length(b"A", b"V" * size)
 
 
-def _wide_table(size: int) -> bytes:
-    return _sized(b"F", b"\0V" * (size // 2))
+def _make_wide_table(size: int) -> bytes:
+    return _with_length(b"F", b"\0V" * (size // 2))
 
 
-def _deep(size: int) -> bytes:
+def _make_deep_array(size: int) -> bytes:
     levels = size // 5
     heads = (b"A" + (5 * n + 1).to_bytes(4, "big") for n in range(levels))
     return b"".join(reversed(list(heads))) + b"V"
 
 
-def _long_text(size: int) -> bytes:
-    return _sized(b"S", b"0" * size)
+def _make_long_text(size: int) -> bytes:
+    return _with_length(b"S", b"0" * size)

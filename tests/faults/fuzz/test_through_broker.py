@@ -1,4 +1,4 @@
-"""Hostile messages through the real broker to a real worker; and MongoDB's view of long texts."""
+"""Check a fuzz run through RabbitMQ, and MongoDB's handling of long texts."""
 
 import random
 from collections.abc import AsyncIterator
@@ -16,43 +16,42 @@ from outplan.mongodb.documents import event_document
 from outplan.mongodb.validators import EVENTS, validators
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
-from tests.faults.fuzz.mutants import Mutant
-from tests.faults.fuzz.properties import content_header
-from tests.faults.fuzz.through_broker import hostile_round
+from tests.faults.fuzz.through_broker import run_through_broker
+from tests.support.raw_message import RawMessage, encode_content_header
 from tests.support.raw_publisher import raw_publisher
 from tests.support.samples import NOW, create_body, request
 from tests.support.world import Document
 
 COUNT = 1_000
-# What the worker may gain while it warms up; an outplan kept for each message would be more.
+# The worker's allowed gain during warm-up; an outplan leaked for each message would exceed it.
 GROWTH = 16 * 2**20
 
 
 @pytest.mark.parametrize(
     "seed", [1, 272_145_005, random.randrange(10**9)], ids=["fixed", "long-email", "random"]
 )
-async def test_every_message_has_one_outcome_and_the_worker_notices_nothing(
+async def test_every_message_has_one_outcome_and_the_worker_logs_no_problem(
     servers: Servers, seed: int
 ) -> None:
     print("seed", seed)
-    findings = await hostile_round(servers.rabbitmq.url, servers.mongodb.url, COUNT, seed)
+    report = await run_through_broker(servers.rabbitmq.url, servers.mongodb.url, COUNT, seed)
 
-    assert findings.faults == []
-    assert findings.outcomes.keys() == {"accepted", "duplicate", "unchanged", "rejected"}
-    assert findings.outcomes.total() == COUNT
-    assert findings.memory[-1] - findings.memory[0] < GROWTH
+    assert report.failures == []
+    assert report.outcomes.keys() == {"accepted", "duplicate", "unchanged", "rejected"}
+    assert report.outcomes.total() == COUNT
+    assert report.memory[-1] - report.memory[0] < GROWTH
 
 
 @pytest.mark.parametrize(
     "table",
     [[(b"a", b"S\xff\xff\xff\xff")], [(b"a", b"?")], [(b"CC", b"V")]],
-    ids=["a-length-past-the-end", "an-unknown-type", "CC-that-is-no-list"],
+    ids=["length-past-the-end", "unknown-type", "CC-not-a-list"],
 )
-async def test_the_broker_itself_refuses_headers_that_are_none(
+async def test_the_broker_refuses_malformed_headers(
     servers: Servers, table: list[tuple[bytes, bytes]]
 ) -> None:
-    """So that none reaches a worker."""
-    sent = Mutant("malformed", "nowhere", content_header({}, table, 0), b"")
+    """Check that no malformed header reaches a worker."""
+    sent = RawMessage("nowhere", encode_content_header({}, table, 0), b"")
 
     async with raw_publisher(servers.rabbitmq.url) as publisher:
         with pytest.raises(ConnectionError, match=r"541|406|PRECONDITION"):
@@ -85,13 +84,13 @@ TEXTS = {
 async def test_mongodb_takes_the_longest_texts_that_the_schema_allows(
     database: AsyncDatabase[Document], name: str
 ) -> None:
-    """Its regular expressions have limits of their own: they give up on 2,000 labels or so."""
+    """Check MongoDB's own limits: its regular expressions fail at about 2,000 labels."""
     kind, target = TEXTS[name]
-    found = request(orjson.dumps(create_body(source={"type": kind, "target": target})))
-    event = decide(None, found.command, found.command_id, NOW)
+    parsed = request(orjson.dumps(create_body(source={"type": kind, "target": target})))
+    event = decide(None, parsed.command, parsed.command_id, NOW)
     assert isinstance(event, Event)
 
-    await database[EVENTS].insert_one(event_document(Record(event, found.digest)))
+    await database[EVENTS].insert_one(event_document(Record(event, parsed.digest)))
 
     assert await database[EVENTS].count_documents({}) == 1
 
@@ -101,10 +100,10 @@ async def test_mongodb_takes_the_longest_free_texts(
     database: AsyncDatabase[Document], field: str
 ) -> None:
     source = {"type": "line", "target": "1", field: "x" * LONG}
-    found = request(create_body(source=source))
-    event = decide(None, found.command, found.command_id, NOW)
+    parsed = request(create_body(source=source))
+    event = decide(None, parsed.command, parsed.command_id, NOW)
     assert isinstance(event, Event)
 
-    await database[EVENTS].insert_one(event_document(Record(event, found.digest)))
+    await database[EVENTS].insert_one(event_document(Record(event, parsed.digest)))
 
     assert await database[EVENTS].count_documents({}) == 1

@@ -30,7 +30,7 @@ from outplan.testing.servers import Servers, start_servers
 from tests.faults.soak.load import Load
 from tests.faults.soak.plot import plot
 from tests.faults.soak.samples import MIB, Row, Sample, Sheet, verdict
-from tests.support.process_state import connections, listener, open_files, resident
+from tests.support.process_state import count_connections, find_listener, open_files, resident_bytes
 
 _MEASURED_SECONDS: Final = 20.0
 _SETTLE_SECONDS: Final = 60.0
@@ -89,7 +89,7 @@ class Processes:
 
 def _processes(place: Deployment, worker: int) -> Processes:
     amqp, mongo = URL(place.amqp_url).port or 5672, URL(place.mongo_url).port or 27017
-    return Processes(worker, listener("beam.smp", amqp), listener("mongod", mongo), amqp)
+    return Processes(worker, find_listener("beam.smp", amqp), find_listener("mongod", mongo), amqp)
 
 
 class Sampler:
@@ -134,7 +134,7 @@ class Sampler:
             at=round(time.monotonic() - self._since, 2),
             worker_memory=_mib(processes.worker) or 0.0,
             worker_files=len(files),
-            worker_connections=connections(processes.worker, files, processes.amqp_port),
+            worker_connections=count_connections(processes.worker, files, processes.amqp_port),
             broker_memory=_mib(processes.broker),
             store_memory=_mib(processes.store),
             loader_memory=_mib(os.getpid()) or 0.0,
@@ -154,7 +154,7 @@ class Sampler:
 
 
 def _mib(pid: int | None) -> float | None:
-    return None if pid is None else round(resident(pid) / MIB, 2)
+    return None if pid is None else round(resident_bytes(pid) / MIB, 2)
 
 
 def _quantile(latencies: list[float], percent: int) -> float | None:

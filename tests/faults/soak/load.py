@@ -10,9 +10,8 @@ from typing import Final
 from outplan.contract.amqp import Delivery
 from outplan.contract.topology import Binding, Queue, Topology, topology
 from outplan.rabbitmq.session import Session, open_session
-from tests.faults.fuzz.mutants import Mutant
-from tests.faults.fuzz.properties import Properties, content_header
 from tests.support.command_generator import Draft, Generator, Outplans
+from tests.support.raw_message import Properties, RawMessage, encode_content_header
 from tests.support.raw_publisher import RawPublisher, raw_publisher
 
 _TICK: Final = 0.02
@@ -110,7 +109,7 @@ class Load:
         messages = [self._message(self._generator.draft()) for _ in range(count)]
         await self._publisher.publish(self._layout.commands.name, messages)
 
-    def _message(self, draft: Draft) -> Mutant:
+    def _message(self, draft: Draft) -> RawMessage:
         self.sent += 1
         serial = str(self.sent)
         self._open[serial] = time.monotonic()
@@ -125,8 +124,8 @@ class Load:
             properties["message_id"] = draft.message_id.encode()
         id_ = draft.outplan_id.encode()
         table = [(b"outplan_id", b"S" + len(id_).to_bytes(4, "big") + id_)]
-        header = content_header(properties, table, len(draft.body))
-        return Mutant("soak", draft.name, header, draft.body)
+        header = encode_content_header(properties, table, len(draft.body))
+        return RawMessage(draft.name, header, draft.body)
 
     async def _take(self, session: Session) -> None:
         while batch := await session.receive(_TAKEN):

@@ -1,0 +1,40 @@
+"""Name and consume the queues at which everything that the worker publishes arrives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from outplan.contract.topology import Binding, Queue, Topology, topology
+
+_QUORUM: Final[Mapping[str, Any]] = {"x-queue-type": "quorum"}
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverQueues:
+    """A queue for replies and one for events, next to the service's queue of rejected copies."""
+
+    prefix: str
+
+    @property
+    def replies(self) -> str:
+        return f"{self.prefix}.replies"
+
+    @property
+    def events(self) -> str:
+        return f"{self.prefix}.witness"
+
+    @property
+    def rejected(self) -> str:
+        return topology(self.prefix).rejected.name
+
+    @property
+    def own(self) -> list[str]:
+        """List the queues that the service does not know."""
+        return [self.replies, self.events]
+
+    def build_topology(self) -> Topology:
+        """Build a topology for a session that consumes all three queues."""
+        layout = topology(self.prefix)
+        own = tuple(Queue(name, _QUORUM) for name in self.own)
+        bindings = (Binding(layout.events.name, self.events, "#"),)
+        return replace(layout, command_queues=(*own, layout.rejected), bindings=bindings)
