@@ -22,7 +22,7 @@ def main() -> None:
     try:
         from outplan.cli import app  # noqa: PLC0415 - it needs the extra cli
 
-        app(prog_name="outplan")
+        app.main()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _OPTIONAL:

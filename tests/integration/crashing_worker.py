@@ -13,7 +13,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from outplan.cli import app
+from outplan.cli.app import main
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.messages import Command
 from outplan.domain import batch
@@ -88,4 +88,4 @@ if __name__ == "__main__":
     MongoTransaction.load = load  # type: ignore[method-assign, assignment]
     MongoStore.transact = transact  # type: ignore[method-assign]
     setattr(batch, "decide", decide)  # noqa: B010  it has it by import
-    app(prog_name="outplan")
+    main()

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from outplan import bootstrap
-from outplan.cli import app
+from outplan.cli.app import main
 
 
 def an_hour_ago() -> datetime:
@@ -12,4 +12,4 @@ def an_hour_ago() -> datetime:
 
 if __name__ == "__main__":
     setattr(bootstrap, "utc_now", an_hour_ago)  # noqa: B010  it has it by import
-    app(prog_name="outplan")
+    main()

@@ -71,7 +71,7 @@ async def test_at_a_terminal_it_asks_first(
         process,
         keyboard,
     ):
-        assert "Discard 1 copy for ever?" in await asked(process)
+        assert "Discard 1 message for ever?" in await asked(process)
         os.write(keyboard, typed)
         async with asyncio.timeout(30):
             _, err = await process.communicate()
@@ -87,7 +87,7 @@ async def test_killed_while_it_asks_it_has_discarded_nothing(
     async with at_a_terminal(deployment, "discard", "--all") as (process, _):
         await asked(process)
         _, _, err = await run(deployment, "list")
-        assert "another consumer is at this queue" in err
+        assert "another consumer reads this queue" in err
         process.kill()
         await process.wait()
     assert await ids(deployment) == ["a"]
@@ -112,7 +112,7 @@ async def test_what_is_discarded_is_saved_whole_before(
     )
 
     assert code == 0
-    assert err.endswith(f"2 copies discarded; they are in {file}\n")
+    assert err.endswith(f"discarded 2 messages; saved in {file}\n")
     assert [json.loads(line)["message_id"] for line in out.splitlines()] == ["a", "b"]
     before, first, second = map(json.loads, file.read_text().splitlines())
     assert before == {"before": True}
@@ -136,22 +136,22 @@ async def test_what_cannot_be_saved_is_not_discarded(
     ("arguments", "code", "words"),
     [
         (["list", "--code", "notfound"], 2, "none of"),
-        (["list", "--older-than", "1 fortnight"], 2, "no age such as"),
-        (["list", "--older-than", "99999999999999w"], 2, "longer ago"),
-        (["list", "--customer", "5e4d"], 2, "no UUID"),
+        (["list", "--older-than", "1 fortnight"], 2, "not an age such as"),
+        (["list", "--older-than", "99999999999999w"], 2, "too long an age"),
+        (["list", "--customer", "5e4d"], 2, "not a valid UUID"),
         (["list", "--limit", "-1"], 2, "--limit"),
         (["list", "--amqp-url", "http://localhost/"], 2, "amqp://"),
-        (["list", "--message-id", "nobody"], 1, "no copy has the message_id nobody"),
-        (["list", "--number", "9"], 1, "there is no copy 9: there are 1"),
+        (["list", "--message-id", "nobody"], 1, "no message has the message_id nobody"),
+        (["list", "--number", "9"], 1, "there is no number 9; the queue has 1 message"),
         (["show"], 2, "Missing argument"),
         (["show", "nobody"], 1, "neither a message_id nor a number"),
         (["show", "0"], 1, "neither a message_id nor a number"),
-        (["redrive"], 2, "say which"),
-        (["redrive", "--all", "a"], 2, "--all goes without"),
+        (["redrive"], 2, "no messages selected"),
+        (["redrive", "--all", "a"], 2, "--all cannot be combined"),
         (["redrive", "--all", "--rate", "0"], 2, "--rate"),
-        (["redrive", "a", "nobody"], 1, "no copy has the message_id nobody"),
-        (["discard", "--yes"], 2, "say which"),
-        (["list", "--prefix", "nowhere-at-all"], 1, "has a worker run with this prefix?"),
+        (["redrive", "a", "nobody"], 1, "no message has the message_id nobody"),
+        (["discard", "--yes"], 2, "no messages selected"),
+        (["list", "--prefix", "nowhere-at-all"], 1, "check --prefix, or start a worker"),
         (["list", "--amqp-url", "amqp://127.0.0.1:1/"], 1, "127.0.0.1"),
     ],
 )
@@ -168,4 +168,4 @@ async def test_wrong_use_is_a_few_words_and_an_exit_code(
 async def test_an_empty_queue_is_no_error(deployment: Deployment, world: World) -> None:
     for arguments in (["list"], ["redrive", "--all"], ["discard", "--all", "--yes"]):
         code, out, err = await run(deployment, *arguments)
-        assert (code, out, err) == (0, "", "no rejected command is there\n")
+        assert (code, out, err) == (0, "", "no rejected messages\n")

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from outplan.cli.importing.lines import MAX_LINE_BYTES
+from outplan.cli.lines import MAX_LINE_BYTES
 from outplan.testing import Deployment
 from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
@@ -156,8 +156,8 @@ async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
     assert stopped.code == 130
     assert (stopped.json["finished"], stopped.json["rejected"]) == (False, 0)
     judged = stopped.json["accepted"]
-    assert f"All lines up to {judged} have been judged" in stopped.err
-    assert f"go on with --from-line {judged + 1}: what was done is not done twice" in stopped.err
+    assert f"All lines up to {judged} are done" in stopped.err
+    assert f"continue with --from-line {judged + 1}: a command that took effect" in stopped.err
 
     rest = await outplan(deployment, "import", file, "--json", "--from-line", str(judged + 1))
     assert (rest.code, rest.json["lines"]) == (0, 800 - judged)

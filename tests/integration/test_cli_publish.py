@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from yarl import URL
 
-from outplan.cli.publish.command import Conditions, CreateFields, UpdateFields
+from outplan.cli.options import CreateOptions, PreconditionOptions, UpdateOptions
 from outplan.contract import schemas
 from outplan.testing import Deployment
 from tests.support.commands import command
@@ -29,9 +29,9 @@ NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
 def test_every_field_of_the_contract_is_an_option() -> None:
     for name, options in (
-        ("create", CreateFields),
-        ("update", UpdateFields),
-        ("delete", Conditions),
+        ("create", CreateOptions),
+        ("update", UpdateOptions),
+        ("delete", PreconditionOptions),
     ):
         schema = json.loads(schemas.schema_text(f"outplan_{name}"))
         named = {field.name for field in fields(options)} | {"id"}
@@ -40,7 +40,7 @@ def test_every_field_of_the_contract_is_an_option() -> None:
 
 def test_what_needs_no_broker_does_not_load_the_client() -> None:
     script = (
-        "import sys, outplan.cli; print({'pydantic', 'aio_pika', 'motor'} & sys.modules.keys())"
+        "import sys, outplan.cli.app; print({'pydantic', 'aio_pika', 'motor'} & sys.modules.keys())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -169,7 +169,7 @@ async def test_a_file_about_another_outplan_is_not_sent(tmp_path: Path) -> None:
     file.write_text('{"id": "one", "name": "x"}')
     refused = await outplan(NOWHERE, "publish", "update", "another", "--json-file", str(file))
     assert (refused.code, refused.out) == (2, "")
-    assert "about outplan one, the command line about another" in refused.err
+    assert "names outplan one, the command line names another" in refused.err
 
 
 async def test_without_waiting_it_is_confirmed_by_the_broker_only(
@@ -199,7 +199,7 @@ async def test_an_unknown_outcome_says_how_to_ask_again(
         await world.wait_for_event(id_)
         again = await outplan(deployment, *CREATE, "--message-id", id_)
     assert (again.code, again.out.partition("\n")[0]) == (
-        0, "accepted, version 1, a duplicate: it had taken effect before",
+        0, "accepted, version 1, a duplicate: it took effect before",
     )  # fmt: skip
 
 
@@ -221,8 +221,8 @@ async def test_an_unknown_outcome_says_how_to_ask_again(
         (["create", "--name", "x", "--amqp-url", "http://localhost/"], "amqp://"),
         (["create", "--name", "x", "--amqp-url", "amqp://h:99999/"], "amqp://"),
         (["create", "--name", "x", "--prefix", "a b"], "letters, digits"),
-        (["update", "--name", "x"], "its ID is missing"),
-        (["delete", "--expected-version", "1"], "its ID is missing"),
+        (["update", "--name", "x"], "outplan's ID is missing"),
+        (["delete", "--expected-version", "1"], "outplan's ID is missing"),
         (["create", "--json-file", "no-such-file.json"], "No such file"),
         (["create", "--json-file", "."], "directory"),
         (["create", "--json-file", "-"], "this is not JSON"),
@@ -254,7 +254,7 @@ async def test_an_outcome_that_cannot_be_printed_says_how_to_have_it_again(
         assert await publishing.ended() == 4
 
     first, *_, last = publishing.err.decode().splitlines()
-    assert first.startswith("outplan: accepted, but standard output takes no more of it: No space")
+    assert first.startswith("outplan: accepted, but standard output cannot be written: No space")
     assert last.strip() == "--message-id unprinted"
     assert "a duplicate" in (await outplan(deployment, *again)).out
 

@@ -31,7 +31,7 @@ async def test_a_command_that_has_become_possible_is_accepted_under_its_message_
         await world.ask("outplan_create", create_body(id=id_))
         code, out, err = await run(deployment, "redrive", "early")
 
-    assert (code, err) == (0, "1 of 1 copy: 1 accepted\n")
+    assert (code, err) == (0, "1 of 1 message: 1 accepted\n")
     assert out.split() == ["accepted", "outplan_update", "early", "version", "2"]
     await world.wait_for_event("early")
     event = world.events[-1]
@@ -91,7 +91,7 @@ async def test_what_is_still_invalid_is_not_sent_and_stays(
 
     assert code == 3
     assert "invalid    outplan_create  wrong  /dial_timeout: 30 is less" in out
-    assert err == "2 of 2 copies: 1 still invalid, not sent, 1 accepted\n"
+    assert err == "2 of 2 messages: 1 still invalid, not sent, 1 accepted\n"
     assert [m.message_id for m in await queued(world)] == ["wrong"]
     sent = await spy.get(timeout=10)
     assert sent is not None
@@ -108,7 +108,7 @@ async def test_a_dry_run_tells_what_would_pass_and_sends_nothing(
 
     said = {line["message_id"]: line["status"] for line in map(json.loads, out.splitlines())}
     assert (code, said) == (3, {"wrong": "invalid", "right": "valid"})
-    assert err == "2 of 2 copies: 1 still invalid, not sent, 1 valid now\n"
+    assert err == "2 of 2 messages: 1 still invalid, not sent, 1 valid now\n"
     assert await world.count_waiting() == 0
     assert len(await queued(world)) == 2
 
@@ -126,7 +126,7 @@ async def test_it_stops_where_the_same_problem_comes_back_and_never_goes_round_i
     assert code == 3
     assert [line.split()[2] for line in out.splitlines()] == [f"id-{n}" for n in range(tried)]
     if tried == 1:
-        assert "1 of 3 copies: 1 rejected once more; 2 not tried\n" in err
+        assert "1 of 3 messages: 1 rejected again; 2 not tried\n" in err
         assert "same code, not_found; --keep-going" in err
     back = [str(message.message_id) for message in await queued(world)]
     assert sorted(back) == ["id-0", "id-1", "id-2"]
@@ -143,7 +143,7 @@ async def test_another_problem_than_before_does_not_stop_it(
         code, _, err = await run(deployment, "redrive", "--all")
 
     assert code == 3
-    assert err == "2 of 2 copies: 1 rejected once more, 1 accepted\n"
+    assert err == "2 of 2 messages: 1 rejected again, 1 accepted\n"
 
 
 async def test_without_a_worker_the_outcome_is_unknown_the_copy_stays_and_no_harm_comes_of_it(
@@ -158,7 +158,7 @@ async def test_without_a_worker_the_outcome_is_unknown_the_copy_stays_and_no_har
     async with run_worker(deployment):
         await world.wait_for_event("twice")
         code, _, err = await run(deployment, "redrive", "--all")
-    assert (code, err) == (0, "1 of 1 copy: 1 duplicate (accepted before)\n")
+    assert (code, err) == (0, "1 of 1 message: 1 duplicate (took effect before)\n")
     assert len((await world.read_documents())[1]) == 1
     assert await ids(deployment) == []
 

@@ -143,7 +143,7 @@ async def test_what_was_taken_by_somebody_else_is_said_to_be_out_of_sight(
         code, out, err = await run(deployment, "list")
 
     assert (code, out) == (0, "")
-    assert "another consumer is at this queue" in err
+    assert "another consumer reads this queue" in err
     assert await ids(deployment) == ["a"]
 
 
@@ -254,6 +254,6 @@ async def test_what_the_broker_dead_letters_itself_is_listed_and_redriven(
 
     async with run_worker(deployment):
         code, out, err = await run(deployment, "redrive", "--code", "expired")
-    assert (code, err) == (0, "1 of 1 copy: 1 accepted\n")
+    assert (code, err) == (0, "1 of 1 message: 1 accepted\n")
     assert out.split() == ["accepted", "outplan_create", "late", "version", "1"]
     assert (await world.wait_for_event("late"))["version"] == 1

@@ -151,7 +151,7 @@ async def test_no_text_of_other_people_steers_a_terminal(
         assert "\r" not in text.replace("\r\n", "")
     if form:
         assert [json.loads(line) for line in watching.out.splitlines()] == events
-    assert b"cannot read what came as outplan_updated." in watching.err
+    assert b"cannot read a message with routing key outplan_updated." in watching.err
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ async def test_a_restart_of_the_broker_is_survived_and_said(
         for watching in (passing, durable):
             await watching.printed("outplan_created")
         await asyncio.to_thread(servers.rabbitmq.restart)
-        await passing.told("those published meanwhile were missed", seconds=60)
-        await durable.told("events come again; none was missed", seconds=60)
+        await passing.told("events published meanwhile are lost", seconds=60)
+        await durable.told("reconnected; no event was missed", seconds=60)
         async with open_world(deployment) as again:
             await a_life(again)
         assert await passing.ended() == 0

@@ -1,41 +1,30 @@
-"""``outplan schema``: the contract's JSON Schemas."""
+"""Print the contract's JSON Schemas: ``outplan schema``."""
 
 import json
 from difflib import get_close_matches
-from typing import Annotated, Final
+from typing import Final
 
 import typer
+
+from outplan.contract.schemas import schema_names, schema_text
 
 _PREFIX: Final = "outplan_"
 
 
-def _completions() -> list[str]:
-    from outplan.contract.schemas import schema_names  # noqa: PLC0415
+def list_schemas() -> None:
+    """Print a line for each schema: its name and the first sentence of its description."""
+    for name in schema_names():
+        description: str = json.loads(schema_text(name))["description"]
+        typer.echo(f"{name:<16}  {description.partition('. ')[0].removesuffix('.')}")
 
-    return list(schema_names())
+
+def print_schema(name: str) -> None:
+    """Print a schema as its file is. Raises typer.BadParameter for an unknown name."""
+    typer.echo(schema_text(_find(name)), nl=False)
 
 
-def schema(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            help="Which to print. 'create' is short for 'outplan_create', and so on.",
-            autocompletion=_completions,
-        ),
-    ] = None,
-) -> None:
-    """List the contract's JSON Schemas, or print one of them."""
-    from outplan.contract.schemas import schema_names, schema_text  # noqa: PLC0415
-
+def _find(name: str) -> str:
     names = schema_names()
-    if name is None:
-        for each in names:
-            typer.echo(f"{each:<16}  {_first_sentence(schema_text(each))}")
-    else:
-        typer.echo(schema_text(_full(name, names)), nl=False)
-
-
-def _full(name: str, names: tuple[str, ...]) -> str:
     stem = name.lower().removesuffix(".json").replace("-", "_")
     for full in (stem, _PREFIX + stem):
         if full in names:
@@ -44,8 +33,3 @@ def _full(name: str, names: tuple[str, ...]) -> str:
     near = get_close_matches(stem, sorted(known), n=2)
     remedy = f"Did you mean {' or '.join(near)}?" if near else "'outplan schema' lists them."
     raise typer.BadParameter(f"There is no schema {name!r}. {remedy}", param_hint="NAME")
-
-
-def _first_sentence(schema: bytes) -> str:
-    description: str = json.loads(schema)["description"]
-    return description.partition(". ")[0].removesuffix(".")

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from outplan import bootstrap
-from outplan.cli import app
+from outplan.cli.app import main
 from outplan.contract.amqp import Delivery, Publication
 from outplan.domain.records import Snapshot
 from outplan.mongodb.store import MongoStore, MongoTransaction
@@ -90,4 +90,4 @@ if __name__ == "__main__":
     if _crash_point:
         _install_crash_points()
     plant(os.environ.get("PLANTED_FAULT"))
-    app(prog_name="outplan")
+    main()

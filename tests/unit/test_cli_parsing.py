@@ -1,4 +1,4 @@
-"""The lines of an import: cut out of bytes, and what they mean."""
+"""The lines of an import: split out of bytes, and what they mean."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outplan.cli.importing.entries import Deleted, Wrong, entry
-from outplan.cli.importing.lines import MAX_LINE_BYTES, Line, Splitter
+from outplan.cli.lines import MAX_LINE_BYTES, Line, LineSplitter
+from outplan.cli.parsing import DeletedOutplan, InvalidLine, parse_line
 from outplan.client import Request
 from outplan.contract.fields import NEVER
 
@@ -20,19 +20,19 @@ OUTPLAN = {
 ADDED = {"tm_create": "2026-01-02 03:04:05.000006", "tm_update": None, "tm_delete": NEVER}
 
 
-def cut(*pieces: bytes) -> list[Line]:
-    splitter = Splitter()
+def split(*pieces: bytes) -> list[Line]:
+    splitter = LineSplitter()
     found = [line for piece in pieces for line in splitter.feed(piece)]
     return [*found, *splitter.close()]
 
 
-def a_line(content: Any, number: int = 1) -> Line:
+def make_line(content: Any, number: int = 1) -> Line:
     text = json.dumps(content).encode()
     return Line(number, text, len(text), len(text))
 
 
 def read(content: Any) -> Request:
-    found = entry(a_line(content))
+    found = parse_line(make_line(content))
     assert isinstance(found, Request)
     return found
 
@@ -43,17 +43,17 @@ def test_lines_do_not_depend_on_the_pieces_that_they_come_in(
 ) -> None:
     whole = b"\n".join(lines)
     at = data.draw(st.integers(0, len(whole)))
-    assert cut(whole[:at], whole[at:]) == cut(whole)
-    assert [line.number for line in cut(whole)] == list(range(1, len(cut(whole)) + 1))
-    assert not whole or cut(whole)[-1].end == len(whole)
+    assert split(whole[:at], whole[at:]) == split(whole)
+    assert [line.number for line in split(whole)] == list(range(1, len(split(whole)) + 1))
+    assert not whole or split(whole)[-1].end == len(whole)
 
 
 def test_of_an_endless_line_only_the_beginning_is_kept() -> None:
     piece = b"x" * 1_000_000
-    endless, after = cut(*[piece] * 5, b"\nafter")
-    assert endless.overlong
+    endless, after = split(*[piece] * 5, b"\nafter")
+    assert endless.is_overlong
     assert (endless.size, len(endless.content)) == (5_000_000, MAX_LINE_BYTES)
-    assert (after.number, after.content, after.overlong) == (2, b"after", False)
+    assert (after.number, after.content, after.is_overlong) == (2, b"after", False)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_an_outplan_in_any_form_is_a_create(spelt: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("tm_delete", ["2026-01-02 03:04:05.000006", "2026-01-02T03:04:05Z"])
 def test_a_deleted_outplan_is_nothing_to_do(tm_delete: str) -> None:
-    assert entry(a_line({**OUTPLAN, **ADDED, "tm_delete": tm_delete})) == Deleted()
+    assert parse_line(make_line({**OUTPLAN, **ADDED, "tm_delete": tm_delete})) == DeletedOutplan()
 
 
 def test_an_event_is_repeated_by_what_it_changed() -> None:
@@ -102,7 +102,7 @@ def test_a_commands_id_follows_from_content_line_and_label() -> None:
         for content in (OUTPLAN, {**OUTPLAN, "name": "x"})
         for label in ("", "again")
         for _ in range(2)
-        if isinstance(found := entry(a_line(content, number), label), Request)
+        if isinstance(found := parse_line(make_line(content, number), label), Request)
     }
     assert len(ids) == 8
 
@@ -110,9 +110,9 @@ def test_a_commands_id_follows_from_content_line_and_label() -> None:
 @pytest.mark.parametrize("message_id", ["", "x" * 256, 5, None, {}])
 def test_a_message_id_that_cannot_be_sent_is_a_rejection(message_id: Any) -> None:
     line = {"command": "delete", "body": {"id": "x"}, "message_id": message_id}
-    with pytest.raises(Wrong) as wrong:
+    with pytest.raises(InvalidLine) as error:
         read(line)
-    assert wrong.value.problem.code == "missing_message_id"
+    assert error.value.problem.code == "missing_message_id"
 
 
 @pytest.mark.parametrize("name", ["update", "outplan_update"])

@@ -1,7 +1,7 @@
-"""What the lines of an import mean: each a command, or nothing to do, or a problem.
+"""Parse the lines of an import.
 
-A line is a command (it has the member ``command``), an event, or an outplan. Events become the
-commands that repeat them; outplans become creates, also as they are exported from the service.
+A line is a command (it has the member ``command``), an event, or an outplan. An event becomes the
+command that repeats it. An outplan becomes a create, also in the form that the service exports.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 
 import orjson
 
-from outplan.cli.importing.lines import MAX_LINE_BYTES, Line
+from outplan.cli.lines import MAX_LINE_BYTES, Line
 from outplan.client import Request
 from outplan.contract.fields import MAX_MESSAGE_ID_BYTES, NEVER
 from outplan.contract.messages import COMMANDS, CommandName, Problem
@@ -26,8 +26,8 @@ _REPEATED: Final = {
 }
 
 
-class Wrong(Exception):
-    """Raised when a line says nothing that could be sent; ``problem`` says why."""
+class InvalidLine(Exception):
+    """Raised when a line holds nothing to send; ``problem`` says why."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -35,69 +35,71 @@ class Wrong(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Deleted:
-    """An outplan that is deleted: there is nothing to create."""
+class DeletedOutplan:
+    """Stand for a deleted outplan, which an import skips."""
 
 
-def entry(line: Line, label: str = "") -> Request | Deleted:
-    """Read a line. Raises Wrong.
+def parse_line(line: Line, label: str = "") -> Request | DeletedOutplan:
+    """Parse a line. Raises InvalidLine.
 
-    Its command's id follows from its number, its content and the label, so that the same file
-    means the same commands each time.
+    The command's id is derived from the line's number and content and from the label, so that the
+    same file makes the same commands each time.
     """
-    members = _object(line)
+    members = _load_object(line)
     if "command" in members:
-        return _command(members, _derived_id(line, label))
+        return _parse_command(members, _derive_id(line, label))
     if isinstance(members.get("data"), dict) and str(members.get("type")) in _REPEATED:
-        return _event(members, _derived_id(line, label))
-    return _create(members, _derived_id(line, label))
+        return _parse_event(members, _derive_id(line, label))
+    return _parse_outplan(members, _derive_id(line, label))
 
 
-def _object(line: Line) -> dict[str, Any]:
-    if line.overlong:
-        raise Wrong("too_large", f"the line has {line.size} bytes; the limit is {MAX_LINE_BYTES}")
+def _load_object(line: Line) -> dict[str, Any]:
+    if line.is_overlong:
+        raise InvalidLine(
+            "too_large", f"the line has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
+        )
     try:
         members = orjson.loads(line.content)
     except orjson.JSONDecodeError as error:
         where = f"at character {error.pos + 1}"
-        raise Wrong("invalid_json", f"{error.msg}, {where}") from None
+        raise InvalidLine("invalid_json", f"{error.msg}, {where}") from None
     if not isinstance(members, dict):
-        raise Wrong("invalid_json", "each line has to be a JSON object, and this is none")
+        raise InvalidLine("invalid_json", "the line is JSON, but not an object")
     return members
 
 
-def _derived_id(line: Line, label: str) -> str:
+def _derive_id(line: Line, label: str) -> str:
     return str(uuid5(_NAMESPACE, f"{label}\n{line.number}\n{line.content.decode()}"))
 
 
-def _command(members: dict[str, Any], derived_id: str) -> Request:
+def _parse_command(members: dict[str, Any], derived_id: str) -> Request:
     name, body = str(members["command"]), members.get("body")
     full = name if name in COMMANDS else f"outplan_{name}"
     if full not in COMMANDS:
-        raise Wrong("unknown_command", f"command is to be one of {', '.join(COMMANDS)}")
+        raise InvalidLine("unknown_command", f"command must be one of {', '.join(COMMANDS)}")
     if members.keys() - _MEMBERS or not isinstance(body, dict):
-        detail = "a command's line has command, body (an object) and perhaps message_id, no more"
-        raise Wrong("invalid_command", detail)
+        detail = "a command has the members command, body (an object) and optionally message_id"
+        raise InvalidLine("invalid_command", detail)
     message_id = members.get("message_id", derived_id)
     if not isinstance(message_id, str) or not 0 < len(message_id.encode()) <= MAX_MESSAGE_ID_BYTES:
-        raise Wrong("missing_message_id", "message_id is to be text of 1 to 255 bytes")
+        raise InvalidLine("missing_message_id", "message_id must be a string of 1 to 255 bytes")
     return Request(cast(CommandName, full), body, message_id)
 
 
-def _event(members: dict[str, Any], derived_id: str) -> Request | Deleted:
+def _parse_event(members: dict[str, Any], derived_id: str) -> Request | DeletedOutplan:
     name, data = cast(CommandName, _REPEATED[members["type"]]), members["data"]
     if name == "outplan_create":
-        return _create(data, derived_id)
+        return _parse_outplan(data, derived_id)
     changed = members.get("changed")
     fields = {"id", *map(str, changed)} if isinstance(changed, list) else {"id"}
     return Request(name, {field: data[field] for field in fields & data.keys()}, derived_id)
 
 
-def _create(outplan: dict[str, Any], derived_id: str) -> Request | Deleted:
-    """Take from an outplan what the service adds itself, and nothing that only looks like it."""
+def _parse_outplan(outplan: dict[str, Any], derived_id: str) -> Request | DeletedOutplan:
+    """Remove the fields that the service sets; keep values that it would not have written."""
     added: set[str] = {name for name in _TIMES if name in outplan and _is_time(outplan[name])}
-    if "tm_delete" in added and not _lives(outplan["tm_delete"]):
-        return Deleted()
+    if "tm_delete" in added and not _is_alive(outplan["tm_delete"]):
+        return DeletedOutplan()
     if type(outplan.get("version")) is int:
         added.add("version")
     body = {name: value for name, value in outplan.items() if name not in {*added, "_id"}}
@@ -107,12 +109,12 @@ def _create(outplan: dict[str, Any], derived_id: str) -> Request | Deleted:
 
 
 def _is_time(value: object) -> bool:
-    """Any of the forms in which VoIPBIN writes times; null is "never"."""
+    """Accept every form in which VoIPBIN writes times; null means never."""
     try:
         return value is None or bool(datetime.fromisoformat(cast(str, value)))
     except (TypeError, ValueError):
         return False
 
 
-def _lives(tm_delete: str | None) -> bool:
+def _is_alive(tm_delete: str | None) -> bool:
     return tm_delete is None or tm_delete[:4] == NEVER[:4]

@@ -1,4 +1,4 @@
-"""The lines of a file or of standard input, however large, in bounded memory."""
+"""Read the lines of a file or of standard input in bounded memory."""
 
 import asyncio
 import io
@@ -12,7 +12,7 @@ from typing import Final
 
 from outplan.contract.fields import MAX_BODY_BYTES
 
-# The longest spelling of a body that the contract takes: each of its bytes as \u00xx, and room.
+# A body of the largest size with every byte escaped as \u00xx, and room for the rest of the line.
 MAX_LINE_BYTES: Final = 7 * MAX_BODY_BYTES
 
 _CHUNK: Final = 65_536
@@ -21,9 +21,10 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line without its end; ``content`` is the beginning only where it is ``overlong``.
+    """Hold a line without its line break.
 
-    ``number`` counts from 1; ``size`` is all of its bytes, ``end`` where the next line begins.
+    ``number`` counts from 1, ``size`` is in bytes, and ``end`` is the offset of the next line. Of
+    a line that ``is_overlong``, ``content`` holds the first MAX_LINE_BYTES only.
     """
 
     number: int
@@ -32,17 +33,17 @@ class Line:
     end: int
 
     @property
-    def overlong(self) -> bool:
+    def is_overlong(self) -> bool:
         return self.size > MAX_LINE_BYTES
 
 
-class Splitter:
-    """Makes lines of bytes that come in any pieces."""
+class LineSplitter:
+    """Split bytes that come in pieces into lines."""
 
     def __init__(self) -> None:
         self._number = 0
         self._end = 0
-        self._begun = bytearray()
+        self._buffer = bytearray()
         self._size = 0
 
     def feed(self, piece: bytes) -> Iterator[Line]:
@@ -50,66 +51,66 @@ class Splitter:
         for end in ends:
             self._add(end)
             self._end += 1
-            yield self._line()
+            yield self._end_line()
         self._add(rest)
 
     def close(self) -> Iterator[Line]:
-        """The last line, where no line end follows it."""
+        """Return the last line where no line break ends it."""
         if self._size:
-            yield self._line()
+            yield self._end_line()
 
     def _add(self, part: bytes) -> None:
         self._size += len(part)
         self._end += len(part)
-        self._begun += part[: MAX_LINE_BYTES - len(self._begun)]
+        self._buffer += part[: MAX_LINE_BYTES - len(self._buffer)]
 
-    def _line(self) -> Line:
+    def _end_line(self) -> Line:
         self._number += 1
-        content = bytes(self._begun)
+        content = bytes(self._buffer)
         if self._number == 1:
             content = content.removeprefix(_BYTE_ORDER_MARK)
         line = Line(self._number, content.strip(), self._size, self._end)
-        self._begun.clear()
+        self._buffer.clear()
         self._size = 0
         return line
 
 
-class Source:
-    """An open file, or standard input where ``name`` is ``-``. Raises OSError.
+class LineReader:
+    """Open a file, or standard input for ``-``. Raises OSError.
 
-    ``size`` is in bytes, where that is known; ``typed`` input comes from a terminal.
+    ``size`` is in bytes, or None where it is not known.
     """
 
     def __init__(self, name: str) -> None:
-        # Unbuffered: a thread that is left waiting in it must not hold a lock at the end.
+        # Unbuffered, since a thread blocked in a read must hold no lock when the process exits.
         self._file = io.FileIO(0 if name == "-" else name, closefd=name != "-")
         status = os.fstat(self._file.fileno())
-        self.typed = self._file.isatty()
+        self.is_terminal = self._file.isatty()
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    async def lines(self) -> AsyncIterator[Line]:
-        """Its lines. Raises OSError where reading fails."""
-        splitter = Splitter()
-        async for piece in self._pieces():
+    async def read(self) -> AsyncIterator[Line]:
+        """Read the lines. Raises OSError."""
+        splitter = LineSplitter()
+        async for piece in self._read_pieces():
             for line in splitter.feed(piece):
                 yield line
         for line in splitter.close():
             yield line
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        """Read in a thread, for input that keeps one waiting; it is not waited for at the end."""
+    async def _read_pieces(self) -> AsyncIterator[bytes]:
+        """Read in a daemon thread, so that a blocked read does not keep the process alive."""
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[bytes | OSError] = asyncio.Queue(1)
 
         def read() -> None:
-            piece: bytes | OSError = b"to be read"
+            piece: bytes | OSError = b"not the end"
             while piece and not isinstance(piece, OSError):
-                piece = self._piece()
-                handing_over = pieces.put(piece)
+                piece = self._read_piece()
+                putting = pieces.put(piece)
                 try:
-                    asyncio.run_coroutine_threadsafe(handing_over, loop).result()
-                except (RuntimeError, CancelledError):  # The loop is gone: nobody wants it.
-                    handing_over.close()
+                    asyncio.run_coroutine_threadsafe(putting, loop).result()
+                except (RuntimeError, CancelledError):  # The loop was closed.
+                    putting.close()
                     return
 
         Thread(target=read, daemon=True).start()
@@ -118,7 +119,7 @@ class Source:
                 raise piece
             yield piece
 
-    def _piece(self) -> bytes | OSError:
+    def _read_piece(self) -> bytes | OSError:
         try:
             return self._file.read(_CHUNK)
         except OSError as error:

@@ -1,0 +1,286 @@
+"""Declare the commands with their options and help texts.
+
+A command imports the module that does its work when it runs: --help starts fast, and a command
+needs its own extra only.
+"""
+
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from outplan.cli.options import (
+    AsJson,
+    BrokerOptions,
+    CreateOptions,
+    FilterOptions,
+    ImportOptions,
+    PreconditionOptions,
+    PublishOptions,
+    RedriveOptions,
+    SelectOptions,
+    UpdateOptions,
+    WatchOptions,
+    filter_option,
+)
+from outplan.cli.parameters import grouped
+from outplan.cli.stdout import discard_stdout
+
+OutplanId = Annotated[str | None, typer.Argument(metavar="ID", show_default=False)]
+MessageIds = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MESSAGE_ID", show_default=False, help="One id, or several."),
+]
+
+app: Final = typer.Typer(
+    help="Run the outplan service, and work with its commands and events.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+publish: Final = typer.Typer(no_args_is_help=True, help="Send one command and print its outcome.")
+rejected: Final = typer.Typer(
+    no_args_is_help=True, help="List rejected commands, send them again, or discard them."
+)
+
+
+def main() -> None:
+    """Run the command line; report in one line where standard output cannot be written."""
+    try:
+        app(prog_name="outplan")
+    except OSError as error:
+        if error.errno is None:  # A TimeoutError, for example: not from the system.
+            raise
+        discard_stdout()
+        sys.exit(f"outplan: {error.filename or 'standard output'}: {error.strerror}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("outplan-service"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Set OUTPLAN_… variables for settings; see docs/running.md."""
+
+
+@app.command()
+def run() -> None:
+    """Run a worker until SIGTERM or Ctrl-C; a second signal stops it at once."""
+    from outplan.cli.run import run_worker
+
+    run_worker()
+
+
+@app.command()
+def demo() -> None:
+    """Send five commands and show their outcomes, on servers and a worker of its own."""
+    from outplan.cli.demo import run_demo
+
+    run_demo()
+
+
+@app.command()
+def sandbox() -> None:
+    """Run servers and a worker to try things out, until Ctrl-C."""
+    from outplan.cli.demo import run_sandbox
+
+    run_sandbox()
+
+
+@app.command()
+@grouped
+def watch(options: WatchOptions) -> None:
+    """Show events as they arrive: a table on a terminal, JSON Lines otherwise.
+
+    Standard error reports gaps, unreadable events and lost connections. Ctrl-C ends it with exit
+    code 130; a closed pipe (| head -1) ends it with 0.
+    """
+    from outplan.cli.watch import watch_events
+
+    watch_events(options)
+
+
+def _complete_schema() -> list[str]:
+    from outplan.contract.schemas import schema_names
+
+    return list(schema_names())
+
+
+@app.command()
+def schema(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="The schema to print; 'create' is short for 'outplan_create', and so on.",
+            autocompletion=_complete_schema,
+        ),
+    ] = None,
+) -> None:
+    """List the contract's JSON Schemas, or print one."""
+    from outplan.cli.schema import list_schemas, print_schema
+
+    if name is None:
+        list_schemas()
+    else:
+        print_schema(name)
+
+
+@publish.command(no_args_is_help=True)
+@grouped
+def create(fields: CreateOptions, options: PublishOptions) -> None:
+    """Create an outplan; it needs a customer, a name and a source."""
+    from outplan.cli.publish import publish_command
+
+    publish_command("outplan_create", asdict(fields), options)
+
+
+@publish.command(no_args_is_help=True)
+@grouped
+def update(fields: UpdateOptions, options: PublishOptions, outplan_id: OutplanId = None) -> None:
+    """Change fields of the outplan ID; the others keep their values."""
+    from outplan.cli.publish import publish_command
+
+    publish_command("outplan_update", {"id": outplan_id, **asdict(fields)}, options)
+
+
+@publish.command(no_args_is_help=True)
+@grouped
+def delete(
+    fields: PreconditionOptions, options: PublishOptions, outplan_id: OutplanId = None
+) -> None:
+    """Delete the outplan ID. Its history stays, and its id cannot be used again."""
+    from outplan.cli.publish import publish_command
+
+    publish_command("outplan_delete", {"id": outplan_id, **asdict(fields)}, options)
+
+
+app.add_typer(publish, name="publish")
+
+
+@rejected.command("list")
+@grouped
+def list_(
+    message_id: Annotated[
+        list[str] | None,
+        filter_option("The command's id. Can be repeated.", "--message-id", metavar="MESSAGE_ID"),
+    ] = None,
+    *,
+    filters: FilterOptions,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Show the N oldest only; 0 only counts."),
+    ] = None,
+    as_json: AsJson = False,
+    broker: BrokerOptions,
+) -> None:
+    """List rejected commands, the oldest first, and count them by code."""
+    from outplan.cli.rejected import list_rejected
+
+    list_rejected(broker, filters, message_id or [], limit, as_json=as_json)
+
+
+@rejected.command()
+@grouped
+def show(
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="MESSAGE_ID|N", show_default=False,
+            help="The command's id, or the number that list shows.",
+        ),
+    ],
+    *,
+    as_json: AsJson = False,
+    broker: BrokerOptions,
+) -> None:  # fmt: skip
+    """Show a rejected command: every error, its body, and whether it is valid today."""
+    from outplan.cli.rejected import show_rejected
+
+    show_rejected(broker, which, as_json=as_json)
+
+
+@rejected.command()
+@grouped
+def redrive(
+    message_id: MessageIds = None,
+    *,
+    selection: SelectOptions,
+    options: RedriveOptions,
+    as_json: AsJson = False,
+    broker: BrokerOptions,
+) -> None:
+    """Send rejected commands again, the oldest first, under the same message_id.
+
+    redrive does not send what is invalid today. It removes a message when its command has an
+    outcome, so an interruption loses nothing.
+    """
+    from outplan.cli.rejected import redrive_rejected
+
+    redrive_rejected(broker, selection, message_id or [], options, as_json=as_json)
+
+
+@rejected.command()
+@grouped
+def discard(
+    message_id: MessageIds = None,
+    *,
+    selection: SelectOptions,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, dir_okay=False,
+            help="First append the messages to FILE, whole, as JSON Lines.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    broker: BrokerOptions,
+) -> None:  # fmt: skip
+    """Discard rejected commands for ever, after asking."""
+    from outplan.cli.rejected import discard_rejected
+
+    discard_rejected(broker, selection, message_id or [], save=save, yes=yes, as_json=as_json)
+
+
+app.add_typer(rejected, name="rejected")
+
+
+@app.command()
+def check(as_json: AsJson = False) -> None:
+    """Check settings, RabbitMQ and MongoDB for a worker, and say what to do.
+
+    It changes nothing. The exit code is 0 without problems, 1 with one, and 2 where a worker would
+    refuse its settings.
+    """
+    from outplan.cli.check import print_checks
+
+    print_checks(as_json=as_json)
+
+
+@app.command("import")
+@grouped
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", show_default=False)],
+    options: ImportOptions,
+) -> None:
+    """Send the commands in FILE (JSON Lines; - is standard input), and count the outcomes.
+
+    A line is an outplan to create, an event to repeat, or a command: {"command": "update", "body":
+    {…}}. The worker applies a file that is imported again once.
+    """
+    from outplan.cli.importer import import_file
+
+    import_file(file, options)

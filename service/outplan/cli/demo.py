@@ -1,0 +1,22 @@
+"""Run the demo and the sandbox on servers of their own: ``outplan demo``, ``outplan sandbox``."""
+
+from outplan.cli.errors import fail
+from outplan.testing.demo import DemoFailed, play
+from outplan.testing.errors import ServersUnavailable, WorkerFailed
+from outplan.testing.sandbox import stay
+
+
+def run_demo() -> None:
+    """Run the demo to its end."""
+    try:
+        play()
+    except (DemoFailed, ServersUnavailable, WorkerFailed) as error:
+        fail(error)
+
+
+def run_sandbox() -> None:
+    """Run the sandbox until Ctrl-C."""
+    try:
+        stay()
+    except (ServersUnavailable, WorkerFailed) as error:
+        fail(error)

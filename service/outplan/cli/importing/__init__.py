@@ -1,1 +1,0 @@
-"""``outplan import``: many commands or documents from a file."""

@@ -1,1 +1,0 @@
-"""``outplan publish``: one command, and what became of it."""

@@ -1,1 +1,0 @@
-"""``outplan rejected``: what was refused, in an operator's hands."""

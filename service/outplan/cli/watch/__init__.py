@@ -1,1 +1,0 @@
-"""``outplan watch``: events as they come."""
