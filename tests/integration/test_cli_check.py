@@ -12,7 +12,7 @@ from yarl import URL
 from outplan.contract.topology import topology
 from outplan.mongodb.validators import validators
 from outplan.testing import Deployment
-from tests.support.commands import command
+from tests.support.commands import run_command
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import World, create_body
 
@@ -21,8 +21,8 @@ Findings = dict[str, tuple[str, str, str]]
 
 async def check(deployment: Deployment, **environment: Any) -> tuple[int, Findings]:
     """The exit code, and by point: state, text, remedy."""
-    async with command(deployment, "check", "--json", **environment) as process:
-        code = await process.ended(60)
+    async with run_command(deployment, "check", "--json", **environment) as process:
+        code = await process.wait(60)
     assert process.err == b""
     found = [json.loads(line) for line in process.out.splitlines()]
     assert len({f["point"] for f in found}) == len(found)
@@ -262,11 +262,11 @@ async def test_on_a_terminal_it_is_a_coloured_line_a_point_with_what_to_do_below
         "OUTPLAN_MONGO_URL": "mongodb://127.0.0.1:1/",
         "OUTPLAN_BATCHSIZE": "1",
     }
-    async with command(deployment, "check", terminal=True, **variables) as process:
-        assert await process.ended() == 1
+    async with run_command(deployment, "check", terminal=True, **variables) as process:
+        assert await process.wait() == 1
     text = process.out.decode()
     assert "\x1b[31mproblem" in text
     assert "→ did you mean OUTPLAN_BATCH_SIZE?" in text
-    async with command(deployment, "check", terminal=True, NO_COLOR="1") as process:
-        assert await process.ended() == 0
+    async with run_command(deployment, "check", terminal=True, NO_COLOR="1") as process:
+        assert await process.wait() == 0
     assert b"\x1b" not in process.out

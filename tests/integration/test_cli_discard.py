@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from outplan.testing import Deployment
-from tests.support.rejects import ids, put, queued, run, world
+from tests.support.rejects import drain_queue, list_ids, put_rejected, run, world
 from tests.support.world import World, create_body
 
 __all__ = ["world"]  # a fixture, by its name
@@ -65,8 +65,8 @@ async def asked(process: asyncio.subprocess.Process) -> str:
 async def test_at_a_terminal_it_asks_first(
     deployment: Deployment, world: World, typed: bytes, code: int, left: list[str]
 ) -> None:
-    await put(world, "a")
-    await put(world, "b", code="not_found")
+    await put_rejected(world, "a")
+    await put_rejected(world, "b", code="not_found")
     async with at_a_terminal(deployment, "discard", "--code", "invalid_command") as (
         process,
         keyboard,
@@ -77,27 +77,27 @@ async def test_at_a_terminal_it_asks_first(
             _, err = await process.communicate()
         assert process.returncode == code, err
         assert b"Traceback" not in err
-    assert [m.message_id for m in await queued(world)] == left
+    assert [m.message_id for m in await drain_queue(world)] == left
 
 
 async def test_killed_while_it_asks_it_has_discarded_nothing(
     deployment: Deployment, world: World
 ) -> None:
-    await put(world, "a")
+    await put_rejected(world, "a")
     async with at_a_terminal(deployment, "discard", "--all") as (process, _):
         await asked(process)
         _, _, err = await run(deployment, "list")
         assert "another consumer reads this queue" in err
         process.kill()
         await process.wait()
-    assert await ids(deployment) == ["a"]
+    assert await list_ids(deployment) == ["a"]
 
 
 async def test_without_a_terminal_it_takes_yes(deployment: Deployment, world: World) -> None:
-    await put(world, "a")
+    await put_rejected(world, "a")
     code, _, err = await run(deployment, "discard", "--all")
     assert (code, "--yes" in err) == (2, True)
-    assert await ids(deployment) == ["a"]
+    assert await list_ids(deployment) == ["a"]
 
 
 async def test_what_is_discarded_is_saved_whole_before(
@@ -105,8 +105,8 @@ async def test_what_is_discarded_is_saved_whole_before(
 ) -> None:
     file = tmp_path / "dropped.jsonl"
     file.write_text('{"before": true}\n')
-    await put(world, "a", body=b"\xff", headers={"h": 0.5}, correlation_id="c")
-    await put(world, "b")
+    await put_rejected(world, "a", body=b"\xff", headers={"h": 0.5}, correlation_id="c")
+    await put_rejected(world, "b")
     code, out, err = await run(
         deployment, "discard", "a", "b", "--yes", "--json", "--save", str(file)
     )
@@ -119,17 +119,17 @@ async def test_what_is_discarded_is_saved_whole_before(
     assert (first["body_base64"], first["headers"]["h"]) == ("/w==", 0.5)
     assert first["properties"]["correlation_id"] == "c"
     assert json.loads(second["body"]) == create_body()
-    assert await queued(world) == []
+    assert await drain_queue(world) == []
 
 
 async def test_what_cannot_be_saved_is_not_discarded(
     deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
-    await put(world, "a")
+    await put_rejected(world, "a")
     missing = str(tmp_path / "nowhere" / "file")
     code, _, err = await run(deployment, "discard", "a", "--yes", "--save", missing)
     assert (code, "nowhere" in err) == (1, True)
-    assert await ids(deployment) == ["a"]
+    assert await list_ids(deployment) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,11 @@ async def test_what_cannot_be_saved_is_not_discarded(
 async def test_wrong_use_is_a_few_words_and_an_exit_code(
     deployment: Deployment, world: World, arguments: list[str], code: int, words: str
 ) -> None:
-    await put(world, "a")
+    await put_rejected(world, "a")
     found, out, err = await run(deployment, *arguments, NO_COLOR="1", COLUMNS="200")
     assert (found, out) == (code, ""), err
     assert words in err
-    assert await ids(deployment) == ["a"]
+    assert await list_ids(deployment) == ["a"]
 
 
 async def test_an_empty_queue_is_no_error(deployment: Deployment, world: World) -> None:

@@ -18,7 +18,7 @@ from outplan.cli.lines import MAX_LINE_BYTES
 from outplan.testing import Deployment
 from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
-from tests.support.shell import begun, ended, outplan, terminal
+from tests.support.shell import finish, outplan, start, terminal
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import EVENT_QUEUE, World, create_body, open_world
 
@@ -124,7 +124,7 @@ async def test_killed_in_the_middle_and_run_again_every_outplan_is_there_once(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(1_500))
-    async with begun(deployment, "import", file, "--in-flight", "50") as first:
+    async with start(deployment, "import", file, "--in-flight", "50") as first:
         await world.wait_for(lambda: len(world.events) >= 200)
         first.send_signal(signal.SIGKILL)
         assert await first.wait() == -signal.SIGKILL
@@ -149,10 +149,10 @@ async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
     number: signal.Signals,
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(800))
-    async with begun(deployment, "import", file, "--in-flight", "20", "--json") as process:
+    async with start(deployment, "import", file, "--in-flight", "20", "--json") as process:
         await world.wait_for(lambda: len(world.events) >= 100)
         process.send_signal(number)
-        stopped = await ended(process)
+        stopped = await finish(process)
     assert stopped.code == 130
     assert (stopped.json["finished"], stopped.json["rejected"]) == (False, 0)
     judged = stopped.json["accepted"]
@@ -251,14 +251,14 @@ async def test_standard_input_is_imported_as_it_comes(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     aside = ("--rejected", str(tmp_path / "aside.jsonl"))
-    async with begun(deployment, "import", "-", "--json", *aside) as process:
+    async with start(deployment, "import", "-", "--json", *aside) as process:
         assert process.stdin is not None
         for n in range(3):
             process.stdin.write(json.dumps(create_body(name=f"plan {n}")).encode() + b"\n")
             await process.stdin.drain()
             # The next line is not given before this one has taken effect.
             await world.wait_for(lambda n=n: len(world.events) == n + 1)  # type: ignore[misc]
-        done = await ended(process)
+        done = await finish(process)
     assert (done.code, done.json["accepted"]) == (0, 3)
 
 
@@ -266,7 +266,7 @@ async def test_ctrl_c_ends_an_import_that_waits_for_its_input(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     aside = ("--rejected", str(tmp_path / "aside.jsonl"))
-    async with begun(deployment, "import", "-", *aside) as process:
+    async with start(deployment, "import", "-", *aside) as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(create_body()).encode() + b"\n")
         await world.wait_for(lambda: len(world.events) == 1)
@@ -337,9 +337,9 @@ async def test_a_terminal_shows_how_far_it_is(
 ) -> None:
     file = written(tmp_path / "plans.jsonl", *creates(500), create_body(name=""))
     async with terminal(deployment, "import", file, "--in-flight", "20") as shell:
-        await shell.shows("%  ")
-        await shell.shows("lines  ")
-        assert await shell.ended() == 3
+        await shell.wait_for("%  ")
+        await shell.wait_for("lines  ")
+        assert await shell.wait() == 3
     assert "100%  501 lines" in shell.shown
     assert "1 rejected" in shell.shown
     assert "accepted    500" in shell.shown

@@ -14,7 +14,7 @@ from yarl import URL
 from outplan.cli.options import CreateOptions, PreconditionOptions, UpdateOptions
 from outplan.contract import schemas
 from outplan.testing import Deployment
-from tests.support.commands import command
+from tests.support.commands import run_command
 from tests.support.shell import outplan, terminal
 from tests.support.worker_process import WorkerProcess, run_worker
 from tests.support.world import CUSTOMER, World
@@ -249,9 +249,9 @@ async def test_an_outcome_that_cannot_be_printed_says_how_to_have_it_again(
 ) -> None:
     again = (*CREATE, "--message-id", "unprinted")
     full = os.open("/dev/full", os.O_WRONLY)
-    async with command(deployment, *again, stdout=full) as publishing:
+    async with run_command(deployment, *again, stdout=full) as publishing:
         os.close(full)
-        assert await publishing.ended() == 4
+        assert await publishing.wait() == 4
 
     first, *_, last = publishing.err.decode().splitlines()
     assert first.startswith("outplan: accepted, but standard output cannot be written: No space")
@@ -289,9 +289,9 @@ async def test_a_broker_out_of_reach_is_said_in_a_line(
 
 async def test_ctrl_c_says_that_the_outcome_is_open(deployment: Deployment, world: World) -> None:
     async with terminal(deployment, *CREATE, "--message-id", "given-up") as shell:
-        await shell.shows("Waiting for")
+        await shell.wait_for("Waiting for")
         shell.press(b"\x03")
-        assert await shell.ended() == 130
+        assert await shell.wait() == 130
     assert "--message-id given-up" in shell.shown
     assert "interrupted" in shell.shown
 
@@ -300,10 +300,10 @@ async def test_a_terminal_gets_colour_unless_it_is_unwanted(
     deployment: Deployment, worker: WorkerProcess
 ) -> None:
     async with terminal(deployment, *CREATE) as coloured:
-        assert await coloured.ended() == 0
+        assert await coloured.wait() == 0
     assert "\x1b[32maccepted, version 1" in coloured.shown
     async with terminal(deployment, *CREATE, NO_COLOR="1") as plain:
-        assert await plain.ended() == 0
+        assert await plain.wait() == 0
     assert "accepted, version 1" in plain.shown
     assert "\x1b[3" not in plain.shown
 

@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from outplan.testing import Deployment
-from tests.support.commands import command
-from tests.support.rejects import ids, put, queued, run, world
+from tests.support.commands import run_command
+from tests.support.rejects import drain_queue, list_ids, put_rejected, run, world
 from tests.support.worker_process import run_worker
 from tests.support.world import World, create_body
 
@@ -37,7 +37,7 @@ async def test_a_command_that_has_become_possible_is_accepted_under_its_message_
     event = world.events[-1]
     assert event.correlation_id == "mine"
     assert event.headers["traceparent"] == trace
-    assert await queued(world) == []
+    assert await drain_queue(world) == []
 
 
 async def test_what_is_sent_again_is_what_was_sent_less_what_the_rejection_added(
@@ -60,7 +60,7 @@ async def test_what_is_sent_again_is_what_was_sent_less_what_the_rejection_added
     spy = await world.channel.declare_queue(f"{deployment.prefix}.witness.commands", exclusive=True)
     await spy.bind(f"{deployment.prefix}.commands", "#")
     more = {"x-first-death-reason": "expired", "x-original-cc": "x", "x-headers-dropped": True}
-    await put(
+    await put_rejected(
         world, "m", body=body, **{**sent, "headers": {**sent["headers"], **more}},
         reply_to="gone", user_id=None,
     )  # fmt: skip
@@ -84,15 +84,15 @@ async def test_what_is_still_invalid_is_not_sent_and_stays(
 ) -> None:
     spy = await world.channel.declare_queue(f"{deployment.prefix}.witness.commands", exclusive=True)
     await spy.bind(f"{deployment.prefix}.commands", "#")
-    await put(world, "wrong", body=create_body(dial_timeout=30))
-    await put(world, "right")
+    await put_rejected(world, "wrong", body=create_body(dial_timeout=30))
+    await put_rejected(world, "right")
     async with run_worker(deployment):
         code, out, err = await run(deployment, "redrive", "--all")
 
     assert code == 3
     assert "invalid    outplan_create  wrong  /dial_timeout: 30 is less" in out
     assert err == "2 of 2 messages: 1 still invalid, not sent, 1 accepted\n"
-    assert [m.message_id for m in await queued(world)] == ["wrong"]
+    assert [m.message_id for m in await drain_queue(world)] == ["wrong"]
     sent = await spy.get(timeout=10)
     assert sent is not None
     assert sent.message_id == "right"
@@ -102,15 +102,15 @@ async def test_what_is_still_invalid_is_not_sent_and_stays(
 async def test_a_dry_run_tells_what_would_pass_and_sends_nothing(
     deployment: Deployment, world: World
 ) -> None:
-    await put(world, "wrong", body=create_body(dial_timeout=30))
-    await put(world, "right")
+    await put_rejected(world, "wrong", body=create_body(dial_timeout=30))
+    await put_rejected(world, "right")
     code, out, err = await run(deployment, "redrive", "--all", "--dry-run", "--json")
 
     said = {line["message_id"]: line["status"] for line in map(json.loads, out.splitlines())}
     assert (code, said) == (3, {"wrong": "invalid", "right": "valid"})
     assert err == "2 of 2 messages: 1 still invalid, not sent, 1 valid now\n"
     assert await world.count_waiting() == 0
-    assert len(await queued(world)) == 2
+    assert len(await drain_queue(world)) == 2
 
 
 @pytest.mark.parametrize(("options", "tried"), [([], 1), (["--keep-going"], 3)])
@@ -119,7 +119,7 @@ async def test_it_stops_where_the_same_problem_comes_back_and_never_goes_round_i
 ) -> None:
     for n in range(3):
         body = {"id": str(uuid4()), "name": "x"}
-        await put(world, f"id-{n}", code="not_found", name="outplan_update", body=body)
+        await put_rejected(world, f"id-{n}", code="not_found", name="outplan_update", body=body)
     async with run_worker(deployment):
         code, out, err = await run(deployment, "redrive", "--all", *options)
 
@@ -128,7 +128,7 @@ async def test_it_stops_where_the_same_problem_comes_back_and_never_goes_round_i
     if tried == 1:
         assert "1 of 3 messages: 1 rejected again; 2 not tried\n" in err
         assert "same code, not_found; --keep-going" in err
-    back = [str(message.message_id) for message in await queued(world)]
+    back = [str(message.message_id) for message in await drain_queue(world)]
     assert sorted(back) == ["id-0", "id-1", "id-2"]
     assert back[: 3 - tried] == ["id-1", "id-2"][: 3 - tried]
 
@@ -137,8 +137,8 @@ async def test_another_problem_than_before_does_not_stop_it(
     deployment: Deployment, world: World
 ) -> None:
     body = {"id": str(uuid4()), "name": "x"}
-    await put(world, "gone", code="invalid_command", name="outplan_update", body=body)
-    await put(world, "right")
+    await put_rejected(world, "gone", code="invalid_command", name="outplan_update", body=body)
+    await put_rejected(world, "right")
     async with run_worker(deployment):
         code, _, err = await run(deployment, "redrive", "--all")
 
@@ -149,18 +149,18 @@ async def test_another_problem_than_before_does_not_stop_it(
 async def test_without_a_worker_the_outcome_is_unknown_the_copy_stays_and_no_harm_comes_of_it(
     deployment: Deployment, world: World
 ) -> None:
-    await put(world, "twice")
+    await put_rejected(world, "twice")
     code, _, err = await run(deployment, "redrive", "--all", "--timeout", "0.5")
     assert code == 4
     assert "no reply to twice within 0.5 s: the command was sent" in err
-    assert await ids(deployment) == ["twice"]
+    assert await list_ids(deployment) == ["twice"]
 
     async with run_worker(deployment):
         await world.wait_for_event("twice")
         code, _, err = await run(deployment, "redrive", "--all")
     assert (code, err) == (0, "1 of 1 message: 1 duplicate (took effect before)\n")
     assert len((await world.read_documents())[1]) == 1
-    assert await ids(deployment) == []
+    assert await list_ids(deployment) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -173,15 +173,17 @@ async def test_ended_in_the_middle_and_run_again_each_takes_effect_once_and_in_o
         await world.ask("outplan_create", create_body(id=id_))
         for name in wanted:
             body = {"id": id_, "name": name}
-            await put(world, name, code="not_found", name="outplan_update", body=body)
-        async with command(deployment, "rejected", "redrive", "--all", "--rate", "200") as process:
-            await process.printed("accepted", 20)
+            await put_rejected(world, name, code="not_found", name="outplan_update", body=body)
+        async with run_command(
+            deployment, "rejected", "redrive", "--all", "--rate", "200"
+        ) as process:
+            await process.wait_for_output("accepted", 20)
             process.process.send_signal(how)
-            code = await process.ended()
+            code = await process.wait()
         assert code == (-9 if how == signal.SIGKILL else 130), process.err
         assert b"Traceback" not in process.err
         # An operator looks in between, and is killed too.
-        async with command(deployment, "rejected", "list") as process:
+        async with run_command(deployment, "rejected", "list") as process:
             process.process.kill()
 
         code, _, err = await run(deployment, "redrive", "--all")
@@ -189,14 +191,14 @@ async def test_ended_in_the_middle_and_run_again_each_takes_effect_once_and_in_o
 
     history = await world.read_history(id_)
     assert [event["_id"] for event in history[1:]] == wanted
-    assert await queued(world) == []
+    assert await drain_queue(world) == []
 
 
 async def test_no_more_are_sent_a_second_than_it_is_told(
     deployment: Deployment, world: World
 ) -> None:
     for n in range(5):
-        await put(world, f"id-{n}")
+        await put_rejected(world, f"id-{n}")
     async with run_worker(deployment):
         began = asyncio.get_running_loop().time()
         code, _, _ = await run(deployment, "redrive", "--all", "--rate", "4")

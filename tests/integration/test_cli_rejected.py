@@ -13,8 +13,8 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from outplan.testing import Deployment
-from tests.support.commands import running
-from tests.support.rejects import ids, listed, put, queued, run, world
+from tests.support.commands import run_program
+from tests.support.rejects import drain_queue, list_ids, list_rejected, put_rejected, run, world
 from tests.support.worker_process import run_worker
 from tests.support.world import CUSTOMER, World, create_body
 
@@ -32,7 +32,7 @@ async def test_what_the_worker_rejects_is_listed_with_its_reasons_the_oldest_fir
         await world.ask("outplan_update", {"id": id_, "name": "x"}, message_id="not-there")
         await world.ask("outplan_delete", b"{", message_id="no-json")
 
-    found = await listed(deployment)
+    found = await list_rejected(deployment)
     assert [(copy["number"], copy["message_id"], copy["code"]) for copy in found] == [
         (1, "too-short", "invalid_command"),
         (2, "not-there", "not_found"),
@@ -49,8 +49,8 @@ async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhe
     deployment: Deployment, world: World
 ) -> None:
     for n in range(3):
-        await put(world, f"id-{n}", problem={"detail": "long " * 40})
-    await put(world, "id-3", code="not_found")
+        await put_rejected(world, f"id-{n}", problem={"detail": "long " * 40})
+    await put_rejected(world, "id-3", code="not_found")
     code, out, err = await run(deployment, "list")
 
     assert code == 0
@@ -65,17 +65,17 @@ async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhe
 async def test_without_standard_output_nothing_is_listed_and_that_is_said(
     deployment: Deployment, world: World
 ) -> None:
-    await put(world, "mine")
+    await put_rejected(world, "mine")
     program = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "outplan"]
     arguments = ["rejected", "list", "--json"]
-    async with running([*program, *arguments], deployment.environment()) as listing:
-        assert await listing.ended() == 1
+    async with run_program([*program, *arguments], deployment.environment()) as listing:
+        assert await listing.wait() == 1
     assert listing.err == b"outplan: standard output: Bad file descriptor\n"
-    assert await ids(deployment) == ["mine"]
+    assert await list_ids(deployment) == ["mine"]
 
 
 async def test_a_terminal_gets_lines_that_fit(deployment: Deployment, world: World) -> None:
-    await put(world, str(uuid4()), problem={"detail": "電話 " * 100})
+    await put_rejected(world, str(uuid4()), problem={"detail": "電話 " * 100})
     _, out, _ = await run(deployment, "list", terminal=True, NO_COLOR="1")
 
     lines = out.splitlines()
@@ -107,13 +107,13 @@ async def test_conditions_say_which_are_listed(
     deployment: Deployment, world: World, conditions: list[str], expected: list[str]
 ) -> None:
     update = {"id": "0192F0C1-7A51-7B7E-A2F5-D7A0E9A4B1C3", "name": "x"}
-    await put(world, "a", age=timedelta(days=2))
-    await put(world, "b", age=timedelta(days=1), code="not_found", name="outplan_update",
+    await put_rejected(world, "a", age=timedelta(days=2))
+    await put_rejected(world, "b", age=timedelta(days=1), code="not_found", name="outplan_update",
               body=update)  # fmt: skip
-    await put(world, "c", body=create_body(customer_id=OTHER_CUSTOMER))
-    await put(world, "d", code="invalid_json", body=b"{")
+    await put_rejected(world, "c", body=create_body(customer_id=OTHER_CUSTOMER))
+    await put_rejected(world, "d", code="invalid_json", body=b"{")
 
-    assert await ids(deployment, *conditions) == expected
+    assert await list_ids(deployment, *conditions) == expected
 
 
 async def test_looking_changes_neither_what_is_there_nor_its_order(
@@ -121,15 +121,15 @@ async def test_looking_changes_neither_what_is_there_nor_its_order(
 ) -> None:
     wanted = [f"id-{n}" for n in range(5_000)]
     for start in range(0, 5_000, 500):
-        await asyncio.gather(*(put(world, id_) for id_ in wanted[start : start + 500]))
+        await asyncio.gather(*(put_rejected(world, id_) for id_ in wanted[start : start + 500]))
 
     # More than one consumer can be sent at a time, so several take part.
-    before = sorted(await ids(deployment))
+    before = sorted(await list_ids(deployment))
     await run(deployment, "list", "--limit", "1")
     await run(deployment, "show", "17")
     await run(deployment, "redrive", "--all", "--dry-run")
 
-    found = [str(message.message_id) for message in await queued(world)]
+    found = [str(message.message_id) for message in await drain_queue(world)]
     assert found == wanted
     assert before == sorted(wanted)
 
@@ -137,14 +137,14 @@ async def test_looking_changes_neither_what_is_there_nor_its_order(
 async def test_what_was_taken_by_somebody_else_is_said_to_be_out_of_sight(
     deployment: Deployment, world: World
 ) -> None:
-    await put(world, "a")
+    await put_rejected(world, "a")
     async with held(world) as taken:
         await taken.get()
         code, out, err = await run(deployment, "list")
 
     assert (code, out) == (0, "")
     assert "another consumer reads this queue" in err
-    assert await ids(deployment) == ["a"]
+    assert await list_ids(deployment) == ["a"]
 
 
 @asynccontextmanager
@@ -211,7 +211,7 @@ async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_disca
     deployment: Deployment, world: World
 ) -> None:
     for n, what in enumerate(ODD):
-        await put(world, f"odd-{n}", **{"body": b"no json", **what})
+        await put_rejected(world, f"odd-{n}", **{"body": b"no json", **what})
     # What no library can read: see docs/adr/0008.
     await world.send_raw("x", b"{}", message_id=b"\xff\xfe", timestamp=2**63 - 1, reply_to=None)
     copies = await world.channel.get_queue(f"{deployment.prefix}.rejected")
@@ -219,7 +219,7 @@ async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_disca
         while (await copies.declare()).message_count != len(ODD) + 1:
             await asyncio.sleep(0.01)
 
-    found = await listed(deployment)
+    found = await list_rejected(deployment)
     assert len(found) == len(ODD) + 1
     assert found[-1]["message_id"] == "\\xff\\xfe"
     for copy in found:
@@ -233,7 +233,7 @@ async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_disca
     assert {line.split()[0] for line in out.splitlines()} == {"invalid"}
     code, _, _ = await run(deployment, "discard", "--all", "--yes")
     assert code == 0
-    assert await queued(world) == []
+    assert await drain_queue(world) == []
 
 
 async def test_what_the_broker_dead_letters_itself_is_listed_and_redriven(
@@ -244,7 +244,7 @@ async def test_what_the_broker_dead_letters_itself_is_listed_and_redriven(
     while not (await commands.declare()).message_count:
         await asyncio.sleep(0.01)
 
-    (copy,) = await listed(deployment)
+    (copy,) = await list_rejected(deployment)
     assert (copy["code"], copy["rejected_by"], copy["command"]) == (
         "expired", "broker", "outplan_create",
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
-from tests.support.commands import COLUMNS, CommandProcess, command, running
+from tests.support.commands import COLUMNS, CommandProcess, run_command, run_program
 from tests.support.events import OUTPLAN_ID, event_body, publish_events
 from tests.support.worker_process import WorkerProcess
 from tests.support.world import CUSTOMER, World, create_body, open_world
@@ -35,10 +35,10 @@ def types(watching: CommandProcess) -> list[str]:
 async def test_in_a_pipe_each_event_is_a_line_and_byte_for_byte_what_was_published(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
-    async with command(deployment, "watch", "--limit", "3") as watching:
-        await watching.told("watching")
+    async with run_command(deployment, "watch", "--limit", "3") as watching:
+        await watching.wait_for_error("watching")
         await a_life(world, name="Büro \u202e")
-        assert await watching.ended() == 0
+        assert await watching.wait() == 0
 
     await world.wait_for(lambda: len(world.events) == 3)
     assert watching.out.splitlines() == [event.body for event in world.events]
@@ -48,12 +48,12 @@ async def test_in_a_pipe_each_event_is_a_line_and_byte_for_byte_what_was_publish
 async def test_on_a_terminal_there_is_a_table_with_what_changed(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
-    async with command(
+    async with run_command(
         deployment, "watch", "--limit", "3", terminal=True, NO_COLOR="1"
     ) as watching:
-        await watching.told("watching")
+        await watching.wait_for_error("watching")
         id_ = await a_life(world, name="evenings")
-        assert await watching.ended() == 0
+        assert await watching.wait() == 0
 
     lines = watching.out.decode().splitlines()
     assert lines[1].split() == ["UTC", "event", "version", "outplan", "name"]
@@ -75,10 +75,10 @@ async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
 ) -> None:
     program = ["env", "COLUMNS=60", sys.executable, "-m", "outplan", "watch", "--limit", "1"]
     variables = deployment.environment(TERM="xterm", NO_COLOR="1")
-    async with running(program, variables, terminal=True) as watching:
-        await watching.told("watching")
+    async with run_program(program, variables, terminal=True) as watching:
+        await watching.wait_for_error("watching")
         await publish_events(world, event_body(1))
-        await watching.ended()
+        await watching.wait()
 
     _, head, row, name, *_ = watching.out.decode().splitlines()
     assert row.endswith(f"  created    1  {OUTPLAN_ID}")
@@ -89,10 +89,12 @@ async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
 async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
     deployment: Deployment, world: World
 ) -> None:
-    async with command(deployment, "watch", "--limit", "1", terminal=True, TERM="dumb") as watching:
-        await watching.told("watching")
+    async with run_command(
+        deployment, "watch", "--limit", "1", terminal=True, TERM="dumb"
+    ) as watching:
+        await watching.wait_for_error("watching")
         await publish_events(world, event_body(1, name="n" * 200))
-        await watching.ended()
+        await watching.wait()
 
     lines = watching.out.decode().splitlines()
     assert len(next(line for line in lines if "nnn" in line)) == COLUMNS
@@ -101,10 +103,10 @@ async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
 async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_told(
     deployment: Deployment, world: World
 ) -> None:
-    async with command(deployment, "watch", "--limit", "3", terminal=True) as watching:
-        await watching.told("watching")
+    async with run_command(deployment, "watch", "--limit", "3", terminal=True) as watching:
+        await watching.wait_for_error("watching")
         await publish_events(world, event_body(2), event_body(3), event_body(6))
-        assert await watching.ended() == 0
+        assert await watching.wait() == 0
 
     names = [
         line.split(" name ")[1] for line in watching.out.decode().splitlines() if " name " in line
@@ -117,14 +119,14 @@ async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_seq
     deployment: Deployment, world: World
 ) -> None:
     async with (
-        command(deployment, "watch", "--limit", "1", terminal=True) as coloured,
-        command(deployment, "watch", "--limit", "1", terminal=True, NO_COLOR="1") as plain,
+        run_command(deployment, "watch", "--limit", "1", terminal=True) as coloured,
+        run_command(deployment, "watch", "--limit", "1", terminal=True, NO_COLOR="1") as plain,
     ):
         for watching in (coloured, plain):
-            await watching.told("watching")
+            await watching.wait_for_error("watching")
         await publish_events(world, event_body(1))
-        await coloured.ended()
-        await plain.ended()
+        await coloured.wait()
+        await plain.wait()
 
     assert b"\x1b[32mcreated" in coloured.out
     assert b"\x1b" not in plain.out
@@ -139,12 +141,12 @@ async def test_no_text_of_other_people_steers_a_terminal(
     source = {"type": "line", "target": "1", "target_name": evil, "name": "", "detail": evil}
     events = [event_body(1, detail=evil, source=source), event_body(2, detail=evil, source=source)]
     events[1]["changed"] = ["detail", "source"]
-    async with command(
+    async with run_command(
         deployment, "watch", "--limit", "2", *form, terminal=True, NO_COLOR="1"
     ) as watching:
-        await watching.told("watching")
+        await watching.wait_for_error("watching")
         await publish_events(world, evil.encode(), *events)
-        assert await watching.ended() == 0
+        assert await watching.wait() == 0
 
     for text in (watching.out.decode(), watching.err.decode()):
         assert [c for c in text if not c.isprintable() and c not in "\r\n"] == []
@@ -172,11 +174,13 @@ async def test_events_are_filtered_by_kind_and_customer(
     options: list[str],
     expected: list[str],
 ) -> None:
-    async with command(deployment, "watch", *options, "--limit", str(len(expected))) as watching:
-        await watching.told("watching")
+    async with run_command(
+        deployment, "watch", *options, "--limit", str(len(expected))
+    ) as watching:
+        await watching.wait_for_error("watching")
         await a_life(world, customer_id=OTHER) if "--customer" in options else None
         await a_life(world)
-        assert await watching.ended() == 0
+        assert await watching.wait() == 0
 
     assert types(watching) == expected
     assert OTHER.encode() not in watching.out
@@ -186,11 +190,11 @@ async def test_one_outplan_can_be_watched(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     id_ = str(uuid4())
-    async with command(deployment, "watch", "--outplan", id_, "--limit", "1") as watching:
-        await watching.told("watching")
+    async with run_command(deployment, "watch", "--outplan", id_, "--limit", "1") as watching:
+        await watching.wait_for_error("watching")
         await a_life(world)
         await world.ask("outplan_create", create_body(id=id_))
-        assert await watching.ended() == 0
+        assert await watching.wait() == 0
 
     assert json.loads(watching.out)["data"]["id"] == id_
 
@@ -198,21 +202,21 @@ async def test_one_outplan_can_be_watched(
 async def test_a_durable_queue_is_read_on_where_the_last_watch_ended(
     deployment: Deployment, world: World, queue: str
 ) -> None:
-    async with command(deployment, "watch", "--queue", queue, "--limit", "2") as first:
-        await first.told("watching")
+    async with run_command(deployment, "watch", "--queue", queue, "--limit", "2") as first:
+        await first.wait_for_error("watching")
         await publish_events(world, *map(event_body, range(1, 6)))
-        assert await first.ended() == 0
-    async with command(deployment, "watch", "--queue", queue, "--limit", "3") as second:
-        assert await second.ended() == 0
+        assert await first.wait() == 0
+    async with run_command(deployment, "watch", "--queue", queue, "--limit", "3") as second:
+        assert await second.wait() == 0
 
     lines = (first.out + second.out).splitlines()
     assert [json.loads(line)["version"] for line in lines] == [1, 2, 3, 4, 5]
 
 
 async def test_ctrl_c_ends_it_quietly(deployment: Deployment, world: World) -> None:
-    async with command(deployment, "watch") as watching:
-        await watching.told("watching")
-        assert await watching.interrupted() == 130
+    async with run_command(deployment, "watch") as watching:
+        await watching.wait_for_error("watching")
+        assert await watching.interrupt() == 130
 
     assert (watching.out, watching.err.count(b"\n")) == (b"", 1)
 
@@ -221,13 +225,13 @@ async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
     deployment: Deployment, world: World
 ) -> None:
     read, write = os.pipe()
-    async with command(deployment, "watch", stdout=write) as watching:
+    async with run_command(deployment, "watch", stdout=write) as watching:
         os.close(write)
-        await watching.told("watching")
+        await watching.wait_for_error("watching")
         await publish_events(world, event_body(1))
         with os.fdopen(read) as pipe:
             line = await asyncio.to_thread(pipe.readline)
-        assert await watching.ended() == 0
+        assert await watching.wait() == 0
 
     assert json.loads(line)["version"] == 1
     assert watching.err.count(b"\n") == 1
@@ -235,11 +239,11 @@ async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
 
 async def test_a_full_disk_is_said(deployment: Deployment, world: World) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    async with command(deployment, "watch", stdout=full) as watching:
+    async with run_command(deployment, "watch", stdout=full) as watching:
         os.close(full)
-        await watching.told("watching")
+        await watching.wait_for_error("watching")
         await publish_events(world, event_body(1))
-        assert await watching.ended() == 1
+        assert await watching.wait() == 1
 
     assert watching.err.endswith(b"outplan: standard output: No space left on device\n")
 
@@ -249,17 +253,17 @@ async def test_a_reader_who_pauses_does_not_cost_the_connection(
 ) -> None:
     often = f"{deployment.amqp_url}?heartbeat=1"  # The broker gives up after two missed ones.
     read, write = os.pipe()
-    async with command(
+    async with run_command(
         deployment, "watch", "--amqp-url", often, "--limit", "200", stdout=write
     ) as watching:
         os.close(write)
-        await watching.told("watching")
+        await watching.wait_for_error("watching")
         await publish_events(world, *(event_body(n, detail="x" * 2_000) for n in range(1, 201)))
         await asyncio.sleep(5)  # That is the pause.
         with os.fdopen(read) as pipe:
             reading = asyncio.create_task(asyncio.to_thread(pipe.readlines))
             try:
-                assert await watching.ended() == 0
+                assert await watching.wait() == 0
             finally:
                 await watching.kill()  # It is what lets the reader end.
                 lines = await reading
@@ -272,21 +276,21 @@ async def test_a_restart_of_the_broker_is_survived_and_said(
     servers: Servers, deployment: Deployment, world: World, worker: WorkerProcess, queue: str
 ) -> None:
     async with (
-        command(deployment, "watch", "--limit", "4") as passing,
-        command(deployment, "watch", "--queue", queue, "--limit", "4") as durable,
+        run_command(deployment, "watch", "--limit", "4") as passing,
+        run_command(deployment, "watch", "--queue", queue, "--limit", "4") as durable,
     ):
         for watching in (passing, durable):
-            await watching.told("watching")
+            await watching.wait_for_error("watching")
         await world.ask("outplan_create", create_body())
         for watching in (passing, durable):
-            await watching.printed("outplan_created")
+            await watching.wait_for_output("outplan_created")
         await asyncio.to_thread(servers.rabbitmq.restart)
-        await passing.told("events published meanwhile are lost", seconds=60)
-        await durable.told("reconnected; no event was missed", seconds=60)
+        await passing.wait_for_error("events published meanwhile are lost", seconds=60)
+        await durable.wait_for_error("reconnected; no event was missed", seconds=60)
         async with open_world(deployment) as again:
             await a_life(again)
-        assert await passing.ended() == 0
-        assert await durable.ended() == 0
+        assert await passing.wait() == 0
+        assert await durable.wait() == 0
 
     for watching in (passing, durable):
         assert b"no events for now: " in watching.err
@@ -298,12 +302,12 @@ async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_
 ) -> None:
     nobody = "amqp://127.0.0.1:1/"
     async with (
-        command(deployment, "watch") as too_early,
-        command(deployment, "watch", "--amqp-url", nobody) as nowhere,
+        run_command(deployment, "watch") as too_early,
+        run_command(deployment, "watch", "--amqp-url", nobody) as nowhere,
     ):
-        await too_early.told(f"no exchange '{deployment.prefix}.events'")
-        await nowhere.told("Connect call failed ('127.0.0.1', 1); trying again")
-        assert await nowhere.interrupted() == 130
+        await too_early.wait_for_error(f"no exchange '{deployment.prefix}.events'")
+        await nowhere.wait_for_error("Connect call failed ('127.0.0.1', 1); trying again")
+        assert await nowhere.interrupt() == 130
 
 
 @pytest.mark.parametrize(
@@ -321,8 +325,8 @@ async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_
 async def test_wrong_usage_is_told_with_exit_code_2(
     deployment: Deployment, arguments: list[str], complaint: str
 ) -> None:
-    async with command(deployment, "watch", *arguments) as wrong:
-        assert await wrong.ended() == 2
+    async with run_command(deployment, "watch", *arguments) as wrong:
+        assert await wrong.wait() == 2
 
     assert complaint in wrong.err.decode()
     assert "Traceback" not in wrong.err.decode()
@@ -331,8 +335,8 @@ async def test_wrong_usage_is_told_with_exit_code_2(
 async def test_a_refusal_by_the_broker_is_a_line_and_exit_code_1(
     deployment: Deployment, world: World
 ) -> None:
-    async with command(deployment, "watch", "--queue", "amq.mine") as refused:
-        assert await refused.ended() == 1
+    async with run_command(deployment, "watch", "--queue", "amq.mine") as refused:
+        assert await refused.wait() == 1
 
     assert refused.err.startswith(b"outplan: RabbitMQ refuses: ACCESS_REFUSED")
     assert refused.err.count(b"\n") == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from outplan.client import OutplanClient
 from outplan.testing import Deployment
-from tests.support.commands import CommandProcess, running
+from tests.support.commands import CommandProcess, run_program
 from tests.support.world import CUSTOMER, TEL
 
 DIALER = Path(__file__).parents[2] / "examples" / "dialer.py"
@@ -34,8 +34,8 @@ async def run_dialer(
         queue,
     ]
     program = [sys.executable, *arguments, "--speed", str(SPEED), *options]
-    async with running(program, deployment.environment()) as dialer:
-        await dialer.printed("listening")
+    async with run_program(program, deployment.environment()) as dialer:
+        await dialer.wait_for_output("listening")
         yield dialer
 
 
@@ -62,7 +62,7 @@ async def test_the_dialer_makes_each_attempt_with_the_interval_between(
 ) -> None:
     async with run_dialer(deployment, queue, "--once") as dialer:
         await create(client, max_try_count_1=1)
-        assert await dialer.ended() == 0
+        assert await dialer.wait() == 0
 
     calls = find_times(dialer, "calls Ada")
     ends = find_times(dialer, "Ada does not answer")
@@ -83,14 +83,14 @@ async def test_an_update_applies_from_the_next_attempt_and_a_delete_stops_calls(
 ) -> None:
     async with run_dialer(deployment, queue) as dialer:
         id_ = await create(client, try_interval=3_600_000, max_try_count_0=50)
-        await dialer.printed("Ada not before")
+        await dialer.wait_for_output("Ada not before")
         # One hour takes three minutes at this speed: calling again at once shows the update.
         await client.update(id_, try_interval=1_000, dial_timeout=2_000)
-        await dialer.printed("calls Ada", times=3)
+        await dialer.wait_for_output("calls Ada", times=3)
         await client.delete(id_)
-        await dialer.printed("no more for Ada: outplan deleted")
+        await dialer.wait_for_output("no more for Ada: outplan deleted")
         dialer.process.send_signal(signal.SIGINT)
-        assert await dialer.ended() == 0
+        assert await dialer.wait() == 0
 
     (deleted,) = find_times(dialer, "deleted, version 3")
     calls = find_times(dialer, "calls Ada")
@@ -105,13 +105,13 @@ async def test_after_a_crash_the_dialer_reads_the_events_that_it_missed(
 ) -> None:
     async with run_dialer(deployment, queue) as dialer:
         id_ = await create(client, max_try_count_0=1)
-        await dialer.printed("no more for Ada: all exhausted")
+        await dialer.wait_for_output("no more for Ada: all exhausted")
         dialer.process.kill()
-        await dialer.ended()
+        await dialer.wait()
     await client.update(id_, max_try_count_0=3)
 
     async with run_dialer(deployment, queue, "--once") as again:
-        assert await again.ended() == 0
+        assert await again.wait() == 0
 
     assert find_times(again, "updated, version 2")
     assert len(find_times(again, "calls Ada")) == 3
@@ -122,10 +122,10 @@ async def test_each_outplan_counts_its_own_attempts(
 ) -> None:
     async with run_dialer(deployment, queue) as dialer:
         doomed = await create(client, max_try_count_0=9, try_interval=2_147_483_647)
-        await dialer.printed("Bob not before")
+        await dialer.wait_for_output("Bob not before")
         await client.delete(doomed)
-        await dialer.printed("no more for Bob: outplan deleted")
+        await dialer.wait_for_output("no more for Bob: outplan deleted")
         await create(client, max_try_count_0=1)
-        await dialer.printed("no more for Bob: all exhausted")
+        await dialer.wait_for_output("no more for Bob: all exhausted")
 
     assert len(find_times(dialer, "calls Bob")) == 2

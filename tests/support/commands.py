@@ -1,4 +1,4 @@
-"""``outplan`` commands as people run them: in a terminal, or in a pipe."""
+"""Run ``outplan`` commands in a terminal or in a pipe."""
 
 import asyncio
 import fcntl
@@ -16,7 +16,7 @@ COLUMNS = 120
 
 
 class CommandProcess:
-    """One command: ``out`` and ``err`` are what it has printed so far."""
+    """Hold a running command; ``out`` and ``err`` are what it has printed so far."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, stdout: asyncio.StreamReader | None
@@ -24,58 +24,58 @@ class CommandProcess:
         self.process = process
         self.out = b""
         self.err = b""
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
         self._reading = [asyncio.create_task(self._read("err", process.stderr))]
         if stdout is not None:
             self._reading.append(asyncio.create_task(self._read("out", stdout)))
 
-    async def printed(self, text: str, times: int = 1, seconds: float = 30) -> None:
-        """Await text on standard output; fails at once where the command ends without it."""
+    async def wait_for_output(self, text: str, times: int = 1, seconds: float = 30) -> None:
+        """Wait for text on standard output; fail where the command ends without it."""
         await self._until("out", text, times, seconds)
 
-    async def told(self, text: str, times: int = 1, seconds: float = 30) -> None:
-        """Await text on standard error, likewise."""
+    async def wait_for_error(self, text: str, times: int = 1, seconds: float = 30) -> None:
+        """Wait for text on standard error; fail where the command ends without it."""
         await self._until("err", text, times, seconds)
 
-    async def ended(self, seconds: float = 30) -> int:
-        """Await its end: the exit code."""
+    async def wait(self, seconds: float = 30) -> int:
+        """Wait for the command to end, and return its exit code."""
         async with asyncio.timeout(seconds):
             await asyncio.gather(*self._reading)
             return await self.process.wait()
 
-    async def interrupted(self) -> int:
-        """Press Ctrl-C: the exit code."""
+    async def interrupt(self) -> int:
+        """Press Ctrl-C, and return the exit code."""
         self.process.send_signal(signal.SIGINT)
-        return await self.ended()
+        return await self.wait()
 
     async def kill(self) -> None:
         with suppress(ProcessLookupError):
             self.process.kill()
-        await self.ended()
+        await self.wait()
 
     async def _until(self, stream: str, text: str, times: int, seconds: float) -> None:
         def found() -> bool:
             printed: bytes = getattr(self, stream)
             return printed.count(text.encode()) >= times
 
-        async with asyncio.timeout(seconds), self._news:
-            await self._news.wait_for(lambda: found() or all(t.done() for t in self._reading))
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: found() or all(t.done() for t in self._reading))
         assert found(), f"ended without {text!r}: {self.out!r} {self.err!r}"
 
     async def _read(self, name: str, stream: asyncio.StreamReader | None) -> None:
         assert stream is not None
-        with suppress(OSError):  # The end of a terminal is an error.
+        with suppress(OSError):  # Reading a closed terminal fails.
             while chunk := await stream.read(1 << 16):
                 setattr(self, name, getattr(self, name) + chunk)
-                await self._tell()
-        asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._tell()))
+                await self._notify()
+        asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._notify()))
 
-    async def _tell(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
 
-def command(
+def run_command(
     deployment: Deployment,
     *arguments: str,
     terminal: bool = False,
@@ -85,13 +85,13 @@ def command(
     """Run ``outplan``, its output in a pipe, in a terminal, or in the file ``stdout``."""
     program = [sys.executable, "-m", "outplan", *arguments]
     variables = deployment.environment(**{"TERM": "xterm", **environment})
-    # Whoever has imported readline has the size of another terminal there.
+    # An import of readline sets the size of the terminal that runs the tests.
     variables = {k: v for k, v in variables.items() if k not in ("COLUMNS", "LINES")}
-    return running(program, variables, terminal=terminal, stdout=stdout)
+    return run_program(program, variables, terminal=terminal, stdout=stdout)
 
 
 @asynccontextmanager
-async def running(
+async def run_program(
     program: Sequence[str],
     environment: Mapping[str, str],
     *,
@@ -99,7 +99,7 @@ async def running(
     stdout: int | None = None,
 ) -> AsyncIterator[CommandProcess]:
     """Run a program; kill it at the block's end, if it still runs."""
-    master, slave = _terminal() if terminal else (None, None)
+    master, slave = _open_terminal() if terminal else (None, None)
     process = await asyncio.create_subprocess_exec(
         *program,
         env=environment,
@@ -109,20 +109,22 @@ async def running(
     )
     if slave is not None:
         os.close(slave)
-    found = CommandProcess(process, process.stdout if master is None else await _reader(master))
+    command = CommandProcess(
+        process, process.stdout if master is None else await _read_terminal(master)
+    )
     try:
-        yield found
+        yield command
     finally:
-        await found.kill()
+        await command.kill()
 
 
-def _terminal() -> tuple[int, int]:
+def _open_terminal() -> tuple[int, int]:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     return master, slave
 
 
-async def _reader(master: int) -> asyncio.StreamReader:
+async def _read_terminal(master: int) -> asyncio.StreamReader:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(master, "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""Rejected commands: put into the queue, and looked at by ``outplan rejected``."""
+"""Put rejected commands into their queue, and run ``outplan rejected``."""
 
 import json
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from outplan.domain.decider import text_time
 from outplan.testing import Deployment
-from tests.support.commands import command
+from tests.support.commands import run_command
 from tests.support.world import Document, World, create_body, open_world
 
 
@@ -23,24 +23,24 @@ async def world(deployment: Deployment) -> AsyncIterator[World]:
 
 
 async def run(deployment: Deployment, *arguments: str, **how: Any) -> tuple[int, str, str]:
-    async with command(deployment, "rejected", *arguments, **how) as process:
-        code = await process.ended(60)
+    async with run_command(deployment, "rejected", *arguments, **how) as process:
+        code = await process.wait(60)
     assert b"Traceback" not in process.err, process.err.decode()
     return code, process.out.decode(), process.err.decode()
 
 
-async def listed(deployment: Deployment, *arguments: str) -> list[Document]:
+async def list_rejected(deployment: Deployment, *arguments: str) -> list[Document]:
     code, out, err = await run(deployment, "list", "--json", *arguments)
     assert code == 0, err
     return [json.loads(line) for line in out.splitlines()]
 
 
-async def ids(deployment: Deployment, *arguments: str) -> list[str]:
-    return [copy["message_id"] for copy in await listed(deployment, *arguments)]
+async def list_ids(deployment: Deployment, *arguments: str) -> list[str]:
+    return [copy["message_id"] for copy in await list_rejected(deployment, *arguments)]
 
 
-async def put(world: World, message_id: str, **what: Any) -> None:
-    """Put a copy in the queue as a worker does; by default of a command that is valid today."""
+async def put_rejected(world: World, message_id: str, **what: Any) -> None:
+    """Publish a rejected command as a worker does; by default one that is valid today."""
     body = what.pop("body", create_body())
     at = datetime.now(UTC) - what.pop("age", timedelta())
     problem = what.pop("problem", {"detail": "no good"})
@@ -59,8 +59,8 @@ async def put(world: World, message_id: str, **what: Any) -> None:
     await world.channel.default_exchange.publish(message, f"{world.deployment.prefix}.rejected")
 
 
-async def queued(world: World) -> list[AbstractIncomingMessage]:
-    """What is in the queue, as the broker gives it out; it is empty afterwards."""
+async def drain_queue(world: World) -> list[AbstractIncomingMessage]:
+    """Take every message out of the queue, in the order of delivery."""
     found = await world.channel.get_queue(f"{world.deployment.prefix}.rejected")
     messages: list[AbstractIncomingMessage] = []
     while message := await found.get(no_ack=True, fail=False):

@@ -1,4 +1,4 @@
-"""``outplan`` as a script runs it, and as a person does, at a terminal."""
+"""Run ``outplan`` to its end in a pipe, or at a terminal."""
 
 import asyncio
 import fcntl
@@ -19,8 +19,8 @@ _PROGRAM = (sys.executable, "-m", "outplan")
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended. It never shows a traceback."""
+class Completed:
+    """Hold the exit code and the output of a command; no command prints a traceback."""
 
     code: int
     out: str
@@ -37,17 +37,17 @@ class Ended:
 
 async def outplan(
     deployment: Deployment, *arguments: str, stdin: bytes = b"", **environment: str
-) -> Ended:
-    """Run it with its streams in pipes, to its end."""
-    async with begun(deployment, *arguments, **environment) as process:
-        return await ended(process, stdin)
+) -> Completed:
+    """Run a command in pipes, to its end."""
+    async with start(deployment, *arguments, **environment) as process:
+        return await finish(process, stdin)
 
 
 @asynccontextmanager
-async def begun(
+async def start(
     deployment: Deployment, *arguments: str, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Begin it, its streams in pipes; killed at the block's end if it still runs."""
+    """Start a command in pipes; kill it at the block's end if it still runs."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *_PROGRAM, *arguments,
@@ -61,38 +61,38 @@ async def begun(
         await process.communicate()
 
 
-async def ended(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
-    """Await its end, having given it the rest of its input."""
+async def finish(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Completed:
+    """Give a command the rest of its input, and wait for its end."""
     async with asyncio.timeout(60):
         out, err = await process.communicate(stdin)
     assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
+    return Completed(process.returncode, out.decode(), err.decode())
 
 
 class Terminal:
-    """A terminal that a command runs in; ``shown`` is all that it was told to show."""
+    """Hold the terminal that a command runs in; ``shown`` is everything that it printed."""
 
     def __init__(self, process: asyncio.subprocess.Process, keys: int) -> None:
         self.process = process
         self._keys = keys
         self.shown = ""
-        self._news = asyncio.Event()
-        asyncio.get_running_loop().add_reader(keys, self._show)
+        self._changed = asyncio.Event()
+        asyncio.get_running_loop().add_reader(keys, self._read)
 
-    async def shows(self, text: str, seconds: float = 30) -> None:
+    async def wait_for(self, text: str, seconds: float = 30) -> None:
         async with asyncio.timeout(seconds):
             while text not in self.shown:
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
     def press(self, keys: bytes) -> None:
         os.write(self._keys, keys)
 
-    async def ended(self, seconds: float = 60) -> int:
-        """Await the command's end: its exit code."""
+    async def wait(self, seconds: float = 60) -> int:
+        """Wait for the command to end, and return its exit code."""
         async with asyncio.timeout(seconds):
             code = await self.process.wait()
-        self._show()
+        self._read()
         assert "Traceback" not in self.shown
         return code
 
@@ -100,12 +100,12 @@ class Terminal:
         asyncio.get_running_loop().remove_reader(self._keys)
         os.close(self._keys)
 
-    def _show(self) -> None:
-        # Reading fails when the command has closed the other side.
+    def _read(self) -> None:
+        # Reading fails once the command has closed the other side.
         with suppress(BlockingIOError), suppress(OSError):
             while piece := os.read(self._keys, 65_536):
                 self.shown += piece.decode(errors="replace")
-                self._news.set()
+                self._changed.set()
             return
         if self.process.returncode is not None:
             asyncio.get_running_loop().remove_reader(self._keys)
@@ -115,7 +115,7 @@ class Terminal:
 async def terminal(
     deployment: Deployment, *arguments: str, **environment: str
 ) -> AsyncIterator[Terminal]:
-    """Run it in a terminal of its own, 100 columns wide; killed at the block's end."""
+    """Run a command in a terminal of 100 columns; kill it at the block's end."""
     keys, screen = os.openpty()
     os.set_blocking(keys, False)
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))

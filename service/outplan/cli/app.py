@@ -26,7 +26,7 @@ from outplan.cli.options import (
     WatchOptions,
     filter_option,
 )
-from outplan.cli.parameters import grouped
+from outplan.cli.parameters import expand_groups
 from outplan.cli.stdout import discard_stdout
 
 OutplanId = Annotated[str | None, typer.Argument(metavar="ID", show_default=False)]
@@ -73,7 +73,7 @@ def _common(
         ),
     ] = False,
 ) -> None:
-    """Set OUTPLAN_… variables for settings; see docs/running.md."""
+    """Declare the options of ``outplan`` itself."""
 
 
 @app.command()
@@ -101,7 +101,7 @@ def sandbox() -> None:
 
 
 @app.command()
-@grouped
+@expand_groups
 def watch(options: WatchOptions) -> None:
     """Show events as they arrive: a table on a terminal, JSON Lines otherwise.
 
@@ -139,7 +139,7 @@ def schema(
 
 
 @publish.command(no_args_is_help=True)
-@grouped
+@expand_groups
 def create(fields: CreateOptions, options: PublishOptions) -> None:
     """Create an outplan; it needs a customer, a name and a source."""
     from outplan.cli.publish import publish_command
@@ -148,7 +148,7 @@ def create(fields: CreateOptions, options: PublishOptions) -> None:
 
 
 @publish.command(no_args_is_help=True)
-@grouped
+@expand_groups
 def update(fields: UpdateOptions, options: PublishOptions, outplan_id: OutplanId = None) -> None:
     """Change fields of the outplan ID; the others keep their values."""
     from outplan.cli.publish import publish_command
@@ -157,7 +157,7 @@ def update(fields: UpdateOptions, options: PublishOptions, outplan_id: OutplanId
 
 
 @publish.command(no_args_is_help=True)
-@grouped
+@expand_groups
 def delete(
     fields: PreconditionOptions, options: PublishOptions, outplan_id: OutplanId = None
 ) -> None:
@@ -171,7 +171,7 @@ app.add_typer(publish, name="publish")
 
 
 @rejected.command("list")
-@grouped
+@expand_groups
 def list_(
     message_id: Annotated[
         list[str] | None,
@@ -193,7 +193,7 @@ def list_(
 
 
 @rejected.command()
-@grouped
+@expand_groups
 def show(
     which: Annotated[
         str,
@@ -213,7 +213,7 @@ def show(
 
 
 @rejected.command()
-@grouped
+@expand_groups
 def redrive(
     message_id: MessageIds = None,
     *,
@@ -233,7 +233,7 @@ def redrive(
 
 
 @rejected.command()
-@grouped
+@expand_groups
 def discard(
     message_id: MessageIds = None,
     *,
@@ -271,7 +271,7 @@ def check(as_json: AsJson = False) -> None:
 
 
 @app.command("import")
-@grouped
+@expand_groups
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", show_default=False)],
     options: ImportOptions,
@@ -279,7 +279,7 @@ def import_(
     """Send the commands in FILE (JSON Lines; - is standard input), and count the outcomes.
 
     A line is an outplan to create, an event to repeat, or a command: {"command": "update", "body":
-    {…}}. The worker applies a file that is imported again once.
+    {…}}. Importing a file again applies nothing twice.
     """
     from outplan.cli.importer import import_file
 

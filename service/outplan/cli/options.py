@@ -151,7 +151,7 @@ class PublishOptions(ClientOptions):
     message_id: Annotated[
         str | None,
         _sending(
-            "The command's id. The worker applies commands with the same id once.",
+            "The command's id. A command that is sent again with the same id takes effect once.",
             callback=check_short_text, show_default=False,
         ),
     ] = None  # fmt: skip

@@ -16,7 +16,7 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w":
 _BROKER_REASONS: Final = ("expired", "maxlen", "rejected")
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
+def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Make every field of the dataclasses that a command takes an option of the command."""
     parameters = signature(command).parameters
     groups: dict[str, Any] = {
