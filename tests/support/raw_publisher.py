@@ -1,4 +1,4 @@
-"""A publisher of frames as they are: most clients can't write what it sends."""
+"""Publish raw messages with confirms: most clients refuse to write what the fuzzer sends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -16,53 +16,68 @@ from tests.support.wire import FRAME_MAX
 _STALLED_SECONDS: Final = 60
 
 
-class RawPublisher(FrameHandler):
-    """Publishes frames as they are, confirmed. Made by ``raw_publisher``."""
+class _Confirms(FrameHandler):
+    """The delivery tags that wait for a confirm, or the reason why none will come."""
 
     def __init__(self) -> None:
-        self.channel: AbstractChannel
-        self.closed = ""
-        self._open: set[int] = set()
-        self._last = 0
-        self._news = asyncio.Event()
+        self.pending: set[int] = set()
+        self.close_reason = ""
+        self._changed = asyncio.Event()
 
-    async def publish(self, exchange: str, messages: Sequence[RawMessage]) -> None:
-        """Publish all and await their confirms. Raises ConnectionError with the broker's reason."""
-        data = b"".join(_frames(self.channel.number, exchange, message) for message in messages)
-        self._open = set(range(self._last + 1, self._last + len(messages) + 1))
-        self._last += len(messages)
-        await self.channel.connection.write_queue.put(ChannelFrame(data, should_close=False))
-        while self._open:
-            self._news.clear()
+    async def wait(self) -> None:
+        """Wait until all are confirmed. Raises ConnectionError with the broker's reason."""
+        while self.pending:
+            self._changed.clear()
             async with asyncio.timeout(_STALLED_SECONDS):
-                await self._news.wait()
-            if self.closed:
-                raise ConnectionError(self.closed)
+                await self._changed.wait()
+            if self.close_reason:
+                raise ConnectionError(self.close_reason)
 
     def on_confirm(self, tag: int, multiple: bool, confirmed: bool) -> None:
-        assert confirmed, "the broker refuses a message"
-        self._open -= {n for n in self._open if n <= tag} if multiple else {tag}
-        self._news.set()
+        assert confirmed, "the broker nacked a message"
+        self.pending -= {n for n in self.pending if n <= tag} if multiple else {tag}
+        self._changed.set()
 
     def on_close(self, code: int, reason: str) -> None:
         self.fail(f"{code} {reason}")
 
     def fail(self, reason: str) -> None:
-        self.closed = self.closed or reason
-        self._news.set()
+        self.close_reason = self.close_reason or reason
+        self._changed.set()
+
+
+class RawPublisher:
+    """Publish raw messages on a channel. Use ``open_raw_publisher``."""
+
+    def __init__(self, channel: AbstractChannel, confirms: _Confirms) -> None:
+        self._channel = channel
+        self._confirms = confirms
+        self._last_tag = 0
+
+    async def publish(self, exchange: str, messages: Sequence[RawMessage]) -> None:
+        """Publish messages and wait for their confirms.
+
+        Raises ConnectionError with the broker's reason.
+        """
+        data = b"".join(_frames(self._channel.number, exchange, message) for message in messages)
+        first = self._last_tag + 1
+        self._last_tag += len(messages)
+        self._confirms.pending = set(range(first, self._last_tag + 1))
+        await self._channel.connection.write_queue.put(ChannelFrame(data, should_close=False))
+        await self._confirms.wait()
 
 
 @asynccontextmanager
-async def raw_publisher(url: str) -> AsyncIterator[RawPublisher]:
-    """A connection of its own."""
-    publisher = RawPublisher()
-    async with open_connection(url, "hostile", publisher) as connection:
+async def open_raw_publisher(url: str) -> AsyncIterator[RawPublisher]:
+    """Open a publisher on a connection of its own."""
+    confirms = _Confirms()
+    async with open_connection(url, "raw publisher", confirms) as connection:
         assert connection.transport is not None
-        publisher.channel = await connection.transport.connection.channel()
-        publisher.channel.closing.add_done_callback(
-            lambda closing: publisher.fail(f"channel closed: {_reason(closing)}")
+        channel = await connection.transport.connection.channel()
+        channel.closing.add_done_callback(
+            lambda closing: confirms.fail(f"channel closed: {_reason(closing)}")
         )
-        yield publisher
+        yield RawPublisher(channel, confirms)
 
 
 def _reason(closing: "asyncio.Future[Any]") -> str:

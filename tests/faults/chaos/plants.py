@@ -91,7 +91,7 @@ def skip_deduplication() -> None:
     load, write = MongoTransaction.load, event_document
 
     async def load_without_ids(
-        self: MongoTransaction, outplan_ids: Any, _: Any, past: Any
+        self: MongoTransaction, outplan_ids: Any, _: Any, past: Any = ()
     ) -> Snapshot:
         return await load(self, outplan_ids, [], past)
 

@@ -73,7 +73,7 @@ def _skew_clock(seconds: float) -> None:
     def now() -> datetime:
         return datetime.now(UTC) + timedelta(seconds=seconds)
 
-    setattr(bootstrap, "utc_now", now)  # noqa: B010  it has it by import
+    setattr(bootstrap, "utc_now", now)  # noqa: B010  It imported the name.
 
 
 def _install_crash_points() -> None:

@@ -85,9 +85,9 @@ def main(
     for line in render_summary(report, slowest[0][0]):
         print(line)
     is_fast = slowest[0][0] < MOST_CPU_SECONDS
-    is_passed = not report.failures and is_fast and report.growth < MOST_GROWTH_BYTES
-    print("passed" if is_passed else "FAILED")
-    sys.exit(0 if is_passed else 1)
+    has_passed = not report.failures and is_fast and report.growth < MOST_GROWTH_BYTES
+    print("passed" if has_passed else "FAILED")
+    sys.exit(0 if has_passed else 1)
 
 
 if __name__ == "__main__":

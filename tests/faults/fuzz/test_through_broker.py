@@ -18,7 +18,7 @@ from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.faults.fuzz.through_broker import run_through_broker
 from tests.support.raw_message import RawMessage, encode_content_header
-from tests.support.raw_publisher import raw_publisher
+from tests.support.raw_publisher import open_raw_publisher
 from tests.support.samples import NOW, create_body, request
 from tests.support.world import Document
 
@@ -53,7 +53,7 @@ async def test_the_broker_refuses_malformed_headers(
     """Check that no malformed header reaches a worker."""
     sent = RawMessage("nowhere", encode_content_header({}, table, 0), b"")
 
-    async with raw_publisher(servers.rabbitmq.url) as publisher:
+    async with open_raw_publisher(servers.rabbitmq.url) as publisher:
         with pytest.raises(ConnectionError, match=r"541|406|PRECONDITION"):
             await publisher.publish("", [sent])
 

@@ -28,7 +28,7 @@ from tests.faults.fuzz.mutants import Mutant, Mutator
 from tests.support.observer_queues import ObserverQueues
 from tests.support.process_state import resident_bytes
 from tests.support.raw_message import RawMessage, encode_content_header
-from tests.support.raw_publisher import RawPublisher, raw_publisher
+from tests.support.raw_publisher import RawPublisher, open_raw_publisher
 from tests.support.worker_process import WorkerProcess, run_worker
 
 _BATCH: Final = 500
@@ -72,7 +72,7 @@ class BrokerRun:
         url, layout = self._deployment.amqp_url, self.queues.build_topology()
         async with open_session(url, layout, print) as session:
             receiving = asyncio.create_task(self._receive(session))
-            async with run_worker(self._deployment) as worker, raw_publisher(url) as publisher:
+            async with run_worker(self._deployment) as worker, open_raw_publisher(url) as publisher:
                 since = time.monotonic()
                 await self._send(publisher, worker, count)
                 await self._finish(publisher, worker)

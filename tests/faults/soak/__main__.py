@@ -1,6 +1,7 @@
-"""``python -m tests.faults.soak.__main__``: half of what a worker can do, for a long time.
+"""Run a worker at half its maximum rate for a long time: ``python -m tests.faults.soak``.
 
-Its memory, open files and connections must not grow, nothing may pile up, nothing may be lost.
+Its memory, open files and connections must not grow, the queues must not fill up, and every command
+must have its reply.
 """
 
 import asyncio
@@ -27,17 +28,18 @@ from yarl import URL
 from outplan.contract.topology import topology
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers, start_servers
-from tests.faults.soak.load import Load
+from tests.faults.soak.load import Load, open_load
 from tests.faults.soak.plot import plot
-from tests.faults.soak.samples import MIB, Row, Sample, Sheet, verdict
+from tests.faults.soak.samples import MIB, Measure, Sample, SampleFile, compare
+from tests.support.observer_queues import ObserverQueues
 from tests.support.process_state import count_connections, find_listener, open_files, resident_bytes
 
-_MEASURED_SECONDS: Final = 20.0
-_SETTLE_SECONDS: Final = 60.0
+_MAXIMUM_SECONDS: Final = 20.0
+_TIMEOUT_SECONDS: Final = 60.0
 
 
-class Worker:
-    """A worker process; of its log only what is no mere information is kept, and little of that."""
+class SoakWorker:
+    """A worker process. It keeps only the last log lines above level info."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -55,7 +57,7 @@ class Worker:
         self.ready.set()
 
     async def stop(self) -> int:
-        """Its exit code."""
+        """Stop the worker gracefully and return its exit code."""
         if self.process.returncode is None:
             self.process.terminate()
         await self._reading
@@ -63,14 +65,14 @@ class Worker:
 
 
 @asynccontextmanager
-async def _working(place: Deployment) -> AsyncIterator[Worker]:
+async def _start_worker(deployment: Deployment) -> AsyncIterator[SoakWorker]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "outplan", "run", env=place.environment(), stdout=PIPE,
+        sys.executable, "-m", "outplan", "run", env=deployment.environment(), stdout=PIPE,
         limit=1 << 20,
     )  # fmt: skip
-    worker = Worker(process)
+    worker = SoakWorker(process)
     try:
-        async with asyncio.timeout(_SETTLE_SECONDS):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             await worker.ready.wait()
         yield worker
     finally:
@@ -78,8 +80,8 @@ async def _working(place: Deployment) -> AsyncIterator[Worker]:
 
 
 @dataclass(frozen=True, slots=True)
-class Processes:
-    """Process ids; None for a server that is not to be seen from here."""
+class ProcessIds:
+    """The processes to sample; None for a server that this machine does not show."""
 
     worker: int
     broker: int | None
@@ -87,28 +89,29 @@ class Processes:
     amqp_port: int
 
 
-def _processes(place: Deployment, worker: int) -> Processes:
-    amqp, mongo = URL(place.amqp_url).port or 5672, URL(place.mongo_url).port or 27017
-    return Processes(worker, find_listener("beam.smp", amqp), find_listener("mongod", mongo), amqp)
+def _find_processes(deployment: Deployment, worker: int) -> ProcessIds:
+    amqp = URL(deployment.amqp_url).port or 5672
+    mongo = URL(deployment.mongo_url).port or 27017
+    return ProcessIds(worker, find_listener("beam.smp", amqp), find_listener("mongod", mongo), amqp)
 
 
 class Sampler:
-    """Looks at everything once a second."""
+    """Take a sample every second."""
 
     def __init__(
         self,
         load: Load,
-        place: Deployment,
-        processes: Processes,
+        prefix: str,
+        processes: ProcessIds,
         channel: AbstractChannel,
-        sheet: Sheet,
+        file: SampleFile,
     ) -> None:
         self._load = load
-        self._layout = topology(place.prefix)
-        self._witness = load.queues[1]
+        self._commands = topology(prefix).command_queues[0].name
+        self._queues = ObserverQueues(prefix)
         self._processes = processes
         self._channel = channel
-        self._sheet = sheet
+        self._file = file
         self._since = time.monotonic()
 
     async def run(self, until: asyncio.Event) -> None:
@@ -117,30 +120,23 @@ class Sampler:
         while not until.is_set():
             due += 1
             await asyncio.sleep(due - loop.time())
-            self._sheet.add(await self._sample())
+            self._file.add(await self._sample())
 
     async def _sample(self) -> Sample:
         load, processes = self._load, self._processes
         latencies, load.latencies = load.latencies, []
         files = open_files(processes.worker)
-        # One after the other, as each goes over the one channel.
-        ready = [
-            await self._ready(name)
-            for name in (
-                self._layout.command_queues[0].name, self._layout.rejected.name, self._witness
-            )
-        ]  # fmt: skip
         return Sample(
             at=round(time.monotonic() - self._since, 2),
-            worker_memory=_mib(processes.worker) or 0.0,
+            worker_memory=_resident_mib(processes.worker) or 0.0,
             worker_files=len(files),
             worker_connections=count_connections(processes.worker, files, processes.amqp_port),
-            broker_memory=_mib(processes.broker),
-            store_memory=_mib(processes.store),
-            loader_memory=_mib(os.getpid()) or 0.0,
-            commands_ready=ready[0],
-            rejected_ready=ready[1],
-            events_ready=ready[2],
+            broker_memory=_resident_mib(processes.broker),
+            store_memory=_resident_mib(processes.store),
+            loader_memory=_resident_mib(os.getpid()) or 0.0,
+            commands_ready=await self._count_ready(self._commands),
+            rejected_ready=await self._count_ready(self._queues.rejected),
+            events_ready=await self._count_ready(self._queues.events),
             in_flight=load.in_flight,
             sent=load.sent,
             replied=load.replied,
@@ -148,113 +144,122 @@ class Sampler:
             p99=_quantile(latencies, 99),
         )
 
-    async def _ready(self, queue: str) -> int:
+    async def _count_ready(self, queue: str) -> int:
         declared = await self._channel.declare_queue(queue, passive=True)
         return declared.declaration_result.message_count or 0
 
 
-def _mib(pid: int | None) -> float | None:
+def _resident_mib(pid: int | None) -> float | None:
     return None if pid is None else round(resident_bytes(pid) / MIB, 2)
 
 
 def _quantile(latencies: list[float], percent: int) -> float | None:
-    """In milliseconds."""
+    """Return a percentile in milliseconds; None for fewer than two latencies."""
     if len(latencies) < 2:
         return None
     return round(1e3 * quantiles(latencies, n=100)[percent - 1], 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Soaked:
-    """What a run came to. ``faults`` are sentences; there must be none."""
+class SoakResult:
+    """Measures and failures of a run; ``failures`` must be empty."""
 
     rate: float
-    rows: list[Row]
-    faults: list[str]
+    measures: list[Measure]
+    failures: list[str]
+
+    @property
+    def has_passed(self) -> bool:
+        return not self.failures and all(measure.has_passed for measure in self.measures)
 
 
 async def _soak(
     servers: Servers, minutes: float, rate: float | None, out: Path, seed: int
-) -> Soaked:
-    place = Deployment(servers.rabbitmq.url, servers.mongodb.url)
-    load = Load(place.amqp_url, place.prefix, seed)
-    sheet = Sheet(out.with_suffix(".csv"))
+) -> SoakResult:
+    deployment = Deployment(servers.rabbitmq.url, servers.mongodb.url)
+    prefix = deployment.prefix
+    file = SampleFile(out.with_suffix(".csv"))
     try:
-        async with _working(place) as worker, load.running():
+        async with (
+            _start_worker(deployment) as worker,
+            open_load(deployment.amqp_url, prefix, seed) as load,
+        ):
             if rate is None:
-                maximum = await load.maximum(_MEASURED_SECONDS)
-                await load.settled(_SETTLE_SECONDS)
+                maximum = await load.measure_maximum(_MAXIMUM_SECONDS)
+                await load.wait_for_replies(_TIMEOUT_SECONDS)
                 rate = maximum / 2
-                print(
-                    f"at most {maximum:.0f} commands a second; half of that from here on",
-                    flush=True,
-                )
-            await _sampled(load, place, worker, sheet, rate, minutes * 60)
-            settled = await load.settled(_SETTLE_SECONDS)
+                print(f"maximum {maximum:.0f} commands a second, soak at {rate:.0f}", flush=True)
+            await _sample_under_load(load, deployment, worker, file, rate, minutes * 60)
+            is_answered = await load.wait_for_replies(_TIMEOUT_SECONDS)
             await worker.stop()
     finally:
-        sheet.close()
-        await place.drop(load.queues)
-    plot(sheet.samples, rate, out)
-    return Soaked(rate, verdict(sheet.samples, rate), _faults(load, worker, settled))
+        file.close()
+        await deployment.drop(ObserverQueues(prefix).own)
+    plot(file.samples, rate, out)
+    return SoakResult(rate, compare(file.samples, rate), _find_failures(load, worker, is_answered))
 
 
-async def _sampled(
-    load: Load, place: Deployment, worker: Worker, sheet: Sheet, rate: float, seconds: float
+async def _sample_under_load(
+    load: Load,
+    deployment: Deployment,
+    worker: SoakWorker,
+    file: SampleFile,
+    rate: float,
+    seconds: float,
 ) -> None:
     load.latencies.clear()
-    processes, over = _processes(place, worker.process.pid), asyncio.Event()
-    async with await aio_pika.connect(place.amqp_url) as connection:
-        channel = await connection.channel()
+    processes, over = _find_processes(deployment, worker.process.pid), asyncio.Event()
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
+        sampler = Sampler(load, deployment.prefix, processes, await connection.channel(), file)
         async with asyncio.TaskGroup() as group:
-            group.create_task(Sampler(load, place, processes, channel, sheet).run(over))
-            await load.steady(rate, seconds)
+            group.create_task(sampler.run(over))
+            await load.send_steadily(rate, seconds)
             over.set()
 
 
-def _faults(load: Load, worker: Worker, settled: bool) -> list[str]:
-    found = [f"the worker complained: {line}" for line in worker.complaints]
-    if not settled:
-        found.append(f"{load.in_flight} of {load.sent} commands have no reply")
-    if load.unexpected:
-        found.append(f"{load.unexpected} replies that nobody waited for")
+def _find_failures(load: Load, worker: SoakWorker, is_answered: bool) -> list[str]:
+    failures = [f"the worker logged {line}" for line in worker.complaints]
+    if not is_answered:
+        failures.append(f"{load.in_flight} of {load.sent} commands have no reply")
+    if load.unexpected_replies:
+        failures.append(f"{load.unexpected_replies} replies to no known command")
     if worker.process.returncode:
-        found.append(f"the worker ended with {worker.process.returncode}")
-    return found
+        failures.append(f"the worker ended with exit code {worker.process.returncode}")
+    return failures
 
 
-def _table(soaked: Soaked) -> Table:
-    table = Table(min_width=100, title=f"{soaked.rate:.0f} commands a second")
-    for heading in ("median", "early", "late", "growth", "allowed", ""):
-        table.add_column(heading, justify="left" if heading in ("median", "allowed") else "right")
-    for row in soaked.rows:
-        verdict_ = "" if not row.limit else ("sound" if row.sound else "NOT SOUND")
-        growth = f"{100 * row.growth:+.1f}%"
+def _build_table(result: SoakResult) -> Table:
+    table = Table(min_width=100, title=f"{result.rate:.0f} commands a second")
+    for heading in ("median", "early", "late", "growth", "limit", ""):
+        table.add_column(heading, justify="left" if heading in ("median", "limit") else "right")
+    for measure in result.measures:
+        state = "" if not measure.limit else ("passed" if measure.has_passed else "FAILED")
+        growth = f"{100 * measure.growth:+.1f}%"
         table.add_row(
-            row.name, f"{row.early:,.1f}", f"{row.late:,.1f}", growth, row.limit, verdict_
-        )
+            measure.name, f"{measure.early:,.1f}", f"{measure.late:,.1f}", growth, measure.limit,
+            state,
+        )  # fmt: skip
     return table
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0.5, help="How long, after the start.")] = 30,
+    minutes: Annotated[float, typer.Option(min=0.5, help="Duration after the warm-up.")] = 30,
     rate: Annotated[
-        float | None, typer.Option(help="Commands a second, not half the most.")
+        float | None, typer.Option(help="Commands a second instead of half the maximum.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The picture; the samples stand beside it.")] = Path(
-        "soak.png"
-    ),
-    seed: Annotated[int, typer.Option(help="The same seed makes the same commands.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="File for the plot; the samples go to a CSV file next to it.")
+    ] = Path("soak.png"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
 ) -> None:
-    """Keep a worker under load; exit 1 where it grows, falls behind or loses anything."""
+    """Run a worker under load; exit with code 1 if it grows, falls behind or loses a command."""
     with start_servers() as servers:
-        soaked = uvloop.run(_soak(servers, minutes, rate, out, seed))
-    Console(width=110).print(_table(soaked))
-    for fault in soaked.faults:
-        print(f"FAULT: {fault}")
-    sound = not soaked.faults and all(row.sound for row in soaked.rows)
-    print(f"{'sound' if sound else 'NOT SOUND'}; see {out} and {out.with_suffix('.csv')}")
-    sys.exit(0 if sound else 1)
+        result = uvloop.run(_soak(servers, minutes, rate, out, seed))
+    Console(width=110).print(_build_table(result))
+    for failure in result.failures:
+        print(f"FAILURE: {failure}")
+    print(f"{'passed' if result.has_passed else 'FAILED'}; see {out} and {out.with_suffix('.csv')}")
+    sys.exit(0 if result.has_passed else 1)
 
 
 if __name__ == "__main__":

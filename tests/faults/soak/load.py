@@ -1,88 +1,66 @@
-"""A soak's load: commands of every kind at a steady rate, and all that comes of them taken in."""
+"""Send commands at a steady rate, and consume everything that the worker publishes."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Final
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.topology import Binding, Queue, Topology, topology
+from outplan.contract.topology import topology
 from outplan.rabbitmq.session import Session, open_session
 from tests.support.command_generator import Draft, Generator, Outplans
+from tests.support.observer_queues import ObserverQueues
 from tests.support.raw_message import Properties, RawMessage, encode_content_header
-from tests.support.raw_publisher import RawPublisher, raw_publisher
+from tests.support.raw_publisher import RawPublisher, open_raw_publisher
 
 _TICK: Final = 0.02
-_FULL: Final = 2_000  # in flight while the maximum is measured: four batches
+_MOST_IN_FLIGHT: Final = 2_000  # Four batches, while the maximum rate is measured.
 _OUTPLANS: Final = 5_000
-_TAKEN: Final = 1_000
+_PREFETCH: Final = 1_000
 
 
 class Load:
-    """Sends, and knows of each command when it was sent until its reply is there.
+    """Send commands, and time each one until its event and its reply. Use ``open_load``.
 
-    Nothing is kept of a command that is done: ``latencies`` (seconds from publish to event) are
-    for whoever samples to take and clear.
+    It forgets a command at its reply. ``latencies`` are seconds from publish to event; the caller
+    takes and clears them.
     """
 
-    def __init__(self, amqp_url: str, prefix: str, seed: int) -> None:
-        self._url = amqp_url
-        self._layout = topology(prefix)
-        self._replies = f"{prefix}.replies"
-        self._witness = f"{prefix}.witness"
+    def __init__(self, publisher: RawPublisher, prefix: str, seed: int) -> None:
+        self._publisher = publisher
+        self._exchange = topology(prefix).commands.name
+        self._queues = ObserverQueues(prefix)
         self._generator = Generator(seed, "soak", Outplans(seed, _OUTPLANS))
-        self._publisher: RawPublisher
-        self._open: dict[str, float] = {}
-        self._done = asyncio.Event()
+        self._sent_at: dict[str, float] = {}
+        self._reply_received = asyncio.Event()
         self.sent = 0
         self.replied = 0
         self.events = 0
         self.rejected = 0
-        self.unexpected = 0
+        self.unexpected_replies = 0
         self.latencies: list[float] = []
 
     @property
-    def queues(self) -> list[str]:
-        """Those that are not the service's own."""
-        return [self._replies, self._witness]
-
-    @property
     def in_flight(self) -> int:
-        """How many commands were sent and have no reply."""
-        return len(self._open)
+        """Count the commands without a reply."""
+        return len(self._sent_at)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Connected, and taking in whatever comes, while the block runs."""
-        async with (
-            open_session(self._url, self._turned_round(), print) as session,
-            raw_publisher(self._url) as publisher,
-        ):
-            self._publisher = publisher
-            taking = asyncio.create_task(self._take(session))
-            try:
-                yield
-            finally:
-                taking.cancel()
-                await asyncio.wait({taking})
-
-    async def maximum(self, seconds: float) -> float:
-        """Replies a second with as much in flight as does any good; the first quarter warms up."""
-        end, start = time.monotonic() + seconds, 0
+    async def measure_maximum(self, seconds: float) -> float:
+        """Keep the worker busy and return its replies a second; the first quarter warms up."""
+        end, replied_at_start = time.monotonic() + seconds, 0
         warm = end - 0.75 * seconds
         while (now := time.monotonic()) < end:
-            if not start and now >= warm:
-                start = self.replied
-            await self._send(min(_FULL - self.in_flight, 250))
-            if self.in_flight >= _FULL - 100:
-                self._done.clear()
-                await self._done.wait()
-        return (self.replied - start) / (0.75 * seconds)
+            if not replied_at_start and now >= warm:
+                replied_at_start = self.replied
+            await self._send(min(_MOST_IN_FLIGHT - self.in_flight, 250))
+            if self.in_flight >= _MOST_IN_FLIGHT - 100:
+                self._reply_received.clear()
+                await self._reply_received.wait()
+        return (self.replied - replied_at_start) / (0.75 * seconds)
 
-    async def steady(self, rate: float, seconds: float) -> None:
-        """Send at ``rate`` commands a second, evenly; what was missed is not made up for."""
+    async def send_steadily(self, rate: float, seconds: float) -> None:
+        """Send ``rate`` commands a second, evenly; skip what falls behind by over a second."""
         end = time.monotonic() + seconds
         due = time.monotonic()
         while (now := time.monotonic()) < end:
@@ -92,31 +70,40 @@ class Load:
             await self._send(count)
             await asyncio.sleep(_TICK)
 
-    async def settled(self, seconds: float) -> bool:
-        """Wait until every command has its reply; False where that takes longer."""
+    async def wait_for_replies(self, seconds: float) -> bool:
+        """Return True once every command has its reply, False if that takes longer."""
         try:
             async with asyncio.timeout(seconds):
-                while self._open:
-                    self._done.clear()
-                    await self._done.wait()
+                while self._sent_at:
+                    self._reply_received.clear()
+                    await self._reply_received.wait()
         except TimeoutError:
             return False
         return True
 
+    async def consume(self, session: Session) -> None:
+        """Consume events, replies and rejected copies until cancelled."""
+        while batch := await session.receive(_PREFETCH):
+            now = time.monotonic()
+            for delivery in batch:
+                self._count(delivery, now)
+            await session.ack(batch[-1])
+            self._reply_received.set()
+
     async def _send(self, count: int) -> None:
         if count <= 0:
             return
-        messages = [self._message(self._generator.draft()) for _ in range(count)]
-        await self._publisher.publish(self._layout.commands.name, messages)
+        messages = [self._make_message(self._generator.draft()) for _ in range(count)]
+        await self._publisher.publish(self._exchange, messages)
 
-    def _message(self, draft: Draft) -> RawMessage:
+    def _make_message(self, draft: Draft) -> RawMessage:
         self.sent += 1
         serial = str(self.sent)
-        self._open[serial] = time.monotonic()
+        self._sent_at[serial] = time.monotonic()
         properties: Properties = {
             "delivery_mode": 2,
             "correlation_id": serial.encode(),
-            "reply_to": self._replies.encode(),
+            "reply_to": self._queues.replies.encode(),
             "timestamp": int(time.time()),
             "message_type": draft.name.encode(),
         }
@@ -127,31 +114,32 @@ class Load:
         header = encode_content_header(properties, table, len(draft.body))
         return RawMessage(draft.name, header, draft.body)
 
-    async def _take(self, session: Session) -> None:
-        while batch := await session.receive(_TAKEN):
-            now = time.monotonic()
-            for delivery in batch:
-                self._note(delivery, now)
-            await session.ack(batch[-1])
-            self._done.set()
-
-    def _note(self, delivery: Delivery, now: float) -> None:
+    def _count(self, delivery: Delivery, now: float) -> None:
         serial = delivery.properties.correlation_id or ""
-        if delivery.queue == self._replies:
+        if delivery.queue == self._queues.replies:
             self.replied += 1
-            if self._open.pop(serial, None) is None:
-                self.unexpected += 1
-        elif delivery.queue == self._witness:
+            if self._sent_at.pop(serial, None) is None:
+                self.unexpected_replies += 1
+        elif delivery.queue == self._queues.events:
             self.events += 1
-            if (since := self._open.get(serial)) is not None:
+            if (since := self._sent_at.get(serial)) is not None:
                 self.latencies.append(now - since)
         else:
             self.rejected += 1
 
-    def _turned_round(self) -> Topology:
-        """The service's topology, with what it publishes to for what is consumed."""
-        own = tuple(Queue(name, {"x-queue-type": "quorum"}) for name in self.queues)
-        bindings = (Binding(self._layout.events.name, self._witness, "#"),)
-        return replace(
-            self._layout, command_queues=(*own, self._layout.rejected), bindings=bindings
-        )
+
+@asynccontextmanager
+async def open_load(amqp_url: str, prefix: str, seed: int) -> AsyncIterator[Load]:
+    """Connect a load, and consume in the background while the block runs."""
+    layout = ObserverQueues(prefix).build_topology()
+    async with (
+        open_session(amqp_url, layout, print) as session,
+        open_raw_publisher(amqp_url) as publisher,
+    ):
+        load = Load(publisher, prefix, seed)
+        consuming = asyncio.create_task(load.consume(session))
+        try:
+            yield load
+        finally:
+            consuming.cancel()
+            await asyncio.wait({consuming})

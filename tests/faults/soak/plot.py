@@ -1,4 +1,4 @@
-"""A soak as a picture."""
+"""Plot a soak's samples."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 
-from tests.faults.soak.samples import Sample, windows
+from tests.faults.soak.samples import Sample, comparison_windows
 
 mpl.use("Agg")
 
@@ -51,13 +51,13 @@ _COLOURS: Final = ("#1f6fb4", "#d1642a", "#3a8f4d", "#8a4fa3")
 
 
 def plot(samples: Sequence[Sample], rate: float, path: Path) -> None:
-    """Draw memory, files, queues, latency and rate over the minutes, as a PNG."""
+    """Draw memory, files, queues, latency and rate over time, as a PNG file."""
     figure, panels = plt.subplots(
         len(_PANELS) + 1, 1, sharex=True, figsize=(11, 15), layout="constrained"
     )
     minutes = [sample.at / 60 for sample in samples]
     for axes, (label, logarithmic, lines) in zip(panels, _PANELS, strict=False):
-        _panel(axes, minutes, samples, label, lines)
+        _draw_panel(axes, minutes, samples, label, lines)
         if logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -65,36 +65,36 @@ def plot(samples: Sequence[Sample], rate: float, path: Path) -> None:
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0, top=1.15 * axes.get_ylim()[1])
-    _rates(panels[-1], minutes, samples, rate)
-    warm, length = windows(samples[-1].at)
+    _draw_rates(panels[-1], minutes, samples, rate)
+    warm, length = comparison_windows(samples[-1].at)
     for axes in panels:
         for start in (warm, samples[-1].at - length):
             axes.axvspan(start / 60, (start + length) / 60, color="#000000", alpha=0.06, lw=0)
-    panels[-1].set_xlabel("minutes; grey: the windows that are compared")
+    panels[-1].set_xlabel("minutes; grey: the compared windows")
     figure.suptitle(f"A worker under {rate:.0f} commands a second", fontsize=14)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _panel(
+def _draw_panel(
     axes: Any, minutes: list[float], samples: Sequence[Sample], label: str, lines: tuple[Line, ...]
 ) -> None:
     for (name, value), colour in zip(lines, _COLOURS, strict=False):
-        values = [found if (found := value(s)) is not None else float("nan") for s in samples]
+        values = [number if (number := value(s)) is not None else float("nan") for s in samples]
         axes.plot(minutes, values, label=name, color=colour, lw=1.3)
-    _dress(axes, label)
+    _format_axes(axes, label)
 
 
-def _rates(axes: Any, minutes: list[float], samples: Sequence[Sample], rate: float) -> None:
+def _draw_rates(axes: Any, minutes: list[float], samples: Sequence[Sample], rate: float) -> None:
     pairs = list(pairwise(samples))
     done = [(b.replied - a.replied) / (b.at - a.at) for a, b in pairs]
     axes.plot(minutes[1:], done, label="answered", color=_COLOURS[0], lw=1.3)
-    axes.axhline(rate, label="asked for", color=_COLOURS[1], lw=1, ls="--")
+    axes.axhline(rate, label="requested", color=_COLOURS[1], lw=1, ls="--")
     axes.set_ylim(bottom=0, top=1.3 * max([rate, *done]))
-    _dress(axes, "commands a second")
+    _format_axes(axes, "commands a second")
 
 
-def _dress(axes: Any, label: str) -> None:
+def _format_axes(axes: Any, label: str) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", ncols=4, fontsize=9, framealpha=0.9)

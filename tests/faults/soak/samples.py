@@ -1,4 +1,4 @@
-"""What a soak measures each second, and the verdict on it."""
+"""Store a soak's samples, and compare early with late ones."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -7,23 +7,24 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-# From the fifth minute to the end; both are medians of a minute, less in shorter runs.
+# The early window starts in the fifth minute and the late one ends the run, a minute each; both are
+# shorter in short runs.
 WARM_UP: Final = 300.0
 WINDOW: Final = 60.0
 MOST_GROWTH: Final = 0.05
-# Commands in flight, in seconds of load: ever, and more of them late than early.
+# Limits for commands in flight, in seconds of load: at any time, and late compared with early.
 MOST_BEHIND: Final = 10.0
 MORE_BEHIND: Final = 3.0
-# Of the rate that was asked for.
+# Share of the requested rate.
 LEAST_RATE: Final = 0.95
 MIB: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One second. Memory is resident, in MiB; times are milliseconds from publish to event.
+    """One second of a soak: memory in MiB, p50 and p99 in milliseconds from publish to event.
 
-    None is what cannot be seen from here: a server in a container, or a second without an event.
+    None means unknown: a server in a container, or a second without an event.
     """
 
     at: float
@@ -43,8 +44,8 @@ class Sample:
     p99: float | None
 
 
-class Sheet:
-    """The samples, written down as they come."""
+class SampleFile:
+    """Keep samples, and write each to a CSV file at once."""
 
     def __init__(self, path: Path) -> None:
         self.samples: list[Sample] = []
@@ -62,33 +63,33 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the verdict: a measure early and late, and whether that is sound."""
+class Measure:
+    """A measure early and late in the run, its limit, and whether it keeps it."""
 
     name: str
     early: float
     late: float
     limit: str
-    sound: bool
+    has_passed: bool
 
     @property
     def growth(self) -> float:
         return self.late / self.early - 1 if self.early else 0.0
 
 
-def windows(seconds: float) -> tuple[float, float]:
-    """When the first window begins, and how long each is, in a run of so many seconds."""
+def comparison_windows(seconds: float) -> tuple[float, float]:
+    """Return the early window's start and both windows' length, in seconds."""
     return min(WARM_UP, seconds / 4), min(WINDOW, seconds / 8)
 
 
-def verdict(samples: Sequence[Sample], rate: float) -> list[Row]:
-    """Judge the growth of the worker and what waits for it."""
+def compare(samples: Sequence[Sample], rate: float) -> list[Measure]:
+    """Compare the medians of the early and the late window with their limits."""
     end = samples[-1].at
-    warm, length = windows(end)
+    warm, length = comparison_windows(end)
     early = [s for s in samples if warm <= s.at < warm + length]
     late = [s for s in samples if s.at > end - length]
-    growing = [
-        _grown(name, [getattr(s, field) for s in early], [getattr(s, field) for s in late])
+    growth_measures = [
+        _measure_growth(name, [getattr(s, field) for s in early], [getattr(s, field) for s in late])
         for name, field in (
             ("worker's memory, MiB", "worker_memory"),
             ("worker's open files", "worker_files"),
@@ -96,27 +97,27 @@ def verdict(samples: Sequence[Sample], rate: float) -> list[Row]:
         )
     ]
     return [
-        *growing,
-        *_waiting(early, late, samples, rate),
-        _answered(early, late, rate),
-        *_seen(early, late),
+        *growth_measures,
+        *_measure_backlog(early, late, samples, rate),
+        _measure_rate(early, late, rate),
+        *_measure_unlimited(early, late),
     ]
 
 
-def _grown(name: str, early: Iterable[float], late: Iterable[float]) -> Row:
+def _measure_growth(name: str, early: Iterable[float], late: Iterable[float]) -> Measure:
     before, after = median(early), median(late)
-    return Row(name, before, after, "5% more", after <= before * (1 + MOST_GROWTH))
+    return Measure(name, before, after, "5% more", after <= before * (1 + MOST_GROWTH))
 
 
-def _waiting(
+def _measure_backlog(
     early: list[Sample], late: list[Sample], samples: Sequence[Sample], rate: float
-) -> list[Row]:
+) -> list[Measure]:
     before, after = (median(s.in_flight for s in part) for part in (early, late))
     peak = max(s.in_flight for s in samples if s.at >= early[0].at)
     most, more = MOST_BEHIND * rate, MORE_BEHIND * rate
-    found = [
-        Row("commands in flight", before, after, f"{more:.0f} more", after <= before + more),
-        Row("commands in flight, at most", peak, peak, f"{most:.0f}", peak <= most),
+    measures = [
+        Measure("commands in flight", before, after, f"{more:.0f} more", after <= before + more),
+        Measure("most commands in flight", peak, peak, f"{most:.0f}", peak <= most),
     ]
     for name, field in (
         ("commands ready", "commands_ready"),
@@ -124,25 +125,25 @@ def _waiting(
         ("rejected copies ready", "rejected_ready"),
     ):
         first, last = (median(getattr(s, field) for s in part) for part in (early, late))
-        found.append(Row(name, first, last, f"{more:.0f} more", last <= first + more))
-    return found
+        measures.append(Measure(name, first, last, f"{more:.0f} more", last <= first + more))
+    return measures
 
 
-def _answered(early: list[Sample], late: list[Sample], rate: float) -> Row:
-    """A load that fell short of what was asked for has proved less than it says."""
+def _measure_rate(early: list[Sample], late: list[Sample], rate: float) -> Measure:
+    """Require the requested rate: a smaller load would prove less."""
     before, after = (
         (part[-1].replied - part[0].replied) / (part[-1].at - part[0].at) for part in (early, late)
     )
     overall = (late[-1].replied - early[0].replied) / (late[-1].at - early[0].at)
     least = LEAST_RATE * rate
-    return Row(
+    return Measure(
         "commands answered a second", before, after, f"{least:.0f} overall", overall >= least
     )
 
 
-def _seen(early: list[Sample], late: list[Sample]) -> list[Row]:
-    """What is shown but not judged."""
-    found = []
+def _measure_unlimited(early: list[Sample], late: list[Sample]) -> list[Measure]:
+    """Show measures without a limit."""
+    measures = []
     for name, field in (
         ("p50, ms", "p50"),
         ("p99, ms", "p99"),
@@ -154,5 +155,5 @@ def _seen(early: list[Sample], late: list[Sample]) -> list[Row]:
             [v for s in part if (v := getattr(s, field)) is not None] for part in (early, late)
         ]
         if all(parts):
-            found.append(Row(name, median(parts[0]), median(parts[1]), "", True))
-    return found
+            measures.append(Measure(name, median(parts[0]), median(parts[1]), "", True))
+    return measures
