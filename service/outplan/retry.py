@@ -1,6 +1,7 @@
-"""Retry with exponential backoff and jitter, for ever by default."""
+"""Retry what only time mends: forever by default, with backoff and jitter."""
 
 from collections.abc import Callable
+from typing import Final
 
 from tenacity import (
     AsyncRetrying,
@@ -9,21 +10,24 @@ from tenacity import (
     stop_after_attempt,
     stop_never,
     wait_exponential_jitter,
+    wait_random_exponential,
 )
+from tenacity.wait import wait_base
 
-from outplan.errors import OutplanError
+BACKOFF: Final = wait_exponential_jitter(multiplier=0.05, max=5, jitter=0.05)
+# Full jitter, for many clients that lose one broker at the same moment.
+SPREAD_BACKOFF: Final = wait_random_exponential(multiplier=0.1, max=2)
 
 
 def retrying(
-    *errors: type[OutplanError],
+    *errors: type[Exception],
     on_error: Callable[[BaseException], None],
-    initial: float = 0.05,
-    longest: float = 5,
+    wait: wait_base = BACKOFF,
     attempts: int | None = None,
 ) -> AsyncRetrying:
-    """Retry on these errors and no others; call ``on_error`` before each wait.
+    """Retry on these errors and no others, calling ``on_error`` with each before the wait.
 
-    ``initial`` and ``longest`` are in seconds. After so many ``attempts`` raise the last error.
+    Without ``attempts``, retry forever; with it, raise the error of the last attempt.
     """
 
     def before_sleep(state: RetryCallState) -> None:
@@ -32,9 +36,9 @@ def retrying(
             on_error(error)
 
     return AsyncRetrying(
-        # Name the types to retry: tenacity's "all but these" retries a cancellation.
+        # Name the types to retry: "all but these" would retry a cancellation.
         retry=retry_if_exception_type(errors),
-        wait=wait_exponential_jitter(multiplier=initial, max=longest, jitter=initial),
+        wait=wait,
         stop=stop_after_attempt(attempts) if attempts else stop_never,
         before_sleep=before_sleep,
         reraise=True,

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from outplan.client.connection import TransientError
 from outplan.client.errors import (
     REJECTIONS,
     CommandRejected,
@@ -14,6 +13,7 @@ from outplan.client.errors import (
 )
 from outplan.client.pending import PendingCall, PendingReplies
 from outplan.contract.messages import PROBLEM_CODES, Problem
+from outplan.errors import BrokerUnavailable
 from tests.support.samples import outplan
 
 
@@ -43,57 +43,57 @@ async def test_an_answer_to_the_only_attempt_is_the_verdict(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
-    pending_replies.on_reply(call.attempt(), not_found())
-    assert call.verdict.result().status == "rejected"
+    pending_replies.on_reply(call.start_attempt(), not_found())
+    assert call.reply.result().status == "rejected"
 
 
 async def test_accepted_counts_whichever_attempt_it_answers(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
-    first, _ = call.attempt(), call.attempt()
+    first, _ = call.start_attempt(), call.start_attempt()
     pending_replies.on_reply(first, accepted())
-    assert call.verdict.result().status == "accepted"
+    assert call.reply.result().status == "accepted"
 
 
 async def test_a_rejection_of_an_earlier_attempt_leaves_the_verdict_to_the_latest(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
-    first, second = call.attempt(), call.attempt()
+    first, second = call.start_attempt(), call.start_attempt()
     pending_replies.on_reply(first, not_found())
-    assert not call.verdict.done()
+    assert not call.reply.done()
     pending_replies.on_reply(second, accepted())
-    assert call.verdict.result().status == "accepted"
+    assert call.reply.result().status == "accepted"
 
 
 async def test_a_second_answer_changes_nothing(pending_replies: PendingReplies) -> None:
     call = PendingCall(pending_replies)
-    attempt = call.attempt()
+    attempt = call.start_attempt()
     pending_replies.on_reply(attempt, accepted(1))
     pending_replies.on_reply(attempt, accepted(2))
     pending_replies.on_reply(attempt, b"{")
-    assert call.verdict.result().version == 1
+    assert call.reply.result().version == 1
 
 
 async def test_an_answer_that_cannot_be_read_is_trouble(pending_replies: PendingReplies) -> None:
     call = PendingCall(pending_replies)
-    pending_replies.on_reply(call.attempt(), b"{}")
-    with pytest.raises(TransientError, match="could not be read"):
-        call.verdict.result()
+    pending_replies.on_reply(call.start_attempt(), b"{}")
+    with pytest.raises(BrokerUnavailable, match="could not be read"):
+        call.reply.result()
 
 
 async def test_calls_do_not_hear_each_others_answers_nor_those_after_their_end(
     pending_replies: PendingReplies,
 ) -> None:
     one, other = PendingCall(pending_replies), PendingCall(pending_replies)
-    attempt = one.attempt()
-    other.attempt()
+    attempt = one.start_attempt()
+    other.start_attempt()
     pending_replies.discard(one)
     for id_ in (attempt, None, "somebody's"):
         pending_replies.on_reply(id_, accepted())
-    assert not one.verdict.done()
-    assert not other.verdict.done()
+    assert not one.reply.done()
+    assert not other.reply.done()
 
 
 def test_every_code_of_the_contract_has_an_error_of_its_own() -> None:

@@ -14,7 +14,7 @@ from outplan.contract.amqp import Delivery
 from outplan.contract.topology import topology
 from outplan.domain.codec import Outcome, publications
 from outplan.rabbitmq.frames import U32, WireProperties, read_content_header, write_table
-from outplan.rabbitmq.session import Session
+from outplan.rabbitmq.session import Inbox
 from tests.support.samples import NOW
 from tests.support.wire import delivered, header_of, with_table
 
@@ -74,10 +74,10 @@ def test_showing_all_headers_costs_a_walk_and_not_one_for_each() -> None:
 
 @pytest.mark.parametrize(("headers", "taken"), [(WORST, 17), (write_table(READ)[4:], 500)])
 async def test_a_batch_is_bounded_by_its_headers_too(headers: bytes, taken: int) -> None:
-    session = Session(topology(), "guest", lambda _: None)
+    inbox = Inbox()
     sent: list[Delivery] = [delivered(asking(headers)) for _ in range(600)]
     for each in sent:
-        session.on_delivery(each)
+        inbox.on_delivery(each)
 
-    assert await session.receive(500) == sent[:taken]
-    assert await session.receive(500) == sent[taken : min(2 * taken, 600)]
+    assert await inbox.take(500) == sent[:taken]
+    assert await inbox.take(500) == sent[taken : min(2 * taken, 600)]

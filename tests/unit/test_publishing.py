@@ -1,14 +1,14 @@
 """What the broker refuses is sent again, in order, on another channel; a reply a few times."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from outplan.contract.amqp import Publication
-from outplan.rabbitmq.connection import ConnectionGuard
-from outplan.rabbitmq.publisher import Publisher, waves
+from outplan.rabbitmq.publisher import OnError, Publisher, split_into_waves
 from tests.support.samples import delivery
 
 EVENT = Publication("outplan.events", "k", b"{}", {})
@@ -16,14 +16,17 @@ COPY = Publication("", "outplan.rejected", b"{}", {}, original=delivery({}))
 REPLY = Publication("", "me", b"{}", {}, type="outplan_reply")
 
 
-class Refusing(Publisher):
-    """One whose broker refuses these places of what it is sent, one attempt each."""
+class RefusingPublisher(Publisher):
+    """A publisher whose broker nacks the messages at these places, one list an attempt."""
 
-    refusals: list[list[int]]
-    sent: list[list[Publication]]
-    channels = 1
+    def __init__(self, refusals: list[list[int]], on_error: OnError) -> None:
+        unused: Any = None
+        super().__init__(unused, unused, unused, "guest", on_error)
+        self.refusals = [*refusals, []]
+        self.sent: list[list[Publication]] = []
+        self.channels = 1
 
-    async def _renew(self) -> None:
+    async def _replace_channel(self) -> None:
         self.channels += 1
 
     async def _publish_once(self, publications: Sequence[Publication]) -> list[int]:
@@ -31,36 +34,35 @@ class Refusing(Publisher):
         return self.refusals.pop(0)
 
 
-async def published(
+async def publish(
     messages: list[Publication], *refusals: list[int]
 ) -> tuple[list[list[Publication]], list[str]]:
-    """The attempts that were needed, and what was noticed."""
-    noticed: list[str] = []
-    publisher = Refusing("guest", lambda error: noticed.append(str(error)), ConnectionGuard())
-    publisher.refusals, publisher.sent = [*refusals, []], []
+    """Publish; return the messages of each attempt, and the errors reported."""
+    errors: list[str] = []
+    publisher = RefusingPublisher(list(refusals), lambda error: errors.append(str(error)))
     await publisher.publish(messages)
     assert publisher.channels == 1 + sum(map(bool, refusals))
-    return publisher.sent, noticed
+    return publisher.sent, errors
 
 
 async def test_nothing_to_publish_is_not_sent() -> None:
-    assert await published([]) == ([], [])
+    assert await publish([]) == ([], [])
 
 
 async def test_a_reply_that_is_refused_is_sent_again_which_makes_nobody_unready() -> None:
     messages = [EVENT, REPLY, COPY, REPLY]
-    assert await published(messages, [1, 3], [0]) == ([messages, [REPLY, REPLY], [REPLY]], [])
+    assert await publish(messages, [1, 3], [0]) == ([messages, [REPLY, REPLY], [REPLY]], [])
 
 
 async def test_a_reply_that_is_refused_all_the_time_is_let_go() -> None:
-    sent, notices = await published([EVENT, REPLY], [1], *([0] for _ in range(5)))
+    sent, notices = await publish([EVENT, REPLY], [1], *([0] for _ in range(5)))
     assert sent == [[EVENT, REPLY], *([REPLY] for _ in range(5))]
     assert notices == []
 
 
 async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
-    publisher = Refusing("guest", lambda error: pytest.fail(str(error)), ConnectionGuard())
-    publisher.refusals, publisher.sent = [[0]] * 6 + [[1], [0], []], []
+    refusals = [[0]] * 6 + [[1], [0]]
+    publisher = RefusingPublisher(refusals, lambda error: pytest.fail(str(error)))
     await publisher.publish([REPLY])
     await publisher.publish([EVENT, REPLY])
     assert publisher.sent == [[REPLY]] * 6 + [[EVENT, REPLY], [REPLY]]
@@ -68,8 +70,7 @@ async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
 
 
 async def test_events_that_are_refused_for_long_leave_replies_their_patience() -> None:
-    publisher = Refusing("guest", lambda _: None, ConnectionGuard())
-    publisher.refusals, publisher.sent = [*[[0]] * 6, [], [0], [0], []], []
+    publisher = RefusingPublisher([*[[0]] * 6, [], [0], [0]], lambda _: None)
     await publisher.publish([EVENT])
     await publisher.publish([REPLY])
     assert publisher.sent == [[EVENT]] * 7 + [[REPLY]] * 3
@@ -77,7 +78,7 @@ async def test_events_that_are_refused_for_long_leave_replies_their_patience() -
 
 async def test_what_is_refused_is_sent_again_and_nothing_else() -> None:
     messages = [EVENT, REPLY, COPY, EVENT]
-    sent, [notice, other] = await published(messages, [1, 2], [1])
+    sent, [notice, other] = await publish(messages, [1, 2], [1])
     assert sent == [messages, [REPLY, COPY], [COPY]]
     assert "outplan.rejected" in notice
     assert other == notice
@@ -91,7 +92,7 @@ async def test_an_event_waits_for_the_one_before_it_of_its_outplan() -> None:
     one, two, three = (an_event("a", version) for version in (1, 2, 3))
     other = an_event("b", 1)
     messages = [one, REPLY, two, REPLY, other, REPLY, COPY, REPLY, three]
-    sent, _ = await published(messages, [0], [], [])
+    sent, _ = await publish(messages, [0], [], [])
     together = [one, REPLY, other, REPLY, COPY, REPLY]
     assert sent == [together, [one], [two, REPLY], [three]]
 
@@ -101,7 +102,7 @@ def test_no_wave_has_two_events_of_one_outplan_and_none_is_out_of_turn(
     whose: list[str | None],
 ) -> None:
     messages = [an_event(id_, n) if id_ else COPY for n, id_ in enumerate(whose)]
-    found = waves(messages)
+    found = split_into_waves(messages)
     assert sorted(map(id, (m for wave in found for m in wave))) == sorted(map(id, messages))
     for wave in found:
         ids = [m.outplan_id for m in wave if m.outplan_id]
@@ -113,11 +114,11 @@ def test_no_wave_has_two_events_of_one_outplan_and_none_is_out_of_turn(
 
 @pytest.mark.parametrize("message", [REPLY, COPY])
 def test_what_is_no_event_waits_for_none(message: Publication) -> None:
-    assert waves([message] * 3) == [[message] * 3]
+    assert split_into_waves([message] * 3) == [[message] * 3]
 
 
 async def test_it_is_sent_again_until_it_is_confirmed() -> None:
-    sent, notices = await published([REPLY, EVENT], [0, 1], [1], [0])
+    sent, notices = await publish([REPLY, EVENT], [0, 1], [1], [0])
     assert sent == [[REPLY, EVENT], [REPLY, EVENT], [EVENT], [EVENT]]
     assert len(notices) == 3
     assert "outplan.events" in notices[0]

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from tenacity import wait_none
 
 from outplan.errors import (
     BrokerUnavailable,
@@ -32,7 +33,7 @@ class Attempts:
 async def test_it_is_tried_until_it_succeeds_and_each_failure_is_told() -> None:
     errors = [StoreUnavailable(str(n)) for n in range(30)]
     attempts, noticed = Attempts(*errors), list[BaseException]()
-    wait = retrying(StoreUnavailable, on_error=noticed.append, initial=0, longest=0)
+    wait = retrying(StoreUnavailable, on_error=noticed.append, wait=wait_none())
     assert await wait(attempts) == "done"
     assert (attempts.count, noticed) == (31, errors)
 
@@ -40,7 +41,7 @@ async def test_it_is_tried_until_it_succeeds_and_each_failure_is_told() -> None:
 @pytest.mark.parametrize("error", [BrokerUnavailable("x"), Fatal("x"), ValueError("x")])
 async def test_another_error_is_passed_on_as_it_is(error: Exception) -> None:
     attempts, noticed = Attempts(error), list[BaseException]()
-    wait = retrying(StoreUnavailable, StoreConflict, on_error=noticed.append, initial=0, longest=0)
+    wait = retrying(StoreUnavailable, StoreConflict, on_error=noticed.append, wait=wait_none())
     with pytest.raises(type(error)) as caught:
         await wait(attempts)
     assert caught.value is error
@@ -50,20 +51,20 @@ async def test_another_error_is_passed_on_as_it_is(error: Exception) -> None:
 async def test_a_cancellation_is_not_retried() -> None:
     attempts, noticed = Attempts(asyncio.CancelledError()), list[BaseException]()
     with pytest.raises(asyncio.CancelledError):
-        await retrying(Unavailable, on_error=noticed.append, initial=0, longest=0)(attempts)
+        await retrying(Unavailable, on_error=noticed.append, wait=wait_none())(attempts)
     assert (attempts.count, noticed) == (1, [])
 
 
 async def test_the_errors_below_a_class_are_retried_too() -> None:
     attempts = Attempts(Nacked("x"), StoreUnavailable("x"))
-    wait = retrying(Unavailable, on_error=lambda _: None, initial=0, longest=0)
+    wait = retrying(Unavailable, on_error=lambda _: None, wait=wait_none())
     assert await wait(attempts) == "done"
 
 
 def test_waits_grow_from_the_first_to_the_longest_and_stay_there() -> None:
     from tenacity import RetryCallState  # noqa: PLC0415  only to ask how long it would wait
 
-    wait = retrying(Unavailable, on_error=lambda _: None, initial=0.05, longest=5)
+    wait = retrying(Unavailable, on_error=lambda _: None)
     waits = []
     for attempt in (1, 2, 3, 8, 50, 100_000):
         state = RetryCallState(wait, None, (), {})

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 from collections.abc import Iterator
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +15,6 @@ from aiormq.abc import DeliveredMessage
 from pamqp import commands, header
 
 from outplan.contract.messages import Outplan
-from outplan.contract.topology import topology
 from outplan.errors import (
     BrokerRefused,
     BrokerUnavailable,
@@ -31,7 +29,7 @@ from outplan.errors import (
 )
 from outplan.mongodb import translation as store_translation
 from outplan.rabbitmq import connection
-from outplan.rabbitmq import session as session_module
+from outplan.rabbitmq.reader import FrameHandler
 
 
 def exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
@@ -203,14 +201,14 @@ def test_a_bug_is_not_called_an_outage() -> None:
 
 @pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
 def test_every_exception_of_rabbitmqs_driver_has_its_translation(kind: type[Exception]) -> None:
-    found = connection.translation(amqp_error(kind))
+    found = connection.translate(amqp_error(kind))
     assert type(found) is AMQP_KINDS.get(kind.__name__, BrokerUnavailable)
 
 
 @pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
-def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception]) -> None:
+async def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception]) -> None:
     error = amqp_error(kind)
-    with pytest.raises(OutplanError) as caught, connection.translated():
+    with pytest.raises(OutplanError) as caught, connection.translate_errors():
         raise error
     assert caught.value.__cause__ is error
 
@@ -221,34 +219,36 @@ def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception]) -> No
      RuntimeError("x")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-def test_a_socket_that_fails_is_a_broker_that_is_away(error: Exception) -> None:
-    with pytest.raises(BrokerUnavailable), connection.translated():
+async def test_a_socket_that_fails_is_a_broker_that_is_away(error: Exception) -> None:
+    with pytest.raises(BrokerUnavailable), connection.translate_errors():
         raise error
 
 
-class FakeConnection:
-    """A connection that ends as it is told to, in its making or in its closing."""
+class FakeDriver:
+    """A driver's connection that ends while connecting, or raises while closing."""
 
-    def __init__(self, incoming: session_module.Session, code: int, error: BaseException) -> None:
-        self.incoming, self.code, self.error = incoming, code, error
+    def __init__(self, code: int, error: BaseException, transport_factory: Any) -> None:
+        self.code, self.error, self.factory = code, error, transport_factory
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def connect(self, **_: object) -> None:
+    async def connect(self) -> None:
         if self.code:
-            self.incoming.close_code = self.code
-            self.incoming.on_close(self.code, "why")
+            self.factory._on_close(self.code, "why")
             raise self.error
 
-    async def close(self) -> None:
+    async def ready(self) -> None:
+        return None
+
+    async def close(self, _: BaseException) -> None:
         raise self.error
 
 
-async def linked(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseException) -> None:
-    session = session_module.Session(topology(), "guest", lambda _: None)
-    made = partial(FakeConnection, code=code, error=error)
-    monkeypatch.setattr(
-        connection, "_FrameReaderConnection", lambda _, incoming, **__: made(incoming)
-    )
-    async with connection.open_connection("amqp://localhost/nope", "consume", session):
+async def connect(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseException) -> None:
+    def driver(_: object, *, transport_factory: object, **__: object) -> FakeDriver:
+        return FakeDriver(code, error, transport_factory)
+
+    monkeypatch.setattr("aiormq.connection.Connection", driver)
+    async with connection.open_connection("amqp://localhost/nope", "consume", FrameHandler()):
         pass
 
 
@@ -258,27 +258,33 @@ async def test_a_virtual_host_that_is_refused_is_for_a_person_to_mend(
 ) -> None:
     """Whatever the library makes of it."""
     with pytest.raises(BrokerRefused, match=r"/nope.*OUTPLAN_AMQP_URL"):
-        await linked(monkeypatch, 530, error)
+        await connect(monkeypatch, 530, error)
     with pytest.raises(BrokerUnavailable):
-        await linked(monkeypatch, 320, error)
+        await connect(monkeypatch, 320, error)
 
 
 @pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
 async def test_closing_what_is_broken_raises_nothing(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    await linked(monkeypatch, 0, amqp_error(kind))
+    await connect(monkeypatch, 0, amqp_error(kind))
 
 
 async def test_what_the_library_cancels_is_a_broker_that_is_away() -> None:
-    with pytest.raises(BrokerUnavailable), connection.translated():
+    with pytest.raises(BrokerUnavailable), connection.translate_errors():
         raise asyncio.CancelledError
 
 
-async def test_whoever_is_cancelled_stays_cancelled() -> None:
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, ConnectionResetError])
+async def test_a_cancelled_caller_stays_cancelled_whatever_the_driver_raises(
+    raised: type[BaseException],
+) -> None:
     async def waiting() -> None:
-        with connection.translated():
-            await asyncio.sleep(60)
+        with connection.translate_errors():
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise raised from None
 
     task = asyncio.create_task(waiting())
     await asyncio.sleep(0)
@@ -288,7 +294,8 @@ async def test_whoever_is_cancelled_stays_cancelled() -> None:
 
 
 def test_a_queue_with_other_arguments_is_refused_with_what_to_do() -> None:
-    with pytest.raises(BrokerRefused, match="queue a") as caught, connection.declaring("queue a"):
+    refused = pytest.raises(BrokerRefused, match="queue a")
+    with refused as caught, connection.explain_conflicts("queue a"):
         raise aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg")
     assert "OUTPLAN_PREFIX" in str(caught.value)
 
@@ -300,13 +307,13 @@ def test_a_queue_with_other_arguments_is_refused_with_what_to_do() -> None:
 )
 def test_a_missing_plugin_is_refused_with_what_to_do(error: type[Exception]) -> None:
     plugin = "rabbitmq_consistent_hash_exchange"
-    with pytest.raises(BrokerRefused, match=plugin), connection.declaring("exchange a"):
+    with pytest.raises(BrokerRefused, match=plugin), connection.explain_conflicts("exchange a"):
         raise error("unknown exchange type 'x-consistent-hash'")
 
 
 @pytest.mark.parametrize(
     "found",
-    [connection.translation(amqp_error(kind)) for kind in OF_AMQP]
+    [connection.translate(amqp_error(kind)) for kind in OF_AMQP]
     + [store_translation.translate(mongo_error(kind)) for kind in OF_MONGO],
     ids=lambda found: type(found).__name__,
 )

@@ -1,4 +1,4 @@
-"""Many commands at a time, in bounded memory, their verdicts in the order given."""
+"""Send many commands at a time, in bounded memory; yield their results in the order given."""
 
 import asyncio
 from collections.abc import (
@@ -16,20 +16,20 @@ from outplan.client.errors import CommandRejected, OutcomeUnknown
 from outplan.client.requests import Request
 
 
-class Granted(Protocol):
-    """What a granted command returns."""
+class HasStatus(Protocol):
+    """The outcome of a command that was not rejected."""
 
     @property
     def status(self) -> Literal["accepted", "unchanged"]: ...
 
 
-ResultT = TypeVar("ResultT", bound=Granted)
+ResultT = TypeVar("ResultT", bound=HasStatus)
 Status = Literal["accepted", "unchanged", "rejected", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult(Generic[ResultT]):
-    """What became of one of many: its ``result``, or the ``error`` that ``ask`` raises."""
+    """One of many commands with its ``result``, or with the ``error`` that ``ask`` raises."""
 
     request: Request
     result: ResultT | None = None
@@ -44,7 +44,7 @@ class CommandResult(Generic[ResultT]):
 
 @dataclass(slots=True)
 class Progress:
-    """How many have come to which verdict so far."""
+    """Counts results so far, by status."""
 
     accepted: int = 0
     unchanged: int = 0
@@ -59,24 +59,28 @@ class Progress:
         setattr(self, status, getattr(self, status) + 1)
 
 
-async def flow(
+async def ask_many(
     requests: Iterable[Request] | AsyncIterable[Request],
     ask: Callable[[Request], Awaitable[ResultT]],
     in_flight: int,
     progress: Callable[[Progress], None] | None,
 ) -> AsyncGenerator[CommandResult[ResultT]]:
-    """Ask for each; what ``ask`` raises beside a verdict ends the flow. ValueError below 1."""
+    """Call ``ask`` with each request, ``in_flight`` at a time.
+
+    An exception of ``ask`` other than CommandRejected and OutcomeUnknown ends the iteration.
+    Raises ValueError for ``in_flight`` below 1.
+    """
     if in_flight < 1:
         raise ValueError("in_flight is at least 1")
-    so_far = Progress()
+    counts = Progress()
     window = _Window(ask, in_flight)
     feeding = asyncio.create_task(window.feed(requests))
     try:
-        async for verdict in window.verdicts():
-            so_far.count(verdict.status)
+        async for result in window.results():
+            counts.count(result.status)
             if progress is not None:
-                progress(so_far)
-            yield verdict
+                progress(counts)
+            yield result
         await feeding
     finally:
         feeding.cancel()
@@ -84,7 +88,7 @@ async def flow(
 
 
 class _Window(Generic[ResultT]):
-    """The commands in flight, and those whose verdict is not taken yet."""
+    """The commands in flight, and those whose results have not been yielded yet."""
 
     def __init__(self, ask: Callable[[Request], Awaitable[ResultT]], size: int) -> None:
         self._ask = ask
@@ -94,42 +98,45 @@ class _Window(Generic[ResultT]):
         self._running: set[asyncio.Task[CommandResult[ResultT]]] = set()
 
     async def feed(self, requests: Iterable[Request] | AsyncIterable[Request]) -> None:
+        """Start each request as soon as there is a place for it."""
         try:
-            async for request in _each(requests):
+            async for request in _iterate(requests):
                 await self._places.acquire()
-                self._tasks.put_nowait(self._begin(request))
+                self._tasks.put_nowait(self._start(request))
         finally:
             self._tasks.put_nowait(None)
 
-    async def verdicts(self) -> AsyncIterator[CommandResult[ResultT]]:
+    async def results(self) -> AsyncIterator[CommandResult[ResultT]]:
+        """Yield the results in the order of the requests."""
         while (task := await self._tasks.get()) is not None:
-            verdict = await task
+            result = await task
             self._places.release()
-            yield verdict
+            yield result
 
     async def close(self) -> None:
+        """Cancel what still runs."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    def _begin(self, request: Request) -> "asyncio.Task[CommandResult[ResultT]]":
+    def _start(self, request: Request) -> "asyncio.Task[CommandResult[ResultT]]":
         id_ = request.outplan_id or request.message_id
-        task = asyncio.create_task(self._verdict(request, self._last_of.get(id_)))
+        task = asyncio.create_task(self._run(request, self._last_of.get(id_)))
         self._last_of[id_] = task
         self._running.add(task)
-        task.add_done_callback(lambda done: self._ended(id_, done))
+        task.add_done_callback(lambda done: self._forget(id_, done))
         return task
 
-    def _ended(self, id_: str, done: "asyncio.Task[CommandResult[ResultT]]") -> None:
+    def _forget(self, id_: str, done: "asyncio.Task[CommandResult[ResultT]]") -> None:
         self._running.discard(done)
         if self._last_of.get(id_) is done:
             del self._last_of[id_]
 
-    async def _verdict(
+    async def _run(
         self, request: Request, before: "asyncio.Task[CommandResult[ResultT]] | None"
     ) -> CommandResult[ResultT]:
         if before is not None:
-            # One that is sent again must not be overtaken by the next for the same outplan.
+            # The next command for an outplan must not overtake one that is resent.
             await asyncio.wait([before])
         try:
             return CommandResult(request, result=await self._ask(request))
@@ -137,7 +144,7 @@ class _Window(Generic[ResultT]):
             return CommandResult(request, error=error)
 
 
-async def _each(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:
+async def _iterate(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:
     if isinstance(requests, AsyncIterable):
         async for request in requests:
             yield request

@@ -1,4 +1,4 @@
-"""The client that publishers use: commands out, verdicts back."""
+"""Send commands and receive their outcomes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
@@ -12,30 +12,31 @@ from uuid import UUID, uuid4
 
 from pamqp.commands import Basic
 
-from outplan.client.bulk import CommandResult, Progress, flow
-from outplan.client.connection import TransientError, retrying
+from outplan.client.bulk import CommandResult, Progress, ask_many
 from outplan.client.errors import OutcomeUnknown, Refused, rejection
 from outplan.client.models import Outplan, Reply
 from outplan.client.pending import PendingCall, PendingReplies
 from outplan.client.requests import CreateFields, Preconditions, Request, UpdateFields
 from outplan.client.session import CommandPublisher, ReconnectingSession, Route, SessionClosed
 from outplan.client.tracing import trace_headers
+from outplan.errors import BrokerUnavailable
+from outplan.retry import SPREAD_BACKOFF, retrying
 
 T = TypeVar("T")
 
 _PERSISTENT: Final = 2
-# How long an answer may take, in seconds, before the command is sent once more.
+# Seconds without a reply after which the command is sent again.
 RESEND_SECONDS: Final = 10.0
 _NO_CONFIRM: Final = "the broker does not confirm it; in an alarm (memory, disk) it takes nothing"
-_NO_ANSWER: Final = "the broker has it, and no worker has answered"
+_NO_REPLY: Final = "the broker has it, and no worker has answered"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A command's granted outcome.
+    """The outcome of a command that was not rejected.
 
-    ``version`` and ``outplan`` are as of the command; ``duplicate`` says that an earlier sending
-    of it had taken effect already, the client's own included.
+    ``version`` and ``outplan`` are as of the command. ``duplicate`` says that the command had
+    already taken effect when it was sent before, possibly by this client.
     """
 
     message_id: str
@@ -46,13 +47,15 @@ class Result:
 
 
 class OutplanClient:
-    """Sends commands and tells what became of them; an async context manager.
+    """Sends commands and returns their outcomes; an async context manager.
 
-    ``timeout`` is how many seconds a call may take, connection losses included; ``validate=False``
-    leaves bodies for the worker to judge; ``resend_after`` is how many seconds an answer may take
-    before the command is sent once more. Calls may run at the same time; those that do when it is
-    closed end as OutcomeUnknown. Entering it raises Refused or Unreachable; a call outside of its
-    block raises RuntimeError, and so does entering it while it is open.
+    ``timeout`` is the seconds that a call may take, lost connections included. ``resend_after`` is
+    the seconds without a reply after which the client sends the command again. ``validate=False``
+    leaves validation to the worker.
+
+    Calls may run at the same time; closing the client ends them with OutcomeUnknown. Entering the
+    block raises Refused or Unreachable. Calling outside of the block, or entering it twice, raises
+    RuntimeError.
     """
 
     def __init__(
@@ -70,15 +73,15 @@ class OutplanClient:
         self._validate = validate
         self._resend_after = resend_after
         self._pending_replies = PendingReplies(self._name)
-        self._linking: tuple[ReconnectingSession, asyncio.Task[None]] | None = None
+        self._running: tuple[ReconnectingSession, asyncio.Task[None]] | None = None
 
     async def __aenter__(self) -> Self:
-        if self._linking is not None:
+        if self._running is not None:
             raise RuntimeError("the client is open already")
-        link = self._new_session()
-        self._linking = link, asyncio.create_task(link.run())
+        connection = self._new_session()
+        self._running = connection, asyncio.create_task(connection.run())
         try:
-            await link.opened(self._timeout)
+            await connection.wait_until_open(self._timeout)
         except BaseException:
             await self._close()
             raise
@@ -124,29 +127,30 @@ class OutplanClient:
         return await self.ask(Request.delete(outplan_id, message_id=message_id, **fields))
 
     async def ask(self, request: Request) -> Result:
-        """Send a command and await its outcome, sending it again where that is in doubt.
+        """Send a command and return its outcome, resending it where the outcome is in doubt.
 
-        Raises the CommandRejected that fits its problem, or OutcomeUnknown.
+        Raises the CommandRejected for its problem, or OutcomeUnknown.
         """
-        link, sending = self._open_link(), self._sending(request)
+        connection, command = self._require_open(), self._encode(request)
         call = PendingCall(self._pending_replies)
         try:
-            reply = await self._until(link, sending, partial(self._attempt, link, sending, call))
+            attempt = partial(self._attempt, connection, command, call)
+            reply = await self._retry(connection, command, attempt)
         finally:
             self._pending_replies.discard(call)
         return _result(request, reply)
 
     async def send(self, request: Request) -> str:
-        """Send a command until the broker confirms that it has it: its message_id.
+        """Send a command until the broker confirms it; return its message_id.
 
-        The outcome is not awaited. Raises OutcomeUnknown.
+        Does not wait for the outcome. Raises OutcomeUnknown.
         """
-        link, sending = self._open_link(), self._sending(request)
+        connection, command = self._require_open(), self._encode(request)
 
         async def attempt() -> None:
-            await _confirmed(await link.session(), sending, None)
+            await _publish(await connection.session(), command, None)
 
-        await self._until(link, sending, attempt)
+        await self._retry(connection, command, attempt)
         return request.message_id
 
     def send_many(
@@ -156,72 +160,77 @@ class OutplanClient:
         in_flight: int = 500,
         progress: Callable[[Progress], None] | None = None,
     ) -> AsyncGenerator[CommandResult[Result]]:
-        """Ask for each of many, ``in_flight`` at a time; their verdicts, in the order given.
+        """Send many commands, ``in_flight`` at a time; yield their results in the order given.
 
-        What is given in turn for one outplan is sent in turn. Memory does not grow with their
-        number. ``progress`` is called with each verdict.
+        Commands for one outplan are sent one after the other. Memory does not grow with the number
+        of commands. ``progress`` is called after each result.
         """
-        return flow(requests, self.ask, in_flight, progress)
+        return ask_many(requests, self.ask, in_flight, progress)
 
-    async def _until(
-        self, link: ReconnectingSession, sending: "_Sending", attempt: Callable[[], Awaitable[T]]
+    async def _retry(
+        self,
+        connection: ReconnectingSession,
+        command: "_EncodedCommand",
+        attempt: Callable[[], Awaitable[T]],
     ) -> T:
-        """Attempt it until it succeeds; OutcomeUnknown when time is up or the client is closed."""
-        id_ = sending.request.message_id
+        """Attempt until it succeeds; OutcomeUnknown at the deadline or when the client closes."""
+        id_ = command.request.message_id
         try:
             async with asyncio.timeout(self._timeout):
                 try:
                     return await attempt()
-                # That RabbitMQ refuses this publish says nothing of one that went before.
-                except (TransientError, Refused) as error:
-                    sending.on_error(error)
-                return await retrying(sending.on_error, Refused)(attempt)
+                # A refused attempt does not say what became of the one before: retry that too.
+                except (BrokerUnavailable, Refused) as error:
+                    command.on_error(error)
+                return await retrying(
+                    BrokerUnavailable, Refused, on_error=command.on_error, wait=SPREAD_BACKOFF
+                )(attempt)
         except TimeoutError:
-            trouble = sending.trouble if link.connected else link.trouble
+            trouble = command.trouble if connection.is_connected else connection.trouble
             raise OutcomeUnknown(id_, trouble) from None
         except SessionClosed as error:
             raise OutcomeUnknown(id_, str(error)) from None
 
     async def _attempt(
-        self, link: ReconnectingSession, sending: "_Sending", call: PendingCall
+        self, connection: ReconnectingSession, command: "_EncodedCommand", call: PendingCall
     ) -> Reply:
-        session = await link.session()
-        if not call.verdict.done():
-            await _confirmed(session, sending, call)
-        sending.trouble = _NO_ANSWER
-        either: set[asyncio.Future[Any]] = {call.verdict, session.lost}
+        session = await connection.session()
+        if not call.reply.done():
+            await _publish(session, command, call)
+        command.trouble = _NO_REPLY
+        either: set[asyncio.Future[Any]] = {call.reply, session.lost}
         await asyncio.wait(either, timeout=self._resend_after, return_when=asyncio.FIRST_COMPLETED)
-        if call.verdict.done():
-            return call.verdict.result()
-        raise session.lost.result() if session.lost.done() else TransientError(_NO_ANSWER)
+        if call.reply.done():
+            return call.reply.result()
+        raise session.lost.result() if session.lost.done() else BrokerUnavailable(_NO_REPLY)
 
-    def _open_link(self) -> ReconnectingSession:
-        if self._linking is None:
+    def _require_open(self) -> ReconnectingSession:
+        if self._running is None:
             raise RuntimeError("the client is not open: call it inside of `async with`")
-        return self._linking[0]
+        return self._running[0]
 
     def _new_session(self) -> ReconnectingSession:
         return ReconnectingSession(self._route, self._pending_replies.on_reply)
 
-    def _sending(self, request: Request) -> "_Sending":
+    def _encode(self, request: Request) -> "_EncodedCommand":
         headers = trace_headers()
         if (outplan_id := request.outplan_id) is not None:
             headers["outplan_id"] = outplan_id
         body = request.encoded(validate=self._validate)
-        return _Sending(request, body, headers, self._route.reply_queue)
+        return _EncodedCommand(request, body, headers, self._route.reply_queue)
 
     async def _close(self) -> None:
-        if self._linking is None:
+        if self._running is None:
             return
-        (_, running), self._linking = self._linking, None
-        running.cancel()
+        (_, task), self._running = self._running, None
+        task.cancel()
         with suppress(asyncio.CancelledError):
-            await running
+            await task
 
 
 @dataclass(slots=True)
-class _Sending:
-    """What each attempt at a command sends, always the same; ``trouble`` is what it waits for."""
+class _EncodedCommand:
+    """A command as every attempt sends it; ``trouble`` is what it waits for now."""
 
     request: Request
     body: bytes
@@ -233,7 +242,7 @@ class _Sending:
         self.trouble = str(error)
 
     def properties(self, attempt: str | None) -> Basic.Properties:
-        """Its AMQP properties; an ``attempt`` is one whose answer is awaited."""
+        """Make the AMQP properties; ``attempt`` is the correlation id where a reply is wanted."""
         return Basic.Properties(
             content_type="application/json",
             delivery_mode=_PERSISTENT,
@@ -246,17 +255,17 @@ class _Sending:
         )
 
 
-async def _confirmed(
-    session: CommandPublisher, sending: _Sending, call: PendingCall | None
+async def _publish(
+    session: CommandPublisher, command: _EncodedCommand, call: PendingCall | None
 ) -> None:
-    """Publish; returns with the broker's confirm, or with the verdict, should it be faster."""
-    properties = sending.properties(call.attempt() if call else None)
-    publishing = session.publish(sending.request.name, sending.body, properties)
+    """Publish; return at the broker's confirm, or at the reply if that is faster."""
+    properties = command.properties(call.start_attempt() if call else None)
+    publishing = session.publish(command.request.name, command.body, properties)
     awaited: set[asyncio.Future[Any]] = {publishing, session.lost}
     if call is not None:
-        awaited.add(call.verdict)
+        awaited.add(call.reply)
     await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-    if call is not None and call.verdict.done():
+    if call is not None and call.reply.done():
         return
     if publishing.done():
         publishing.result()

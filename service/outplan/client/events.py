@@ -1,4 +1,4 @@
-"""Events as a stream that survives whatever happens to the connection."""
+"""Subscribe to events, over one connection after the other."""
 
 import asyncio
 import logging
@@ -10,38 +10,43 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelNotFoundEntity
 
-from outplan.client.connection import (
-    Connection,
-    TransientError,
-    open_connection,
-    retrying,
-    translated,
-)
+from outplan.client.connection import open_connection, translate_errors
 from outplan.client.errors import ClientError, Refused
 from outplan.client.models import Event
 from outplan.client.versions import Filter, Gap, Unreadable, Versions
 from outplan.contract.messages import EventType
 from outplan.contract.topology import NO_DELIVERY_LIMIT, topology
+from outplan.errors import BrokerUnavailable
+from outplan.rabbitmq.connection import Connection
+from outplan.retry import SPREAD_BACKOFF, retrying
 
 _log = logging.getLogger("outplan.client")
 
-# Not the caller's to choose: what a lost connection gives back stays in order only while the next
-# takes at once all that it had.
+# Fixed: messages requeued by a lost connection stay in order only if the next consumer takes them
+# all at once.
 _PREFETCH: Final = 250
 _START_SECONDS: Final = 10
+_DURABLE_QUEUE: Final[Mapping[str, str | int | bool]] = {
+    "x-queue-type": "quorum",
+    "x-single-active-consumer": True,
+    # By default, RabbitMQ 4 would drop an event after 20 deliveries.
+    "x-delivery-limit": NO_DELIVERY_LIMIT,
+}
 
 Item = Event | Gap | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """Tells that the events come again.
+    """Reports that events arrive again.
 
-    Not ``lossless``: the queue is temporary, or somebody had deleted it, and what was published
-    meanwhile is gone. An outplan's next event shows that some are missing, but it may be long in
-    coming: read the documents again, or use a durable queue.
+    Without ``lossless``, the queue is temporary or was deleted, and events published meanwhile are
+    gone. The next event of an outplan shows which are missing, but it may come late: read the
+    documents again, or use a durable queue.
     """
 
     lossless: bool
@@ -50,8 +55,8 @@ class Reconnected:
 class Events:
     """A stream of events, from ``events``: iterate it, best in an ``async with`` block.
 
-    Entering the block returns once the queue is bound. For one loop at a time, which ends when the
-    stream is closed; one that is closed cannot be entered again (RuntimeError).
+    Entering the block returns once the queue is bound. Only one loop may run at a time; it ends
+    when the stream is closed. A closed stream cannot be entered again (RuntimeError).
     """
 
     def __init__(
@@ -64,15 +69,15 @@ class Events:
         self._versions = versions
         self._on_reconnect = on_reconnect
         self._stack = AsyncExitStack()
-        self._arrivals: _Arrivals | None = None
-        self._connecting: asyncio.Task[_Arrivals] | None = None
+        self._consumer: _Consumer | None = None
+        self._connecting: asyncio.Task[_Consumer] | None = None
         self._was_open = False
-        self._closed = False
+        self._is_closed = False
         self._ready: deque[Item] = deque()
         self._unacked: DeliveredMessage | None = None
 
     async def __aenter__(self) -> Self:
-        if self._closed:
+        if self._is_closed:
             raise RuntimeError("the stream was closed: subscribe anew")
         try:
             await self._open()
@@ -90,8 +95,8 @@ class Events:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection, which ends the loop. What it was given last is not acknowledged."""
-        self._closed = True
+        """Close the connection, which ends the loop. The last item stays unacked."""
+        self._is_closed = True
         self._ready.clear()
         if self._connecting is not None:
             self._connecting.cancel()
@@ -104,43 +109,44 @@ class Events:
     async def __anext__(self) -> Item:
         while not self._ready:
             await self.settle()
-            await self._take()
+            await self._read_next()
         return self._ready.popleft()
 
     async def settle(self) -> None:
-        """Acknowledge what the loop was given last, as taking the next would: for a loop's end."""
+        """Ack the loop's last item, as taking the next one does. Call it when leaving the loop."""
         message, self._unacked = self._unacked, None
-        if message is not None and self._arrivals is not None:
-            # Shielded: whoever gives up waiting for the next has still done with this one.
-            await asyncio.shield(asyncio.create_task(self._arrivals.ack(message)))
+        if message is not None and self._consumer is not None:
+            # Shielded: a loop that gives up waiting for the next item is done with this one.
+            await asyncio.shield(asyncio.create_task(self._consumer.ack(message)))
 
-    async def _take(self) -> None:
-        arrivals = await self._open()
+    async def _read_next(self) -> None:
+        consumer = await self._open()
         try:
-            self._unacked = await arrivals.next()
-        except TransientError as error:
+            self._unacked = await consumer.next()
+        except BrokerUnavailable as error:
             _log.info("no events for now: %s", error)
-            self._arrivals = None
+            self._consumer = None
         else:
-            self._ready.extend(_read(self._unacked, self._versions))
+            self._ready.extend(_parse(self._unacked, self._versions))
 
-    async def _open(self) -> "_Arrivals":
-        """The open connection, or another: tried for ever once there has been one."""
-        if self._closed:
+    async def _open(self) -> "_Consumer":
+        """Return the open consumer, or reconnect: forever once there has been one."""
+        if self._is_closed:
             raise StopAsyncIteration
-        if self._arrivals is not None:
-            return self._arrivals
-        arrivals = self._arrivals = await self._connected()
+        if self._consumer is not None:
+            return self._consumer
+        consumer = self._consumer = await self._reconnect()
         if self._was_open and self._on_reconnect is not None:
-            self._on_reconnect(Reconnected(lossless=arrivals.lossless))
+            self._on_reconnect(Reconnected(lossless=consumer.is_lossless))
         self._was_open = True
-        return arrivals
+        return consumer
 
-    async def _connected(self) -> "_Arrivals":
-        """Connect, with patience; StopAsyncIteration where the stream is closed meanwhile."""
-        unmended = (Refused,) if self._was_open else ()
-        connect: Coroutine[Any, Any, _Arrivals] = retrying(_on_error, *unmended)(self._connect)
-        # A task of its own, for ``aclose`` to end.
+    async def _reconnect(self) -> "_Consumer":
+        """Connect, retrying; StopAsyncIteration where the stream is closed meanwhile."""
+        refused = (Refused,) if self._was_open else ()
+        attempts = retrying(BrokerUnavailable, *refused, on_error=_log_error, wait=SPREAD_BACKOFF)
+        connect: Coroutine[Any, Any, _Consumer] = attempts(self._connect)
+        # In a task of its own, so that ``aclose`` can cancel it.
         self._connecting = asyncio.create_task(connect)
         try:
             return await self._connecting
@@ -152,14 +158,14 @@ class Events:
         finally:
             self._connecting = None
 
-    async def _connect(self) -> "_Arrivals":
+    async def _connect(self) -> "_Consumer":
         await self._stack.aclose()
-        wire = await self._stack.enter_async_context(open_connection(self._source.url, "events"))
-        arrivals = _Arrivals(wire)
-        with translated():
+        connection = await self._stack.enter_async_context(
+            open_connection(self._source.url, "events")
+        )
+        with translate_errors():
             async with asyncio.timeout(_START_SECONDS):
-                await arrivals.start(self._source)
-        return arrivals
+                return await _Consumer.start(connection, self._source)
 
 
 def events(
@@ -173,14 +179,16 @@ def events(
     seen: Mapping[str, int] | None = None,
     on_reconnect: Callable[[Reconnected], None] | None = None,
 ) -> Events:
-    """Subscribe to what becomes of outplans; iterating yields Event, Gap and Unreadable.
+    """Subscribe to events; iterating yields Event, Gap and Unreadable.
 
-    Without ``queue`` a temporary one is used, and events published while the connection is lost
-    are missed; with it a durable quorum queue of that name, which collects them also while nobody
-    runs (two processes on one queue: one is active, the other stands by). An event is acknowledged
-    when the loop takes the next. ``seen`` says up to which version the caller knows which outplan.
-    It waits for a broker, or a service, that is not there yet; raises Refused where RabbitMQ
-    refuses the first connection. ValueError for a filter that no event fits, and an empty name.
+    Without ``queue``, use a temporary queue and miss the events published while disconnected. With
+    it, use a durable quorum queue of that name, which collects events also while nobody consumes
+    (of two processes on one queue, one is active and the other stands by). The loop acks an event
+    when it takes the next one. ``seen`` maps outplan ids to the last version that the caller knows.
+
+    Iterating waits for a broker or a service that is not there yet, and raises Refused where
+    RabbitMQ refuses the first connection. Raises ValueError for a filter that no event fits, and
+    for an empty queue name.
     """
     if queue == "":
         raise ValueError("a durable queue has a name; without one, leave queue out")
@@ -191,80 +199,83 @@ def events(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where the events come from."""
+    """Says where the events come from; without ``queue``, from a temporary one."""
 
     url: str
     exchange: str
     queue: str | None
     binding_keys: tuple[str, ...]
 
-    @property
-    def durable(self) -> bool:
-        return self.queue is not None
-
-    async def declared(self, channel: AbstractChannel) -> str:
-        """Declare and bind the queue: its name."""
-        name = await (self._durable(channel) if self.durable else _temporary(channel))
+    async def declare(self, channel: Channel) -> str:
+        """Declare and bind the queue; return its name."""
+        if self.queue is not None:
+            name = self.queue
+            await channel.queue_declare(name, durable=True, arguments=dict(_DURABLE_QUEUE))
+        else:
+            name = (await channel.queue_declare(exclusive=True)).queue or ""
         for key in self.binding_keys:
             await channel.queue_bind(name, self.exchange, key)
         return name
 
-    async def _durable(self, channel: AbstractChannel) -> str:
-        name = self.queue or ""
-        arguments: dict[str, Any] = {
-            "x-queue-type": "quorum",
-            "x-single-active-consumer": True,
-            # RabbitMQ 4 would drop an event that a dialer died on 20 times.
-            "x-delivery-limit": NO_DELIVERY_LIMIT,
-        }
-        await channel.queue_declare(name, durable=True, arguments=arguments)
-        return name
 
+class _Consumer:
+    """Consumes over one connection. What has arrived can be read even after it is lost.
 
-async def _temporary(channel: AbstractChannel) -> str:
-    declared = await channel.queue_declare(exclusive=True)
-    assert declared.queue is not None
-    return declared.queue
+    ``is_lossless``: the queue was there before, and collected what was published.
+    """
 
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Channel,
+        messages: "asyncio.Queue[DeliveredMessage | None]",
+        is_lossless: bool,
+    ) -> None:
+        self.is_lossless = is_lossless
+        self._guard = connection.guard
+        self._channel = channel
+        self._messages = messages
 
-class _Arrivals:
-    """What one connection delivers, in order; what has arrived is had even when it is lost."""
-
-    def __init__(self, wire: Connection) -> None:
-        self._wire = wire
-        self._messages: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
-        self._channel: AbstractChannel
-        self.lossless = False
-
-    async def start(self, source: _Source) -> None:
-        self.lossless = source.queue is not None and await self._wire.has_queue(source.queue)
-        self._channel = await self._wire.channel()
-        queue = await source.declared(self._channel)
-        await self._channel.basic_qos(prefetch_count=_PREFETCH)
-        await self._channel.basic_consume(queue, self._arrived)
-        self._wire.lost.add_done_callback(lambda _: self._messages.put_nowait(None))
+    @classmethod
+    async def start(cls, connection: Connection, source: _Source) -> Self:
+        """Declare the queue and consume."""
+        is_lossless = source.queue is not None and await _has_queue(connection, source.queue)
+        messages: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
+        channel = await connection.open_channel()
+        queue = await source.declare(channel)
+        await channel.basic_qos(prefetch_count=_PREFETCH)
+        await channel.basic_consume(queue, messages.put)
+        connection.guard.lost.add_done_callback(lambda _: messages.put_nowait(None))
+        return cls(connection, channel, messages, is_lossless)
 
     async def next(self) -> DeliveredMessage:
-        """Await the next message. Raises TransientError after the last."""
+        """Wait for the next message. Raises BrokerUnavailable after the last."""
         message = await self._messages.get()
         if message is None:
-            raise self._wire.lost.result()
+            raise self._guard.lost.result()
         return message
 
     async def ack(self, message: DeliveredMessage) -> None:
-        """Acknowledge it; where that fails it comes again, and is dropped as a repeat."""
+        """Ack the message. If that fails, it comes again and is dropped as a repeat."""
         assert message.delivery_tag is not None
         try:
-            with translated():
+            with translate_errors():
                 await self._channel.basic_ack(message.delivery_tag, wait=True)
-        except ClientError as error:
-            self._wire.fail(str(error))
-
-    async def _arrived(self, message: DeliveredMessage) -> None:
-        self._messages.put_nowait(message)
+        except (ClientError, BrokerUnavailable) as error:
+            self._guard.fail(str(error))
 
 
-def _read(message: DeliveredMessage, versions: Versions) -> list[Item]:
+async def _has_queue(connection: Connection, name: str) -> bool:
+    # On a channel of its own: the broker closes it where there is no queue.
+    async with connection.temporary_channel() as channel:
+        try:
+            await channel.queue_declare(name, passive=True)
+        except ChannelNotFoundEntity:
+            return False
+        return True
+
+
+def _parse(message: DeliveredMessage, versions: Versions) -> list[Item]:
     try:
         event = Event.read(message.body)
     except ValueError as error:
@@ -272,5 +283,5 @@ def _read(message: DeliveredMessage, versions: Versions) -> list[Item]:
     return list(versions.judge(event))
 
 
-def _on_error(error: BaseException) -> None:
+def _log_error(error: BaseException) -> None:
     _log.info("no events for now: %s", error)

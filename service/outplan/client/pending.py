@@ -1,59 +1,60 @@
-"""One command on its way: the attempts at it, and the verdict.
+"""Match replies with the commands that wait for them.
 
-An answer to any attempt counts when it is "accepted", for that is for ever. A command that changed
-nothing or was refused leaves no trace, and each attempt at it is judged afresh; so those two
-count only when they answer the latest attempt. Attempts are judged in the order in which they
-were sent (see ``session``), so all others have been judged by then.
+An ``accepted`` reply is final, whichever attempt it answers. A command that changed nothing or was
+rejected leaves no trace, and the worker judges each attempt at it afresh: ``unchanged`` and
+``rejected`` are final only for the latest attempt. The worker judges attempts in the order in
+which they were sent (see ``session``), so it has judged all others by then.
 """
 
 import asyncio
 import itertools
 from collections.abc import Iterator
 
-from outplan.client.connection import TransientError
 from outplan.client.models import Reply
+from outplan.errors import BrokerUnavailable
 
 
 class PendingCall:
-    """The wait for the verdict on one command. ``attempt`` begins each sending of it."""
+    """Waits for the final ``reply`` to one command."""
 
     def __init__(self, pending_replies: "PendingReplies") -> None:
         self._pending_replies = pending_replies
         self._latest = ""
         self.attempts: list[str] = []
-        self.verdict: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
-    def attempt(self) -> str:
-        """Begin another attempt: its correlation id."""
-        self._latest = self._pending_replies.connect(self)
+    def start_attempt(self) -> str:
+        """Register another attempt; return its correlation id."""
+        self._latest = self._pending_replies.register(self)
         self.attempts.append(self._latest)
         return self._latest
 
-    def hear(self, attempt: str, reply: Reply) -> None:
-        """Take an answer; one that leaves the verdict open is let go."""
-        final = reply.status == "accepted" or attempt == self._latest
-        if final and not self.verdict.done():
-            self.verdict.set_result(reply)
+    def receive(self, attempt: str, reply: Reply) -> None:
+        """Take a reply; ignore one that is not final."""
+        is_final = reply.status == "accepted" or attempt == self._latest
+        if is_final and not self.reply.done():
+            self.reply.set_result(reply)
 
 
 class PendingReplies:
-    """Which call each attempt belongs to, by correlation ids that only this client has."""
+    """Finds the call that an attempt belongs to, by correlation ids that only this client uses."""
 
     def __init__(self, name: str) -> None:
         self._ids: Iterator[str] = (f"{name}.{n}" for n in itertools.count(1))
         self._calls: dict[str, PendingCall] = {}
 
-    def connect(self, call: PendingCall) -> str:
+    def register(self, call: PendingCall) -> str:
+        """Make a correlation id for an attempt at this call."""
         attempt = next(self._ids)
         self._calls[attempt] = call
         return attempt
 
     def discard(self, call: PendingCall) -> None:
-        """Forget a call; answers that are still to come say nothing to anybody."""
+        """Forget a call, and ignore the replies that are still to come."""
         for attempt in call.attempts:
             del self._calls[attempt]
-        if call.verdict.done():
-            call.verdict.exception()  # It may have come too late for anybody to look.
+        if call.reply.done():
+            call.reply.exception()  # It may have come too late for anybody to look.
 
     def on_reply(self, attempt: str | None, body: bytes) -> None:
         """Hand a reply to its call."""
@@ -61,7 +62,8 @@ class PendingReplies:
         if call is None or attempt is None:
             return
         try:
-            call.hear(attempt, Reply.model_validate_json(body))
+            call.receive(attempt, Reply.model_validate_json(body))
         except ValueError as error:
-            if not call.verdict.done():
-                call.verdict.set_exception(TransientError(f"the answer could not be read: {error}"))
+            if not call.reply.done():
+                unreadable = BrokerUnavailable(f"the reply could not be read: {error}")
+                call.reply.set_exception(unreadable)

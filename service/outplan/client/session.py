@@ -1,9 +1,9 @@
-"""Sessions that publish commands and hear replies, and the link that always has one.
+"""Publish commands and receive replies, over one session after the other.
 
-Two sessions of a link never overlap at the broker: both declare the same exclusive queue for the
-replies, and the broker refuses the second until it has done with the first, whatever of it was
-still on its way. So all that a lost session has published is in the command queue before the
-first command of the next, or nowhere.
+Two sessions of a ReconnectingSession never overlap at the broker. Both declare the same exclusive
+reply queue, and the broker refuses the second until it has finished with the first, including
+everything still in its sockets. So whatever a lost session has published is in the command queue
+before the first command of the next session, or nowhere.
 """
 
 import asyncio
@@ -19,15 +19,12 @@ from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from outplan.client.connection import (
-    Connection,
-    TransientError,
-    open_connection,
-    retrying,
-    translated,
-)
+from outplan.client.connection import open_connection, translate_errors
 from outplan.client.errors import ClientError, Refused, Unreachable
 from outplan.contract.topology import topology
+from outplan.errors import BrokerUnavailable
+from outplan.rabbitmq.connection import Connection
+from outplan.retry import SPREAD_BACKOFF, retrying
 
 _log = logging.getLogger("outplan.client")
 
@@ -38,7 +35,7 @@ OnReply = Callable[[str | None, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where commands go, and where their replies come."""
+    """Says where commands go and where their replies come."""
 
     url: str
     prefix: str
@@ -50,13 +47,14 @@ class Route:
 
 
 class CommandPublisher(Protocol):
-    """What calls need of a session; ``outplan.testing`` has one without a broker.
+    """A session as the client needs it; ``outplan.testing`` has one without a broker.
 
-    ``lost`` tells its end. ``publish`` returns a task that ends with the broker's confirm, or
-    raises TransientError.
+    ``lost`` resolves at its end, to the reason. ``publish`` returns a task that ends with the
+    broker's confirm, or raises BrokerUnavailable or Refused.
     """
 
-    lost: "asyncio.Future[TransientError]"
+    @property
+    def lost(self) -> "asyncio.Future[BrokerUnavailable]": ...
 
     def publish(
         self, routing_key: str, body: bytes, properties: Basic.Properties
@@ -64,78 +62,67 @@ class CommandPublisher(Protocol):
 
 
 class SessionClosed(ClientError):
-    """Raised when a link has ended, and there is no session to come."""
+    """Raised when a ReconnectingSession has ended: there will be no other session."""
 
 
-SessionOpener = Callable[[Route, OnReply], AbstractAsyncContextManager[CommandPublisher]]
+OpenSession = Callable[[Route, OnReply], AbstractAsyncContextManager[CommandPublisher]]
 
 
 class CommandSession:
-    """One connection, from ``open_session``; ``lost`` tells its end."""
+    """A CommandPublisher over one connection, from ``open_session``."""
 
-    def __init__(self, wire: Connection, route: Route) -> None:
-        self.lost = wire.lost
-        self._wire = wire
-        self._route = route
-        self._exchange = route.exchange
-        self._channel: Channel
+    def __init__(self, connection: Connection, channel: Channel, exchange: str) -> None:
+        self.lost = connection.guard.lost
+        self._connection = connection
+        self._channel = channel
+        self._exchange = exchange
         self._publishing: dict[str, asyncio.Task[None]] = {}
-
-    async def start(self, on_reply: OnReply) -> None:
-        hearing = await self._wire.channel()
-        await hearing.queue_declare(self._route.reply_queue, exclusive=True)
-
-        async def hear(message: DeliveredMessage) -> None:
-            on_reply(message.header.properties.correlation_id, message.body)
-
-        await hearing.basic_consume(self._route.reply_queue, hear, no_ack=True)
-        self._channel = await self._wire.channel()
-        # Were it not there, each command would cost a session.
-        await self._channel.exchange_declare(self._exchange, passive=True)
 
     def publish(
         self, routing_key: str, body: bytes, properties: Basic.Properties
     ) -> "asyncio.Task[None]":
-        """Publish; the task ends with the broker's confirm, or raises TransientError."""
+        """Publish; the task ends with the broker's confirm, or raises as the Protocol says."""
         id_ = properties.message_id or ""
         before = self._publishing.get(id_)
         task = asyncio.create_task(self._publish(routing_key, body, properties, before))
         self._publishing[id_] = task
-        task.add_done_callback(lambda done: self._published(id_, done))
+        task.add_done_callback(lambda done: self._forget(id_, done))
         return task
 
     async def _publish(
-        self, routing_key: str, body: bytes, properties: Basic.Properties,
+        self,
+        routing_key: str,
+        body: bytes,
+        properties: Basic.Properties,
         before: "asyncio.Task[None] | None",
-    ) -> None:  # fmt: skip
+    ) -> None:
         if before is not None:
-            # Of two with one id in flight the library would mix up who was returned.
+            # With two messages of one id in flight, the driver mixes up which one was returned.
             await asyncio.wait([before])
-        if self.lost.done():
-            raise self.lost.result()
+        self._connection.guard.raise_if_lost()
         publish = partial(
             Channel.basic_publish, body=body, exchange=self._exchange, routing_key=routing_key,
             properties=properties, mandatory=True, wait=False,
         )  # fmt: skip
-        with translated():
-            if await _takes(publish(self._channel)):
+        with translate_errors():
+            if await _is_confirmed(publish(self._channel)):
                 return
-            # The queue is full; or the node that led it has died, and RabbitMQ 3.10 refuses what
-            # this channel publishes until the node is back. Another channel tells.
-            async with self._wire.passing_channel() as another:
-                if not await _takes(publish(another)):
-                    raise TransientError("the broker refuses commands: is their queue full?")
-            self._wire.fail("the broker refused on one channel what it took on another")
+            # The queue is full; or the node that led it has died, and RabbitMQ 3.10 nacks what
+            # this channel publishes until the node is back. Another channel shows which.
+            async with self._connection.temporary_channel() as another:
+                if not await _is_confirmed(publish(another)):
+                    raise BrokerUnavailable("the broker refuses commands: is their queue full?")
+            self._connection.guard.fail("the broker nacked on one channel what it took on another")
 
-    def _published(self, id_: str, done: "asyncio.Task[None]") -> None:
+    def _forget(self, id_: str, done: "asyncio.Task[None]") -> None:
         if self._publishing.get(id_) is done:
             del self._publishing[id_]
         if not done.cancelled():
-            done.exception()  # Whoever has its verdict already does not look.
+            done.exception()  # Nobody looks at it once the command has its outcome.
 
 
-async def _takes(publishing: Awaitable[Any]) -> bool:
-    """Whether the broker confirms it, or refuses it by a nack."""
+async def _is_confirmed(publishing: Awaitable[Any]) -> bool:
+    """Return whether the broker acks the message; False for a nack."""
     try:
         await publishing
     except PublishError:
@@ -147,38 +134,52 @@ async def _takes(publishing: Awaitable[Any]) -> bool:
 
 @asynccontextmanager
 async def open_session(route: Route, on_reply: OnReply) -> AsyncIterator[CommandSession]:
-    """Connect, declare, consume. Raises TransientError (try again) or Refused."""
-    async with open_connection(route.url, "client") as wire:
-        session = CommandSession(wire, route)
-        with translated():
+    """Connect, declare, consume. Raises BrokerUnavailable (try again) or Refused."""
+
+    async def on_message(message: DeliveredMessage) -> None:
+        on_reply(message.header.properties.correlation_id, message.body)
+
+    async with open_connection(route.url, "client") as connection:
+        with translate_errors():
             async with asyncio.timeout(_START_SECONDS):
-                await session.start(on_reply)
-        yield session
+                consuming = await connection.open_channel()
+                await consuming.queue_declare(route.reply_queue, exclusive=True)
+                await consuming.basic_consume(route.reply_queue, on_message, no_ack=True)
+                publishing = await connection.open_channel()
+                # Without the exchange, each command would cost a session.
+                await publishing.exchange_declare(route.exchange, passive=True)
+        yield CommandSession(connection, publishing, route.exchange)
 
 
 class ReconnectingSession:
-    """Has a session, and another when that is lost, for as long as ``run`` runs."""
+    """Keeps one session open at a time, reconnecting for as long as ``run`` runs.
+
+    ``trouble`` says why there is no session.
+    """
 
     def __init__(
-        self, route: Route, on_reply: OnReply, opening: SessionOpener = open_session
+        self, route: Route, on_reply: OnReply, open_session: OpenSession = open_session
     ) -> None:
         self._route = route
         self._on_reply = on_reply
-        self._opening = opening
+        self._open_session = open_session
         self._session: asyncio.Future[CommandPublisher] = asyncio.get_running_loop().create_future()
         self.trouble = "not connected yet"
 
     @property
-    def connected(self) -> bool:
-        """Whether there is a session; ``trouble`` says why not."""
+    def is_connected(self) -> bool:
+        """Whether there is a session."""
         return self._session.done()
 
     async def session(self) -> CommandPublisher:
-        """Wait for a session. Raises Refused where none ever was, SessionClosed after ``run``."""
+        """Wait for a session.
+
+        Raises Refused where RabbitMQ refused the first one, and SessionClosed after ``run``.
+        """
         return await asyncio.shield(self._session)
 
-    async def opened(self, seconds: float) -> None:
-        """Await the first session. Raises Refused or Unreachable."""
+    async def wait_until_open(self, seconds: float) -> None:
+        """Wait for the first session. Raises Refused or Unreachable."""
         try:
             async with asyncio.timeout(seconds):
                 await self.session()
@@ -186,25 +187,25 @@ class ReconnectingSession:
             raise Unreachable(f"no session within {seconds:g} s: {self.trouble}") from None
 
     async def run(self) -> None:
-        """Keep a session until it is cancelled, or refused at first."""
+        """Keep a session until cancelled, or until RabbitMQ refuses the first one."""
         try:
-            await self._keep()
+            await self._reconnect_forever()
         except Refused as error:
             self._session.set_exception(error)
         except asyncio.CancelledError:
             self._session.set_exception(SessionClosed("the client was closed"))
-            self._session.exception()  # There may be nobody who waits for it.
+            self._session.exception()  # Nobody may wait for it.
             raise
 
-    async def _keep(self) -> None:
-        # What is refused at first is a mistake; later, it may be a broker that starts up.
-        unmended: tuple[type[Refused], ...] = ()
+    async def _reconnect_forever(self) -> None:
+        # A first refusal is a mistake; a later one may be a broker that is starting.
+        errors: tuple[type[Exception], ...] = (BrokerUnavailable,)
         while True:
-            await retrying(self._on_error, *unmended)(self._once)
-            unmended = (Refused,)
+            await retrying(*errors, on_error=self._on_error, wait=SPREAD_BACKOFF)(self._run_session)
+            errors = (BrokerUnavailable, Refused)
 
-    async def _once(self) -> None:
-        async with self._opening(self._route, self._on_reply) as session:
+    async def _run_session(self) -> None:
+        async with self._open_session(self._route, self._on_reply) as session:
             self._session.set_result(session)
             try:
                 await asyncio.wait([session.lost])

@@ -101,7 +101,7 @@ def _report_not_connected(url: str, error: Exception, closed: _CloseReason) -> l
         )
         refused = problem(credentials.point, "RabbitMQ refuses user or password", remedy)
         return [there, refused, *not_checked([vhost.point], "RabbitMQ refuses the credentials")]
-    if closed.close_code:
+    if closed.reason:
         remedy = "check the virtual host in OUTPLAN_AMQP_URL, and the user's permissions on it"
         return [there, credentials, problem(vhost.point, closed.reason, remedy)]
     remedy = "check OUTPLAN_AMQP_URL, and that RabbitMQ runs there"

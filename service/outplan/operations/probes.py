@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import uuid4
 
-import aio_pika
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import (
     ChannelAccessRefused,
@@ -23,7 +22,8 @@ from pamqp.commands import Basic
 
 from outplan.contract.topology import Exchange, Queue
 from outplan.errors import OutplanError
-from outplan.rabbitmq.connection import translated
+from outplan.rabbitmq.connection import Connection, translate_errors
+from outplan.rabbitmq.reader import unused_callback
 
 SECONDS: Final = 5
 
@@ -48,9 +48,8 @@ class ProbeResult:
 class Probes:
     """Send probes, each on its own channel, since an error closes the channel."""
 
-    def __init__(self, connection: aio_pika.Connection) -> None:
-        assert connection.transport is not None
-        self._connection = connection.transport.connection
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection.driver
 
     @property
     def version(self) -> str:
@@ -125,7 +124,7 @@ class Probes:
     async def probe_read(self, queue: str) -> ProbeResult:
         """Consume with an invalid argument, which takes the read permission."""
         wrong: dict[str, Any] = {"x-priority": "no number"}
-        return await self._send(lambda c: c.basic_consume(queue, _never, arguments=wrong))
+        return await self._send(lambda c: c.basic_consume(queue, unused_callback, arguments=wrong))
 
     async def _declare_invalid_exchange(self, name: str, type_: str) -> ProbeResult:
         wrong: dict[str, Any] = {"alternate-exchange": 1}
@@ -136,7 +135,7 @@ class Probes:
     async def _send(self, request: Callable[[AbstractChannel], Awaitable[Any]]) -> ProbeResult:
         try:
             async with asyncio.timeout(SECONDS):
-                with translated():
+                with translate_errors():
                     channel = await self._connection.channel(publisher_confirms=False)
                     value = await request(channel)
                     await channel.close()
@@ -149,7 +148,3 @@ class Probes:
             )
             return ProbeResult(outcome, str(cause if outcome != "failed" else error))
         return ProbeResult("done", value=value)
-
-
-async def _never(_message: Any) -> None:
-    """Never called: nothing is consumed."""

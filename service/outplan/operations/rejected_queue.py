@@ -7,26 +7,30 @@ message before it requeues any.
 """
 
 import asyncio
-import struct
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from tempfile import TemporaryFile
-from typing import IO, Any, Final, Self
+from typing import IO, Final
 
-import aio_pika
 from aiormq.abc import AbstractChannel
+from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Queue
 
 from outplan.contract.amqp import Delivery
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.operations.rejected_message import Summary, summarize
-from outplan.rabbitmq.connection import CONNECT_SECONDS, open_connection, translated
-from outplan.rabbitmq.frames import WireProperties, read_content_header
-from outplan.rabbitmq.reader import FrameHandler
+from outplan.rabbitmq.connection import (
+    CONNECT_SECONDS,
+    ConnectionGuard,
+    open_connection,
+    translate_errors,
+)
+from outplan.rabbitmq.frames import WireProperties, read_content_header, write_content_header
+from outplan.rabbitmq.reader import FrameHandler, unused_callback
 
 # A consumer's prefetch is at most 65,535, so one consumer after another is added, each with as many
 # messages as all before it. The broker requeues the messages of up to 32 consumers in the order of
@@ -36,7 +40,6 @@ _MAX_PREFETCH: Final = 65_535
 _MAX_CONSUMERS: Final = 30
 _QUIET_SECONDS: Final = 10.0
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
-_content_head: Final = struct.Struct(">HHQH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,22 @@ class RejectedMessage:
     span: tuple[int, int, int] = (0, 0, 0)
 
 
-class RejectedQueue(FrameHandler):
+class _Inbox(FrameHandler):
+    """Hold the deliveries that are not read yet; ``changed`` is set at each, and at the end."""
+
+    def __init__(self, guard: ConnectionGuard) -> None:
+        self.deliveries: deque[Delivery] = deque()
+        self.received = 0
+        self.changed = asyncio.Event()
+        guard.lost.add_done_callback(lambda _: self.changed.set())
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        self.received += 1
+        self.deliveries.append(delivery)
+        self.changed.set()
+
+
+class RejectedQueue:
     """Hold the messages that were in the queue when it was opened.
 
     ``other_consumers`` counts the queue's other consumers then; their unacked messages are not
@@ -61,42 +79,31 @@ class RejectedQueue(FrameHandler):
     ``open_rejected_queue``. Its methods raise BrokerUnavailable.
     """
 
-    def __init__(self, queue: str, spool: IO[bytes] | None) -> None:
+    def __init__(
+        self,
+        queue: str,
+        spool: IO[bytes] | None,
+        guard: ConnectionGuard,
+        inbox: _Inbox,
+        channel: Channel,
+        passive_channel: AbstractChannel,
+    ) -> None:
         self._queue = queue
         self._spool = spool
         self._spooled = 0
-        self._inbox: deque[Delivery] = deque()
-        self._arrived = asyncio.Event()
-        self._failed: BrokerUnavailable | None = None
-        self._received = self._prefetched = self._consumers = 0
-        self._channel: AbstractChannel
-        self._passive_channel: AbstractChannel
+        self._guard = guard
+        self._inbox = inbox
+        self._channel = channel
+        self._passive_channel = passive_channel
+        self._prefetched = self._consumers = 0
         self.messages: list[RejectedMessage] = []
         self.other_consumers = self.missing = 0
 
-    def on_delivery(self, delivery: Delivery) -> None:
-        self._received += 1
-        self._inbox.append(delivery)
-        self._arrived.set()
-
-    def on_close(self, code: int, reason: str) -> None:
-        self._fail(f"the broker closed the connection: {code} {reason}")
-
-    async def take(self, connection: aio_pika.Connection) -> Self:
+    async def take(self) -> None:
         """Take every message, the oldest first. Raises BrokerRefused."""
-        assert connection.transport is not None
-        underlying = connection.transport.connection
-        self._passive_channel = await underlying.channel(timeout=CONNECT_SECONDS)
-        self._channel = await underlying.channel(timeout=CONNECT_SECONDS)
-        for part in (underlying, self._channel):
-            part.closing.add_done_callback(self._closed)
-        self._channel.on_consumer_cancel_callbacks.add(
-            lambda _: self._fail(f"queue {self._queue} was deleted")
-        )
         found = await self._declare_passively()
         self.other_consumers = found.consumer_count or 0
         await self._take_messages(found.message_count or 0)
-        return self
 
     def read(self, message: RejectedMessage) -> Delivery:
         """Return a message as the broker delivered it; requires ``with_bodies``."""
@@ -116,9 +123,8 @@ class RejectedQueue(FrameHandler):
 
     async def ack(self, messages: Iterable[RejectedMessage]) -> None:
         """Remove messages from the queue; return when the broker has removed them."""
-        if self._failed:
-            raise self._failed
-        with translated():
+        self._guard.raise_if_lost()
+        with translate_errors():
             for message in messages:
                 await self._channel.basic_ack(message.tag, wait=False)
             # The broker handles a channel's methods in order, so this reply follows the acks.
@@ -127,7 +133,7 @@ class RejectedQueue(FrameHandler):
 
     async def requeue(self) -> None:
         """Return the messages not acked to the queue."""
-        with suppress(OutplanError), translated():
+        with suppress(OutplanError), translate_errors():
             await self._channel.close()
 
     async def _declare_passively(self) -> Queue.DeclareOk:
@@ -144,7 +150,7 @@ class RejectedQueue(FrameHandler):
         latest = _EARLIEST
         order: list[tuple[datetime, int]] = []
         while len(found) < expected and await self._has_more():
-            message = self._inbox.popleft()
+            message = self._inbox.deliveries.popleft()
             summary = summarize(message)
             latest = summary.rejected_at or latest
             order.append((latest, len(found)))
@@ -158,8 +164,7 @@ class RejectedQueue(FrameHandler):
         if self._spool is None:
             return (0, 0, 0)
         assert isinstance(message.properties, WireProperties)
-        head = _content_head.pack(60, 0, len(message.body), message.properties.flags)
-        head += message.properties.raw
+        head = write_content_header(message.properties, len(message.body))
         self._spool.write(head + message.body)
         span = (self._spooled, len(head), len(message.body))
         self._spooled += len(head) + len(message.body)
@@ -167,19 +172,19 @@ class RejectedQueue(FrameHandler):
 
     async def _has_more(self) -> bool:
         """Wait for another message; return False when the queue has no more."""
-        while not self._inbox:
-            if self._failed:
-                raise self._failed
-            self._arrived.clear()
-            if self._received >= self._prefetched and not await self._add_consumer():
+        inbox = self._inbox
+        while not inbox.deliveries:
+            self._guard.raise_if_lost()
+            inbox.changed.clear()
+            if inbox.received >= self._prefetched and not await self._add_consumer():
                 return False
             try:
                 # A broker under load counts messages as delivered that it is still about to send.
-                await asyncio.wait_for(self._arrived.wait(), _QUIET_SECONDS)
+                await asyncio.wait_for(inbox.changed.wait(), _QUIET_SECONDS)
             except TimeoutError:
                 if (await self._declare_passively()).message_count:
                     raise BrokerUnavailable(f"queue {self._queue} delivers nothing") from None
-                return bool(self._inbox)
+                return bool(inbox.deliveries)
         return True
 
     async def _add_consumer(self) -> bool:
@@ -190,17 +195,9 @@ class RejectedQueue(FrameHandler):
         self._prefetched += prefetch
         await self._channel.basic_qos(prefetch_count=prefetch)
         await self._channel.basic_consume(
-            self._queue, _untapped, consumer_tag=f"operator-{self._consumers:02}"
+            self._queue, unused_callback, consumer_tag=f"operator-{self._consumers:02}"
         )
         return True
-
-    def _closed(self, closing: "asyncio.Future[Any]") -> None:
-        reason = None if closing.cancelled() else closing.exception()
-        self._fail(f"connection closed: {reason!r}")
-
-    def _fail(self, reason: str) -> None:
-        self._failed = self._failed or BrokerUnavailable(reason)
-        self._arrived.set()
 
 
 @asynccontextmanager
@@ -213,15 +210,17 @@ async def open_rejected_queue(
     in an unnamed file. Raises BrokerUnavailable and BrokerRefused.
     """
     with TemporaryFile() if with_bodies else nullcontext() as spool:
-        queue = RejectedQueue(name, spool)
-        async with open_connection(url, "operator", queue) as connection:
+        guard = ConnectionGuard()
+        inbox = _Inbox(guard)
+        async with open_connection(url, "operator", inbox, guard) as connection:
+            with translate_errors():
+                # Not guarded: the broker closes this channel where there is no queue.
+                passive_channel = await connection.driver.channel(timeout=CONNECT_SECONDS)
+                channel = await connection.open_channel()
+            queue = RejectedQueue(name, spool, guard, inbox, channel, passive_channel)
             try:
-                with translated():
-                    await queue.take(connection)
+                with translate_errors():
+                    await queue.take()
                 yield queue
             finally:
                 await queue.requeue()
-
-
-async def _untapped(_message: Any) -> None:
-    """Never called: no delivery gets past the tap."""

@@ -1,19 +1,25 @@
-"""Connections to the broker, tapped; and the driver's exceptions, translated."""
+"""Open plain AMQP connections, watch over them, and translate the driver's exceptions.
+
+A connection is never repaired: whoever needs another one opens another one.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
-import aio_pika
-from aiormq.abc import AbstractChannel, AbstractConnection
+import aiormq.connection
+from aiormq.abc import ChannelFrame
+from aiormq.channel import Channel
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
     ChannelPreconditionFailed,
+    ConnectionClosed,
     ConnectionCommandInvalid,
     IncompatibleProtocolError,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 from yarl import URL
@@ -26,105 +32,206 @@ T = TypeVar("T")
 CONNECT_SECONDS: Final = 10
 _CLOSE_SECONDS: Final = 3
 _HEARTBEAT_SECONDS: Final = 10
+_BLOCKED_SECONDS: Final = 0.05
 _NOT_ALLOWED: Final = 530
 _UNKNOWN_TYPE: Final = "unknown exchange type"
-
-
-class _FrameReaderConnection(aio_pika.Connection):
-    def __init__(self, url: URL, incoming: FrameHandler, **kwargs: Any) -> None:
-        super().__init__(url, **kwargs)
-        self.kwargs = {**self.kwargs, "transport_factory": FrameReaderFactory(incoming)}
-
-
-@asynccontextmanager
-async def open_connection(
-    url: str, purpose: str, incoming: FrameHandler
-) -> AsyncIterator[aio_pika.Connection]:
-    """Connect; close with the block. Raises BrokerUnavailable (try again) or BrokerRefused."""
-    target = URL(url)
-    if "heartbeat" not in target.query:
-        target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    connection = _FrameReaderConnection(
-        target, incoming, client_properties={"connection_name": f"outplan {purpose}"}
-    )
-    try:
-        with translated():
-            await connection.connect(timeout=CONNECT_SECONDS)
-    except BrokerUnavailable as error:
-        if incoming.close_code == _NOT_ALLOWED:
-            raise BrokerRefused(
-                f"RabbitMQ refuses the virtual host {target.path!r} in OUTPLAN_AMQP_URL"
-            ) from error
-        raise
-    try:
-        yield connection
-    finally:
-        # It is being closed because it is broken, as likely as not.
-        with suppress(OutplanError), translated():
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await connection.close()
+# aiormq also raises EOFError, StopAsyncIteration and a bare Exception when a connection ends.
+_DRIVER_ERRORS: Final = (
+    AMQPError, OSError, RuntimeError, TimeoutError, EOFError, StopAsyncIteration,
+)  # fmt: skip
 
 
 class ConnectionGuard:
-    """What a session hangs on: the end of any of its connections or channels ends all of it."""
+    """Ends every wait once a connection or channel that it watches has ended.
+
+    ``lost`` resolves to the BrokerUnavailable that says why.
+    """
 
     def __init__(self) -> None:
-        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watched: dict[AbstractConnection | AbstractChannel, asyncio.Future[Any]] = {}
+        self.lost: asyncio.Future[BrokerUnavailable] = asyncio.get_running_loop().create_future()
+        self._watched: dict[aiormq.connection.Connection | Channel, asyncio.Future[Any]] = {}
 
     def fail(self, reason: str) -> None:
-        """End it; whatever is held goes no further."""
-        if not self._end.done():
-            self._end.set_exception(BrokerUnavailable(reason))
-            self._end.exception()  # Not every session is still watched when it fails.
+        """End all waits, now and later, with BrokerUnavailable for the first reason given."""
+        if not self.lost.done():
+            self.lost.set_result(BrokerUnavailable(reason))
 
-    async def end(self) -> None:
-        """Wait for the end; raises BrokerUnavailable with the reason."""
-        await asyncio.shield(self._end)
+    def raise_if_lost(self) -> None:
+        """Raise the BrokerUnavailable, if there is one."""
+        if self.lost.done():
+            raise self.lost.result()
 
-    async def hold(self, awaitable: Awaitable[T]) -> T:
-        """The result, or BrokerUnavailable should the end come first."""
+    async def raise_when_lost(self) -> NoReturn:
+        """Wait for the end, then raise its BrokerUnavailable."""
+        raise await asyncio.shield(self.lost)
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Return the result; raise BrokerUnavailable if the end comes first.
+
+        The end also wins over a result of the same moment: a returned message fails the guard
+        just before the broker confirms it.
+        """
         waiting = asyncio.ensure_future(awaitable)
         try:
-            futures: set[asyncio.Future[Any]] = {waiting, self._end}
+            futures: set[asyncio.Future[Any]] = {waiting, self.lost}
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-            if self._end.done():
-                await self._end
-            with translated():
+            self.raise_if_lost()
+            with translate_errors():
                 return await waiting
         finally:
             waiting.cancel()
 
-    async def channel(self, connection: AbstractConnection) -> AbstractChannel:
-        """Open a channel with confirms, whose end, like its connection's, is the end."""
-        self._watch(connection)
-        channel = await self.hold(connection.channel(timeout=CONNECT_SECONDS))
-        self._watch(channel)
-        return channel
+    def watch(self, part: "aiormq.connection.Connection | Channel") -> None:
+        """Fail when this connection or channel ends."""
+        closing = part.closing  # A new future at each access.
+        self._watched[part] = closing
+        closing.add_done_callback(self._on_closed)
 
-    async def close(self, channel: AbstractChannel) -> None:
-        """Close a channel, which is not the end."""
-        closing = self._watched.pop(channel)
-        closing.remove_done_callback(self._closed)
-        await self.hold(channel.close())
+    def unwatch(self, part: "aiormq.connection.Connection | Channel") -> None:
+        """Let this connection or channel end without failing."""
+        self._watched.pop(part).remove_done_callback(self._on_closed)
 
-    def _watch(self, each: AbstractConnection | AbstractChannel) -> None:
-        if each not in self._watched:
-            # The library gives each who asks a future of its own.
-            self._watched[each] = each.closing
-            self._watched[each].add_done_callback(self._closed)
-
-    def _closed(self, closing: "asyncio.Future[Any]") -> None:
+    def _on_closed(self, closing: "asyncio.Future[Any]") -> None:
         reason = None if closing.cancelled() else closing.exception()
         self.fail(f"connection closed: {reason!r}")
 
 
+class Connection:
+    """An open connection, from ``open_connection``. Its end is the end of its guard's waits.
+
+    ``driver`` is the aiormq connection.
+    """
+
+    def __init__(self, driver: aiormq.connection.Connection, guard: ConnectionGuard) -> None:
+        self.driver = driver
+        self.guard = guard
+        guard.watch(driver)
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame in bytes, as negotiated; 0 for no limit."""
+        return self.driver.connection_tune.frame_max
+
+    async def open_channel(self) -> Channel:
+        """Open a channel with confirms whose end, or cancelled consumer, fails the guard."""
+        channel = await self._open_channel()
+        self.guard.watch(channel)
+        channel.on_consumer_cancel_callbacks.add(
+            lambda frame: self.guard.fail(
+                f"the broker cancelled the consumer {frame.consumer_tag}: its queue is gone"
+            )
+        )
+        return channel
+
+    async def close_channel(self, channel: Channel) -> None:
+        """Close a channel without failing the guard."""
+        self.guard.unwatch(channel)
+        await self.guard.wait(channel.close())
+
+    @asynccontextmanager
+    async def temporary_channel(self) -> AsyncIterator[Channel]:
+        """Open a channel with confirms for the block; its end does not fail the guard."""
+        channel = await self._open_channel()
+        try:
+            yield channel
+        finally:
+            await channel.close()
+
+    async def write(self, frames: bytes) -> None:
+        """Hand encoded frames to the driver's writer."""
+        frame = ChannelFrame(frames, should_close=False)
+        await self.guard.wait(self.driver.write_queue.put(frame))
+
+    async def is_blocked(self, within: float = _BLOCKED_SECONDS) -> bool:
+        """Return whether the broker blocks publishers, as it does in a memory or disk alarm.
+
+        RabbitMQ reports alarms only to connections that have published.
+        """
+        try:
+            async with asyncio.timeout(within):
+                await self.driver.ready()
+        except TimeoutError:
+            return True
+        return False
+
+    async def _open_channel(self) -> Channel:
+        opening = self.driver.channel(timeout=CONNECT_SECONDS, on_return_raises=True)
+        channel = await self.guard.wait(opening)
+        assert isinstance(channel, Channel)
+        return channel
+
+
+@asynccontextmanager
+async def open_connection(
+    url: str,
+    name: str,
+    handler: FrameHandler | None = None,
+    guard: ConnectionGuard | None = None,
+) -> AsyncIterator[Connection]:
+    """Connect as ``outplan <name>``; close when the block ends.
+
+    With a ``handler``, a FrameReader hands it deliveries, confirms and returns; without one they
+    are the driver's. Several connections may share a ``guard``. Raises BrokerUnavailable (try
+    again) or BrokerRefused.
+    """
+    guard = guard or ConnectionGuard()
+    target = URL(url)
+    if "heartbeat" not in target.query:
+        target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
+    close_code = 0
+
+    def on_close(code: int, reason: str) -> None:
+        nonlocal close_code
+        close_code = code
+        guard.fail(f"the broker closed the connection: {code} {reason}")
+        if handler is not None:
+            handler.on_close(code, reason)
+
+    driver = aiormq.connection.Connection(
+        target,
+        transport_factory=FrameReaderFactory(handler, on_close) if handler else None,
+        client_properties={"connection_name": f"outplan {name}"},
+        **_socket_options(target),
+    )
+    try:
+        with translate_errors():
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await driver.connect()
+                await driver.ready()
+    except BrokerUnavailable as error:
+        if close_code == _NOT_ALLOWED:
+            raise BrokerRefused(
+                f"RabbitMQ refuses the virtual host {target.path!r} in OUTPLAN_AMQP_URL"
+            ) from error
+        if isinstance(error.__cause__, InvalidFrameError) and not close_code:
+            raise BrokerUnavailable(
+                f"the broker does not open the virtual host {target.path!r}: does it exist?"
+            ) from error.__cause__
+        raise
+    try:
+        yield Connection(driver, guard)
+    finally:
+        # The connection may be closing because it is broken.
+        with suppress(OutplanError), translate_errors():
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await driver.close(ConnectionClosed(0, "normal closed"))
+
+
+def _socket_options(target: URL) -> dict[str, Any]:
+    """Read what the URL may say about opening the socket, as aio-pika does."""
+    options: dict[str, Any] = {}
+    for name, parse in (("happy_eyeballs_delay", float), ("interleave", int)):
+        with suppress(KeyError, ValueError):
+            options[name] = parse(target.query[name])
+    return options
+
+
 @contextmanager
-def declaring(what: str) -> Iterator[None]:
-    """Say what was refused, and what to do, where a declaration is."""
+def explain_conflicts(what: str) -> Iterator[None]:
+    """Raise BrokerRefused that says what to do where a declaration of ``what`` is refused."""
     try:
         yield
-    # The first is what RabbitMQ 3 says of an exchange type that it does not know, 4 the other.
+    # RabbitMQ 3 reports an unknown exchange type by the first, RabbitMQ 4 by the second.
     except (ConnectionCommandInvalid, ChannelPreconditionFailed) as error:
         if _UNKNOWN_TYPE in str(error):
             raise BrokerRefused(
@@ -138,26 +245,27 @@ def declaring(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """No driver exception leaves this module."""
+def translate_errors() -> Iterator[None]:
+    """Raise BrokerUnavailable or BrokerRefused for what the driver raises."""
     try:
         yield
-    except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
-        raise translation(error) from error
-    except asyncio.CancelledError as error:
-        # The library cancels its own calls when a connection goes.
+    except (*_DRIVER_ERRORS, asyncio.CancelledError) as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
-            raise
-        raise BrokerUnavailable("the connection went away") from error
+            # While a connection ends, the driver may raise its own error for our cancellation.
+            raise asyncio.CancelledError from error
+        # The driver cancels its own calls when a connection ends.
+        if isinstance(error, asyncio.CancelledError):
+            raise BrokerUnavailable("the connection ended") from error
+        raise translate(error) from error
 
 
-def translation(error: Exception) -> OutplanError:
-    """The service's exception for one of the driver's."""
+def translate(error: Exception) -> OutplanError:
+    """Return the BrokerUnavailable or BrokerRefused for one of the driver's exceptions."""
     if isinstance(error, ProbableAuthenticationError | AuthenticationError):
         return BrokerRefused(f"RabbitMQ refuses the credentials in OUTPLAN_AMQP_URL: {error}")
     if isinstance(error, ChannelAccessRefused):
         return BrokerRefused(f"RabbitMQ refuses the permission: {error}")
     if isinstance(error, IncompatibleProtocolError):
-        return BrokerRefused(f"what answers at OUTPLAN_AMQP_URL is no AMQP 0-9-1: {error}")
+        return BrokerRefused(f"the server at OUTPLAN_AMQP_URL does not speak AMQP 0-9-1: {error}")
     return BrokerUnavailable(f"{type(error).__name__}: {str(error) or 'no answer in time'}")

@@ -1,15 +1,15 @@
-"""AMQP 0-9-1 content as it stands on the wire (specification sections 2.3.5 and 4.2.6). PURE.
+"""Read and write AMQP 0-9-1 content frames (specification sections 2.3.5 and 4.2.6). PURE.
 
-The client library decodes every property of every message into Python objects and back. Two
-promises can't be kept that way: a property that it can't decode (a message_id that is no UTF-8,
-a timestamp past the year 9999) tears the connection down, again at each redelivery, and what it
-does decode it writes differently (floats lose half their bits). So messages are read and written
-here, properties kept as the bytes they are; connections, channels and everything else on them
-stay with the library. A property test holds this module to the library's own codec.
+The driver decodes every property of every message into Python objects and encodes them again. That
+breaks two promises. A property that it cannot decode (a message_id that is not UTF-8, a timestamp
+past the year 9999) ends the connection, again at each redelivery. And it writes some values
+differently from how it read them (floats lose half their bits). So this module reads and writes
+messages and keeps properties as bytes; connections and channels stay with the driver. A property
+test compares this module with the driver's codec.
 """
 
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -38,13 +38,13 @@ _FRAME_OVERHEAD: Final = 8
 _MANDATORY: Final = 1
 
 FRAME_HEAD: Final = struct.Struct(">BHI")
-_content_head: Final = struct.Struct(">HHQH")
+CONTENT_HEAD: Final = struct.Struct(">HHQH")
 _u8: Final = struct.Struct(">B")
 U32: Final = struct.Struct(">I")
 _i64: Final = struct.Struct(">q")
 _u64: Final = struct.Struct(">Q")
 
-# Flag bit, name and kind of each property, in the order of the wire.
+# Flag bit, name and kind of each property, in wire order.
 PROPERTIES: Final = (
     (0x8000, "content_type", "text"),
     (0x4000, "content_encoding", "text"),
@@ -65,31 +65,30 @@ _HEADERS_FLAG: Final = 0x2000
 _MAX_NESTED: Final = 4_096
 _SIZED: Final = b"SAFx"
 _ROUTING: Final = frozenset({b"CC", b"BCC"})
-# What is sent in one frame where the broker sets no limit, which the protocol writes as 0.
+# Frame size to use where the broker sets no limit, which the protocol writes as 0.
 _UNLIMITED_FRAME: Final = 131_072
 _FIXED_SIZES: Final = {
     kind: size
     for kinds, size in ((b"tbB", 1), (b"su", 2), (b"Iif", 4), (b"lLdT", 8), (b"D", 5), (b"V", 0))
     for kind in kinds
 }
-# What the service reads of a command's headers, all in one pass: a table may have 60,000 fields.
+# The headers that the service reads, all in one pass: a table may have 60,000 fields.
 _READ_TOGETHER: Final = frozenset(name.encode() for name in (*TRACE_HEADERS, DELIVERY_COUNT))
 
-
-# What decoding a value may raise: it is out of range, or nested past the interpreter's depth.
+# Raised by decoding a value that is out of range, or nested past the interpreter's depth.
 _UNREADABLE: Final = (ValueError, OverflowError, OSError, RecursionError, IndexError, struct.error)
 
 
 class Malformed(ValueError):
-    """Raised when bytes are not what the protocol says must stand there."""
+    """Raised when bytes break the protocol."""
 
 
 @dataclass(slots=True)
 class WireProperties:
-    """A message's properties; text that is no UTF-8 is kept by surrogate escapes.
+    """A message's properties. Text that is not UTF-8 carries surrogate escapes.
 
-    ``flags`` and ``raw`` are the bytes as they came; ``spans`` says where in ``raw`` each
-    property stands.
+    ``flags`` and ``raw`` are the bytes as they came; ``spans`` has the start and end of each
+    property in ``raw``.
     """
 
     flags: int
@@ -113,10 +112,10 @@ class WireProperties:
     _read: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
 
     def header(self, name: str) -> Any:
-        """The value of one header; None where it is absent or has no Python form.
+        """Return the value of one header; None where it is absent or has no Python form.
 
-        Each stands alone: one that can't be decoded does not hide the others. A list or table of
-        more than 4 KiB counts as one that can't.
+        A header that cannot be decoded does not hide the others. A list or table of more than
+        4 KiB counts as one that cannot.
         """
         wanted = name.encode("utf-8", "surrogateescape")
         if wanted not in _READ_TOGETHER:
@@ -127,7 +126,7 @@ class WireProperties:
 
     @property
     def headers(self) -> dict[str, Any]:
-        """All headers that have a Python form."""
+        """Every header; None for one that has no Python form."""
         found: dict[str, Any] = {}
         try:
             for name, whole in _fields(self.table):
@@ -138,9 +137,20 @@ class WireProperties:
             return {}
         return found
 
+    def replace(self, changes: Mapping[str, bytes | None]) -> "WireProperties":
+        """Return a copy with these properties' bytes replaced, or left out for None."""
+        flags, parts = 0, []
+        for flag, name, _ in PROPERTIES:
+            span = self.spans.get(name)
+            data = changes[name] if name in changes else self.raw[slice(*span)] if span else None
+            if data is not None:
+                flags |= flag
+                parts.append(data)
+        return read_properties(flags, b"".join(parts), self.body_size)
+
 
 def _first_values(table: bytes, names: Collection[bytes]) -> dict[bytes, bytes]:
-    """The bytes of the first value of each of these names, as far as the table can be read."""
+    """Return the bytes of each name's first value, as far as the table can be read."""
     sought = {name for name in names if name in table}
     found: dict[bytes, bytes] = {}
     if sought:
@@ -154,7 +164,7 @@ def _first_values(table: bytes, names: Collection[bytes]) -> dict[bytes, bytes]:
 
 
 def _python_form(value: bytes | None) -> Any:
-    # The library copies what is left of a list or table for each item in it.
+    # For each item in a list or table, the driver copies the rest of it.
     if value is None or (value[:1] in (b"A", b"F") and len(value) > _MAX_NESTED):
         return None
     try:
@@ -166,35 +176,45 @@ def _python_form(value: bytes | None) -> Any:
 def read_content_header(payload: bytes) -> WireProperties:
     """Decode a content header frame's payload. Raises Malformed."""
     try:
-        _, _, size, flags = _content_head.unpack_from(payload)
-        properties = WireProperties(flags, payload[_content_head.size :], {}, size)
-        _read_properties(properties)
+        _, _, size, flags = CONTENT_HEAD.unpack_from(payload)
+    except struct.error as error:
+        raise Malformed(f"content header: {error}") from error
+    return read_properties(flags, payload[CONTENT_HEAD.size :], size)
+
+
+def write_content_header(properties: WireProperties, body_size: int) -> bytes:
+    """Encode a content header frame's payload with the properties as they came."""
+    return CONTENT_HEAD.pack(_BASIC_CLASS, 0, body_size, properties.flags) + properties.raw
+
+
+def read_properties(flags: int, raw: bytes, body_size: int) -> WireProperties:
+    """Decode the bytes of a message's properties. Raises Malformed."""
+    spans: dict[str, tuple[int, int]] = {}
+    properties = WireProperties(flags, raw, spans, body_size)
+    offset = 0
+    try:
+        for flag, name, kind in PROPERTIES:
+            if not flags & flag:
+                continue
+            value: Any
+            if kind == "text":
+                end = offset + 1 + raw[offset]
+                value = raw[offset + 1 : end].decode("utf-8", "surrogateescape")
+            elif kind == "table":
+                end = offset + 4 + U32.unpack_from(raw, offset)[0]
+                value = raw[offset + 4 : end]
+            elif kind == "octet":
+                value, end = raw[offset], offset + 1
+            else:
+                value, end = _i64.unpack_from(raw, offset)[0], offset + 8
+            setattr(properties, name, value)
+            spans[name] = (offset, end)
+            offset = end
     except (struct.error, IndexError) as error:
         raise Malformed(f"content header: {error}") from error
-    return properties
-
-
-def _read_properties(properties: WireProperties) -> None:
-    raw, offset = properties.raw, 0
-    for flag, name, kind in PROPERTIES:
-        if not properties.flags & flag:
-            continue
-        value: Any
-        if kind == "text":
-            end = offset + 1 + raw[offset]
-            value = raw[offset + 1 : end].decode("utf-8", "surrogateescape")
-        elif kind == "table":
-            end = offset + 4 + U32.unpack_from(raw, offset)[0]
-            value = raw[offset + 4 : end]
-        elif kind == "octet":
-            value, end = raw[offset], offset + 1
-        else:
-            value, end = _i64.unpack_from(raw, offset)[0], offset + 8
-        setattr(properties, name, value)
-        properties.spans[name] = (offset, end)
-        offset = end
     if offset > len(raw):
         raise Malformed("content header: properties past its end")
+    return properties
 
 
 def read_deliver(payload: bytes) -> tuple[str, int, bool, str, str]:
@@ -228,8 +248,8 @@ def write_publication(
 ) -> bytes:
     """Encode one message as its frames: basic.publish, the content header, the body.
 
-    ``user`` is the connection's own: the broker refuses a copy that claims another's ``user_id``,
-    so that one goes into the header ``x-original-user-id``.
+    ``user`` is the connection's own. The broker refuses a copy with another user's ``user_id``, so
+    that goes into the header ``x-original-user-id``.
     """
     method = b"".join(
         (
@@ -241,12 +261,12 @@ def write_publication(
         )
     )
     frame_max = frame_max or _UNLIMITED_FRAME
-    room = frame_max - _content_head.size - _FRAME_OVERHEAD
+    room = frame_max - CONTENT_HEAD.size - _FRAME_OVERHEAD
     for keep in ("all", "problem", "code"):
         flags, properties = _properties(publication, user, keep)
         if len(properties) <= room:
             break
-    header = _content_head.pack(_BASIC_CLASS, 0, len(publication.body), flags) + properties
+    header = CONTENT_HEAD.pack(_BASIC_CLASS, 0, len(publication.body), flags) + properties
     size = frame_max - _FRAME_OVERHEAD
     body = publication.body
     return b"".join(
@@ -262,11 +282,11 @@ def _properties(publication: Publication, user: str | None, keep: str) -> tuple[
     if publication.original is not None:
         original = publication.original.properties
         assert isinstance(original, WireProperties)
-        return _copied(original, publication.headers, user, keep)
-    return _fresh(publication)
+        return _copy_properties(original, publication.headers, user, keep)
+    return _new_properties(publication)
 
 
-def _fresh(publication: Publication) -> tuple[int, bytes]:
+def _new_properties(publication: Publication) -> tuple[int, bytes]:
     flags = 0x8000 | _HEADERS_FLAG | 0x1000 | 0x0008
     parts = [_text(JSON), write_table(publication.headers), _u8.pack(_PERSISTENT)]
     for flag, value in ((0x0400, publication.correlation_id), (0x0080, publication.message_id)):
@@ -283,12 +303,13 @@ def _fresh(publication: Publication) -> tuple[int, bytes]:
     return flags, b"".join(parts)
 
 
-def _copied(
+def _copy_properties(
     original: WireProperties, added: Mapping[str, Any], user: str | None, keep: str
 ) -> tuple[int, bytes]:
-    """The properties as they came, with headers added, and without another's ``user_id``.
+    """Return flags and bytes of the original properties, with headers added.
 
-    Where a frame has no room for it all, ``keep`` says how much of the headers to keep.
+    Leave out another user's ``user_id``. Where a frame has no room for all headers, ``keep`` says
+    which to keep.
     """
     flags, raw = original.flags | _HEADERS_FLAG, original.raw
     headers = dict(added)
@@ -301,7 +322,7 @@ def _copied(
         first, last = original.spans["user_id"]
         tail = raw[end:first] + raw[last:]
         headers["x-original-user-id"] = original.user_id
-    sent = without(original.table, headers.keys()) if keep == "all" else b""
+    sent = drop_headers(original.table, headers.keys()) if keep == "all" else b""
     if keep != "all":
         headers["x-headers-dropped"] = True
     if keep == "code":
@@ -314,16 +335,16 @@ def _before_table(original: WireProperties) -> list[str]:
     return [name for name in ("content_type", "content_encoding") if name in original.spans]
 
 
-def without(table: bytes, names: Any) -> bytes:
-    """A header table's bytes less the fields of these names, and less the broker's own.
+def drop_headers(table: bytes, names: Iterable[str]) -> bytes:
+    """Return a header table's bytes without these fields and the broker's own counts.
 
-    ``CC`` and ``BCC`` are renamed: the broker would route the copy by them once more.
+    Rename ``CC`` and ``BCC``: the broker would route the copy by them again.
     """
     dropped = {name.encode() for name in names} | {b"x-delivery-count", b"x-acquired-count"}
     try:
         return b"".join(
             [
-                _unrouted(name, whole) if name in _ROUTING else whole
+                _rename_routing(name, whole) if name in _ROUTING else whole
                 for name, whole in _fields(table)
                 if name not in dropped
             ]
@@ -332,7 +353,7 @@ def without(table: bytes, names: Any) -> bytes:
         return b""
 
 
-def _unrouted(name: bytes, whole: bytes) -> bytes:
+def _rename_routing(name: bytes, whole: bytes) -> bytes:
     renamed = b"x-original-" + name.lower()
     return _u8.pack(len(renamed)) + renamed + whole[1 + len(name) :]
 

@@ -1,124 +1,180 @@
-"""Publishing with confirms, on one channel after the other of a connection."""
+"""Publish with confirms, replacing the channel after each nack."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Self
 
-from aiormq.abc import AbstractChannel, AbstractConnection, ChannelFrame
+from aiormq.channel import Channel
 
 from outplan.contract.amqp import Publication
 from outplan.errors import Nacked, ReplyNacked
-from outplan.rabbitmq.connection import ConnectionGuard
+from outplan.rabbitmq.connection import Connection, ConnectionGuard
 from outplan.rabbitmq.frames import write_publication
+from outplan.rabbitmq.reader import FrameHandler
 from outplan.retry import retrying
 
-Notice = Callable[[BaseException], None]
+OnError = Callable[[BaseException], None]
 
-# About two seconds of waits: in a cluster, a queue whose leader has died has another by then.
-_REPLY_TRIES: Final = 6
-_HASTY_TRIES: Final = 2
-_HASTE_SECONDS: Final = 60
+# About two seconds of waits: in a cluster, a queue whose leader died has a new one by then.
+_REPLY_ATTEMPTS: Final = 6
+_HASTY_REPLY_ATTEMPTS: Final = 2
+_HASTY_SECONDS: Final = 60
+
+
+@dataclass(slots=True)
+class _Wave:
+    """Messages in flight together: sequence numbers from ``first``, and the nacked places."""
+
+    first: int
+    open: set[int]
+    nacked: list[int] = field(default_factory=list)
+    done: "asyncio.Future[list[int]]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Confirms(FrameHandler):
+    """Matches the broker's confirms with the messages in flight on one channel."""
+
+    def __init__(self, guard: ConnectionGuard, mandatory_queue: str) -> None:
+        self._guard = guard
+        self._mandatory_queue = mandatory_queue
+        self._last = 0
+        self._wave: _Wave | None = None
+
+    def restart(self) -> None:
+        """Count from 1 again, as the broker does on a new channel; nothing may be in flight."""
+        self._last = 0
+        self._wave = None
+
+    def expect(self, count: int) -> "asyncio.Future[list[int]]":
+        """Await confirms of the next ``count`` messages: the places of those nacked."""
+        first = self._last + 1
+        self._last += count
+        self._wave = _Wave(first, set(range(first, self._last + 1)))
+        return self._wave.done
+
+    def on_confirm(self, tag: int, multiple: bool, confirmed: bool) -> None:
+        wave = self._wave
+        if wave is None:
+            return
+        if multiple:
+            settled = {n for n in wave.open if n <= tag}
+            wave.open -= settled
+        else:
+            settled = {tag} & wave.open
+            wave.open.discard(tag)
+        if not confirmed:
+            wave.nacked += (n - wave.first for n in settled)
+        if settled and not wave.open and not wave.done.done():
+            wave.done.set_result(sorted(wave.nacked))
+
+    def on_return(self, reason: str) -> None:
+        # Only rejected copies are mandatory. Their queue is gone; the next session declares it.
+        self._guard.fail(f"queue {self._mandatory_queue} is gone: {reason}")
 
 
 class Publisher:
-    """Publishes as ``user``. Every call may raise BrokerUnavailable. Not for concurrent use."""
+    """Publishes as ``user``, from ``open``. Not for concurrent use.
 
-    def __init__(self, user: str, notice: Notice, guard: ConnectionGuard) -> None:
-        self._user = user
-        self._guard = guard
-        self._confirms = _Confirms()
-        self._hasty_until = 0.0
-        self._retrying = retrying(Nacked, on_error=_unless_reply(notice))
-        self._connection: AbstractConnection
-        self._channel: AbstractChannel
+    Every call may raise BrokerUnavailable.
+    """
 
-    async def start(self, connection: AbstractConnection) -> None:
-        """Publish on a channel of this connection."""
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Channel,
+        confirms: Confirms,
+        user: str,
+        on_error: OnError,
+    ) -> None:
         self._connection = connection
-        self._channel = await self._guard.channel(connection)
+        self._channel = channel
+        self._confirms = confirms
+        self._user = user
+        self._hasty_until = 0.0
+        self._retrying = retrying(Nacked, on_error=_ignore_replies(on_error))
+
+    @classmethod
+    async def open(
+        cls, connection: Connection, confirms: Confirms, user: str, on_error: OnError
+    ) -> Self:
+        """Publish on a channel of this connection, whose frame handler is ``confirms``."""
+        return cls(connection, await connection.open_channel(), confirms, user, on_error)
 
     async def publish(self, publications: Sequence[Publication]) -> None:
-        """Publish and await every confirm; the events of an outplan in their order.
+        """Publish and await every confirm; an outplan's events one at a time, in order.
 
-        What is refused is sent again for ever, a reply a few times. Of one outplan no event is
-        sent before the one before it is confirmed: a subscriber's queue that was full might refuse
-        the first and have room for the second.
+        Retry nacked messages until the broker confirms them; give up on replies after six
+        attempts. An outplan's next event waits for the confirm of the one before: a subscriber's
+        full queue might refuse the first and have room for the second.
         """
-        for wave in waves(publications):
+        for wave in split_into_waves(publications):
             await self._publish_wave(wave)
 
-    async def blocked(self) -> bool:
-        """Whether the broker holds publishers up, as it does in a memory or disk alarm."""
-        try:
-            async with asyncio.timeout(0.05):
-                await self._connection.ready()
-        except TimeoutError:
-            return True
-        return False
-
-    def settle(self, tag: int, multiple: bool, confirmed: bool) -> None:
-        """The broker's verdict on one message, or on all up to it."""
-        self._confirms.settle(tag, multiple, confirmed)
+    async def is_blocked(self) -> bool:
+        """Return whether the broker blocks publishers, as it does in a memory or disk alarm."""
+        return await self._connection.is_blocked()
 
     async def _publish_wave(self, publications: Sequence[Publication]) -> None:
         waiting = list(publications)
-        tries = 0
+        attempts = 0
 
         async def attempt() -> None:
-            nonlocal waiting, tries
-            refused = [waiting[n] for n in await self._publish_once(waiting)]
-            if not refused:
+            nonlocal waiting, attempts
+            nacked = [waiting[n] for n in await self._publish_once(waiting)]
+            if not nacked:
                 return
-            await self._renew()
-            tries += 1
-            needed = [p for p in refused if not p.best_effort]
-            has_replies = len(needed) < len(refused)
-            waiting = needed if has_replies and self._gives_replies_up(tries) else refused
+            await self._replace_channel()
+            attempts += 1
+            needed = [p for p in nacked if not p.best_effort]
+            has_replies = len(needed) < len(nacked)
+            waiting = needed if has_replies and self._gives_up_replies(attempts) else nacked
             if needed:
-                raise Nacked(_refusal(needed[0]))
+                raise Nacked(_describe_nack(needed[0]))
             if waiting:
-                raise ReplyNacked(_refusal(waiting[0]))
+                raise ReplyNacked(_describe_nack(waiting[0]))
 
         await self._retrying(attempt)
 
     async def _publish_once(self, publications: Sequence[Publication]) -> list[int]:
-        """Publish all, in flight together; returns the places of those that were refused."""
-        number, frame_max = self._channel.number, self._connection.connection_tune.frame_max
+        """Publish all, in flight together; return the places of those nacked."""
+        number, frame_max = self._channel.number, self._connection.frame_max
         frames = [write_publication(number, p, frame_max, self._user) for p in publications]
         confirmed = self._confirms.expect(len(frames))
-        payload = ChannelFrame(b"".join(frames), should_close=False)
-        await self._guard.hold(self._connection.write_queue.put(payload))
-        return await self._guard.hold(confirmed)
+        await self._connection.write(b"".join(frames))
+        return await self._connection.guard.wait(confirmed)
 
-    async def _renew(self) -> None:
-        """Go on with another channel; nothing may be in flight.
+    async def _replace_channel(self) -> None:
+        """Go on with a new channel; nothing may be in flight.
 
-        Once the node that led a queue has died, RabbitMQ 3.10 may refuse all that a channel
-        publishes to that queue, until the node is back. A new channel knows the new leader.
+        After the node that led a queue has died, RabbitMQ 3.10 may nack all that a channel
+        publishes to that queue until the node is back. A new channel knows the new leader.
         """
-        await self._guard.close(self._channel)
-        self._confirms = _Confirms()
-        self._channel = await self._guard.channel(self._connection)
+        await self._connection.close_channel(self._channel)
+        self._confirms.restart()
+        self._channel = await self._connection.open_channel()
 
-    def _gives_replies_up(self, tries: int) -> bool:
-        """Whether replies refused so often are let go: all others wait meanwhile.
+    def _gives_up_replies(self, attempts: int) -> bool:
+        """Return whether to drop replies nacked this often: everything else waits for them.
 
-        For a minute after that there is less patience, so that one full reply queue costs little.
+        For a minute after a drop, two attempts are enough, so that a full reply queue costs little.
         """
         now = asyncio.get_running_loop().time()
-        if tries < (_HASTY_TRIES if now < self._hasty_until else _REPLY_TRIES):
+        if attempts < (_HASTY_REPLY_ATTEMPTS if now < self._hasty_until else _REPLY_ATTEMPTS):
             return False
-        self._hasty_until = now + _HASTE_SECONDS
+        self._hasty_until = now + _HASTY_SECONDS
         return True
 
 
-def waves(publications: Iterable[Publication]) -> list[list[Publication]]:
-    """What can be in flight together, one after the other: of each outplan one event at a time.
+def split_into_waves(publications: Iterable[Publication]) -> list[list[Publication]]:
+    """Split messages into waves that may be in flight together: one event an outplan in each.
 
-    A reply goes with what stands before it, which is what it tells of where there is such a thing.
+    A reply goes with the message before it, which is the one that it reports on, if any.
     """
-    found: list[list[Publication]] = []
+    waves: list[list[Publication]] = []
     turns: Counter[str] = Counter()
     turn = 0
     for publication in publications:
@@ -127,54 +183,22 @@ def waves(publications: Iterable[Publication]) -> list[list[Publication]]:
             turns[outplan] += 1
         elif not publication.best_effort:
             turn = 0
-        if turn == len(found):
-            found.append([])
-        found[turn].append(publication)
-    return found
+        if turn == len(waves):
+            waves.append([])
+        waves[turn].append(publication)
+    return waves
 
 
-def _unless_reply(notice: Notice) -> Notice:
-    """That a reply is refused is the asker's trouble: it makes nobody unready."""
+def _ignore_replies(on_error: OnError) -> OnError:
+    """Leave out nacked replies: the requester's full queue does not make the worker unready."""
 
-    def noticed(error: BaseException) -> None:
+    def report(error: BaseException) -> None:
         if not isinstance(error, ReplyNacked):
-            notice(error)
+            on_error(error)
 
-    return noticed
+    return report
 
 
-def _refusal(publication: Publication) -> str:
+def _describe_nack(publication: Publication) -> str:
     target = publication.exchange or publication.routing_key
-    return f"the broker refuses messages to {target}: a full queue?"
-
-
-class _Confirms:
-    """The messages in flight on one channel, by the sequence numbers that both sides count."""
-
-    def __init__(self) -> None:
-        self._last = 0
-        self._first = 1
-        self._open: set[int] = set()
-        self._refused: list[int] = []
-        self._settled: asyncio.Future[list[int]]
-
-    def expect(self, count: int) -> "asyncio.Future[list[int]]":
-        """Await verdicts on the next ``count`` messages: the places of those refused."""
-        self._first = self._last + 1
-        self._last += count
-        self._open = set(range(self._first, self._last + 1))
-        self._refused = []
-        self._settled = asyncio.get_running_loop().create_future()
-        return self._settled
-
-    def settle(self, tag: int, multiple: bool, confirmed: bool) -> None:
-        if multiple:
-            settled = {n for n in self._open if n <= tag}
-            self._open -= settled
-        else:
-            settled = {tag} & self._open
-            self._open.discard(tag)
-        if not confirmed:
-            self._refused += (n - self._first for n in settled)
-        if settled and not self._open and not self._settled.done():
-            self._settled.set_result(sorted(self._refused))
+    return f"the broker nacked messages to {target}: is a queue there full?"

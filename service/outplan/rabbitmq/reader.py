@@ -1,4 +1,4 @@
-"""A tap on a connection's incoming frames: content is read here, the rest goes to the library."""
+"""Read content from a connection's incoming frames; pass all other frames on to the driver."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,53 +30,64 @@ from outplan.rabbitmq.frames import (
 _CHUNK: Final = 1 << 18
 _HEAD: Final = 7
 
+OnClose = Callable[[int, str], None]
+
 
 class FrameHandler:
-    """What the tap hands over, each called from the reading task."""
-
-    close_code: int = 0
+    """Receives what a FrameReader reads. Every method runs in the task that reads the socket."""
 
     def on_delivery(self, delivery: Delivery) -> None:
-        """A message for a consumer. Its ``queue`` is the consumer tag."""
+        """Take a message for a consumer. Its ``queue`` is the consumer tag."""
 
     def on_confirm(self, tag: int, multiple: bool, confirmed: bool) -> None:
-        """The broker's verdict on published messages."""
+        """Take the broker's ack (``confirmed``) or nack of published messages."""
 
     def on_return(self, reason: str) -> None:
-        """A mandatory message that no queue took; its confirm follows."""
+        """Take note of a mandatory message that no queue took; its confirm follows."""
 
     def on_close(self, code: int, reason: str) -> None:
-        """The broker closes the connection; the library hears it too, and may lose the reason."""
+        """Take the broker's reason for closing the connection, which the driver may lose."""
 
 
 class FrameReaderFactory(TransportFactory):
-    """Opens the socket for the library and reads it through a ``FrameReader``."""
+    """Opens the socket for the driver and reads it through a FrameReader."""
 
-    def __init__(self, incoming: FrameHandler) -> None:
-        self._incoming = incoming
+    def __init__(self, handler: FrameHandler, on_close: OnClose) -> None:
+        self._handler = handler
+        self._on_close = on_close
 
     async def create(
         self, url: URL, **kwargs: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **kwargs)
-        return FrameReader(reader, self._incoming), writer  # type: ignore[return-value]
+        return FrameReader(reader, self._handler, self._on_close), writer  # type: ignore[return-value]
+
+
+async def unused_callback(_message: Any) -> None:
+    """Stand in for a consumer's callback: the FrameReader takes deliveries before the driver."""
 
 
 class FrameReader:
-    """The part of ``asyncio.StreamReader`` that the library reads frames with."""
+    """The part of ``asyncio.StreamReader`` that the driver reads frames with.
 
-    def __init__(self, reader: asyncio.StreamReader, incoming: FrameHandler) -> None:
+    Hands deliveries, confirms and returns to ``handler``, and leaves the rest for the driver.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, handler: FrameHandler, on_close: OnClose | None = None
+    ) -> None:
         self._reader = reader
-        self._incoming = incoming
+        self._handler = handler
+        self._on_close = on_close or handler.on_close
         self._unread = b""
         self._passed = bytearray()
         self._content: _Content | None = None
-        self._foreign = False
+        self._is_foreign = False
 
     def at_eof(self) -> bool:
-        # At the end of a stream the library stops an iteration, also where none goes on, as in
-        # the middle of connecting. The read that follows says what has happened.
+        # The driver ends an iteration at EOF, also while connecting, where it has none. The read
+        # that follows reports the end instead.
         return False
 
     async def read(self, n: int = -1) -> bytes:
@@ -94,32 +105,34 @@ class FrameReader:
 
     def _take(self, chunk: bytes) -> None:
         data = self._unread + chunk if self._unread else chunk
-        at, length = 0, len(data)
-        # No frame, but the broker's answer to a version that it doesn't speak.
-        self._foreign = self._foreign or data.startswith(b"A")
-        if self._foreign:
+        # Instead of a frame: the broker's answer to a protocol version that it does not speak.
+        self._is_foreign = self._is_foreign or data.startswith(b"A")
+        if self._is_foreign:
             self._passed += data
             self._unread = b""
             return
+        at, length = 0, len(data)
         passed = len(self._passed)
         while at + _HEAD <= length:
             kind, _, size = FRAME_HEAD.unpack_from(data, at)
-            end = at + _HEAD + size + 1
+            start = at + _HEAD
+            end = start + size + 1
             if end > length:
                 break
-            if not self._tapped(kind, data[at + _HEAD : end - 1]):
+            if not self._handle(kind, data[start : end - 1]):
                 self._passed += data[at:end]
             at = end
         self._unread = data[at:]
         if at and len(self._passed) == passed:
-            # The library takes a connection without a frame for dead, and has just been robbed
-            # of all there were.
+            # The driver takes a connection without frames for dead: give it a heartbeat in place
+            # of the frames taken.
             self._passed += HEARTBEAT
 
-    def _tapped(self, kind: int, payload: bytes) -> bool:
-        if kind == METHOD:
-            return self._method(payload)
+    def _handle(self, kind: int, payload: bytes) -> bool:
+        """Take a frame; return False to leave it to the driver."""
         content = self._content
+        if kind == METHOD:
+            return self._handle_method(payload)
         if content is None or kind not in (HEADER, BODY):
             return False
         if kind == HEADER:
@@ -133,26 +146,25 @@ class FrameReader:
             content.finish(content)
         return True
 
-    def _method(self, payload: bytes) -> bool:
+    def _handle_method(self, payload: bytes) -> bool:
         (method,) = U32.unpack_from(payload)
         if method == DELIVER:
-            self._content = _Content(payload, self._delivered)
+            self._content = _Content(payload, self._finish_delivery)
         elif method in (ACK, NACK):
             tag, multiple = read_confirm(payload)
-            self._incoming.on_confirm(tag, multiple, method == ACK)
+            self._handler.on_confirm(tag, multiple, method == ACK)
         elif method == RETURN:
-            self._content = _Content(payload, self._returned)
+            self._content = _Content(payload, self._finish_return)
         else:
             if method == CONNECTION_CLOSE:
-                self._incoming.close_code, reason = read_close(payload)
-                self._incoming.on_close(self._incoming.close_code, reason)
+                self._on_close(*read_close(payload))
             return False
         return True
 
-    def _delivered(self, content: "_Content") -> None:
+    def _finish_delivery(self, content: "_Content") -> None:
         consumer, tag, redelivered, exchange, routing_key = read_deliver(content.method)
         assert content.properties is not None
-        self._incoming.on_delivery(
+        self._handler.on_delivery(
             Delivery(
                 tag,
                 consumer,
@@ -164,15 +176,15 @@ class FrameReader:
             )
         )
 
-    def _returned(self, content: "_Content") -> None:
+    def _finish_return(self, content: "_Content") -> None:
         text = content.method[7 : 7 + content.method[6]]
-        self._incoming.on_return(text.decode("utf-8", "replace"))
+        self._handler.on_return(text.decode("utf-8", "replace"))
 
 
 class _Content:
-    """A method that carries content, until all its frames are there.
+    """A method that carries content, until all its frames have arrived.
 
-    One at a time is enough: the connection has one channel that content comes in on.
+    One at a time is enough: a connection has one channel on which content arrives.
     """
 
     __slots__ = ("finish", "method", "missing", "parts", "properties")

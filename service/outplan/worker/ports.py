@@ -37,7 +37,7 @@ class BrokerSession(Protocol):
     async def watch(self) -> None:
         """Wait for the end of the session. Raises BrokerUnavailable with the reason."""
 
-    async def blocked(self) -> bool:
+    async def is_blocked(self) -> bool:
         """Tell whether a memory or disk alarm blocks publishers."""
 
 

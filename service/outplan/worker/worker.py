@@ -74,7 +74,7 @@ class Worker:
 
     async def blocked(self) -> bool:
         """Tell whether the broker blocks this worker's publishing."""
-        return self._session is not None and await self._session.blocked()
+        return self._session is not None and await self._session.is_blocked()
 
     async def run(self) -> None:
         """Serve until ``stop``, then drain. Raises Fatal errors."""

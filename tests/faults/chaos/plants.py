@@ -19,6 +19,7 @@ from outplan.mongodb import store
 from outplan.mongodb.documents import event_document, outplan_document
 from outplan.mongodb.store import MongoStore, MongoTransaction
 from outplan.mongodb.validators import EVENTS, OUTPLANS, VERSION_INDEX
+from outplan.rabbitmq import session as rabbitmq_session
 from outplan.rabbitmq.publisher import Publisher
 from outplan.rabbitmq.session import Session
 from outplan.worker import pipeline
@@ -41,6 +42,7 @@ def ack_before_commit() -> None:
 def publish_before_commit() -> None:
     """Publish a batch's events inside its transaction."""
     transact, publish, current_session = MongoStore.transact, Session.publish, _current_session()
+    declared_topology = _declared_topology()
     turn = asyncio.Lock()
 
     async def one_at_a_time(self: Session, messages: Sequence[Publication]) -> None:
@@ -51,7 +53,7 @@ def publish_before_commit() -> None:
         async def publish_early(transaction: MongoTransaction) -> Any:
             result = await work(transaction)
             if isinstance(result, tuple) and result and isinstance(result[0], list):
-                layout = current_session()._topology
+                layout = declared_topology()
                 now = "2026-11-24 00:00:00.000000"
                 early = [p for o in result[0] for p in codec.publications(o, layout, now)]
                 await current_session().publish([p for p in early if p.exchange])
@@ -231,14 +233,27 @@ def _do_nothing(*_: Any) -> Awaitable[None]:
 def _open_sessions() -> list[Session]:
     """Return a list that always holds the session opened last."""
     found: list[Session] = []
-    start = Session.start
+    init = Session.__init__
 
-    async def start_and_remember(self: Session, *connections: Any) -> None:
+    def init_and_remember(self: Session, *parts: Any) -> None:
         found[:] = [self]
-        await start(self, *connections)
+        init(self, *parts)
 
-    _patch(Session, "start", start_and_remember)
+    _patch(Session, "__init__", init_and_remember)
     return found
+
+
+def _declared_topology() -> Callable[[], topology.Topology]:
+    """Return a function that returns the topology declared last."""
+    found: list[topology.Topology] = []
+    declare = rabbitmq_session._declare
+
+    async def declare_and_remember(channel: Any, layout: topology.Topology) -> None:
+        found[:] = [layout]
+        await declare(channel, layout)
+
+    _patch(rabbitmq_session, "_declare", declare_and_remember)
+    return lambda: found[0]
 
 
 def _current_session() -> Callable[[], Session]:

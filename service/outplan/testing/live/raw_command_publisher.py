@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from outplan.client.connection import retrying
 from outplan.client.errors import OutcomeUnknown
 from outplan.client.session import ReconnectingSession, Route
+from outplan.errors import BrokerUnavailable
+from outplan.retry import SPREAD_BACKOFF, retrying
 from outplan.testing.raw_command import RawCommand
 
 _SECONDS: Final = 30.0
@@ -34,7 +35,8 @@ class RawCommandPublisher:
 
         try:
             async with asyncio.timeout(self._within):
-                await retrying(self._on_error)(attempt)
+                retry = retrying(BrokerUnavailable, on_error=self._on_error, wait=SPREAD_BACKOFF)
+                await retry(attempt)
         except TimeoutError:
             raise OutcomeUnknown(command.message_id, self._link.trouble) from None
 
@@ -53,7 +55,7 @@ async def open_publisher(
     link = ReconnectingSession(Route(amqp_url, prefix, f"{prefix}.publisher"), lambda *_: None)
     linking = asyncio.create_task(link.run())
     try:
-        await link.opened(_SECONDS)
+        await link.wait_until_open(_SECONDS)
         yield RawCommandPublisher(link, within)
     finally:
         linking.cancel()

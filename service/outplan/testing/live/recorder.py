@@ -10,8 +10,11 @@ from typing import Final
 from aiormq.abc import DeliveredMessage
 
 from outplan.client import Refused
-from outplan.client.connection import Connection, open_connection, retrying, translated
+from outplan.client.connection import open_connection, translate_errors
 from outplan.contract.topology import topology
+from outplan.errors import BrokerUnavailable
+from outplan.rabbitmq.connection import Connection
+from outplan.retry import SPREAD_BACKOFF, retrying
 from outplan.testing.event_buffer import EventBuffer
 
 _log = logging.getLogger(__name__)
@@ -44,20 +47,21 @@ class EventRecorder:
 
     async def listen(self) -> None:
         """Listen for ever, over one connection after the other."""
+        retry = retrying(BrokerUnavailable, Refused, on_error=self._on_error, wait=SPREAD_BACKOFF)
         while True:
             # Refused too: that is what a broker which starts up does.
-            await retrying(self._on_error, Refused)(self._once)
+            await retry(self._once)
 
     async def _once(self) -> None:
         async with open_connection(self._url, "witness") as wire:
-            with translated():
+            with translate_errors():
                 async with asyncio.timeout(_SECONDS):
                     await self._consume(wire)
             self._listening.set()
-            raise await wire.lost
+            raise await wire.guard.lost
 
     async def _consume(self, wire: Connection) -> None:
-        channel = await wire.channel()
+        channel = await wire.open_channel()
         exchange = self._exchange
         # The worker declares the same; whoever is first does not matter.
         await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)

@@ -7,9 +7,12 @@ from typing import Any, Final
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
-from outplan.client.connection import Connection, open_connection, retrying, translated
+from outplan.client.connection import open_connection, translate_errors
 from outplan.contract.messages import Problem
 from outplan.contract.topology import topology
+from outplan.errors import BrokerUnavailable
+from outplan.rabbitmq.connection import Connection
+from outplan.retry import SPREAD_BACKOFF, retrying
 from outplan.testing.harness import Rejected
 
 _LOOK_SECONDS: Final = 0.01
@@ -26,12 +29,14 @@ async def read_rejected(amqp_url: str, prefix: str, within: float) -> list[Rejec
 
     async def attempt() -> list[Rejected]:
         async with open_connection(amqp_url, "rejected") as wire:
-            with translated():
+            with translate_errors():
                 return await _looked_through(wire, topology(prefix).rejected.name)
 
     try:
         async with asyncio.timeout(within):
-            found: list[Rejected] = await retrying(troubles.append)(attempt)
+            found: list[Rejected] = await retrying(
+                BrokerUnavailable, on_error=troubles.append, wait=SPREAD_BACKOFF
+            )(attempt)
     except TimeoutError:
         said = "".join(f": {trouble}" for trouble in troubles[-1:])
         raise TimeoutError(f"the rejected commands cannot be read{said}") from None
@@ -39,7 +44,7 @@ async def read_rejected(amqp_url: str, prefix: str, within: float) -> list[Rejec
 
 
 async def _looked_through(wire: Connection, queue: str) -> list[Rejected]:
-    asking, channel = await wire.channel(), await wire.channel()
+    asking, channel = await wire.open_channel(), await wire.open_channel()
     arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
     there = await _depth(asking, queue)
     # What a consumer has goes back in order; what is got one by one in any, if it is more than 32.

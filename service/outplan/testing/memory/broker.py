@@ -15,7 +15,6 @@ from typing import Final
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from outplan.client.connection import TransientError
 from outplan.client.session import OnReply, Route
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import PREFETCH, Topology
@@ -204,7 +203,7 @@ class WorkerSession:
     async def watch(self) -> None:
         await asyncio.shield(self._lost)
 
-    async def blocked(self) -> bool:
+    async def is_blocked(self) -> bool:
         return False
 
     async def _turn(self) -> None:
@@ -219,7 +218,7 @@ class ClientSession:
     """A session as ``outplan.client`` needs it: a publisher's."""
 
     def __init__(self, broker: MemoryBroker) -> None:
-        self.lost: asyncio.Future[TransientError] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[BrokerUnavailable] = asyncio.get_running_loop().create_future()
         self._broker = broker
 
     def publish(
@@ -230,7 +229,7 @@ class ClientSession:
     def fail(self, reason: str) -> None:
         """End it, as the broker does."""
         if not self.lost.done():
-            self.lost.set_result(TransientError(reason))
+            self.lost.set_result(BrokerUnavailable(reason))
 
     async def _publish(self, message: Message) -> None:
         if self.lost.done():
