@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Problem
-from outplan.domain.codec import parse
+from outplan.domain.codec import Outcome, parse
 from outplan.errors import BrokerUnavailable, OutplanError
 from outplan.operations.rejected_queue import RejectedMessage, RejectedQueue
 from outplan.operations.resend import ReplyClient, restore_command
@@ -89,8 +89,8 @@ async def redrive(
 
 def _validate(message: RejectedMessage, command: Delivery) -> RedriveResult:
     parsed = parse(command)
-    if isinstance(parsed, Problem):
-        return RedriveResult(message, "invalid", problem=parsed)
+    if isinstance(parsed, Outcome):
+        return RedriveResult(message, "invalid", problem=parsed.problem)
     return RedriveResult(message, "valid")
 
 
