@@ -1,4 +1,4 @@
-"""``outplan check`` on real servers: what is right, what is wrong, and that nothing changes."""
+"""Run ``outplan check`` on real servers that are in order, and that are not."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ Findings = dict[str, tuple[str, str, str]]
 
 
 async def check(deployment: Deployment, **environment: Any) -> tuple[int, Findings]:
-    """The exit code, and by point: state, text, remedy."""
+    """Return the exit code, and by point: state, text, remedy."""
     async with run_command(deployment, "check", "--json", **environment) as process:
         code = await process.wait(60)
     assert process.err == b""
@@ -34,7 +34,7 @@ def problems(findings: Findings) -> list[str]:
     return [point for point, (state, _, _) in findings.items() if state == "problem"]
 
 
-async def test_with_a_worker_at_work_all_is_well_and_the_worker_notices_nothing(
+async def test_no_problem_is_found_while_a_worker_runs_and_the_worker_notices_nothing(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     await world.ask("outplan_create", create_body())
@@ -52,7 +52,7 @@ async def test_with_a_worker_at_work_all_is_well_and_the_worker_notices_nothing(
 
 
 @pytest.mark.parametrize("partitions", ["1", "3"])
-async def test_before_the_first_worker_all_is_well_and_nothing_is_there_afterwards(
+async def test_no_problem_is_found_before_the_first_worker_and_nothing_is_created(
     deployment: Deployment, partitions: str
 ) -> None:
     code, found = await check(deployment, OUTPLAN_PARTITIONS=partitions)
@@ -83,7 +83,7 @@ async def test_before_the_first_worker_all_is_well_and_nothing_is_there_afterwar
     ("name", "value"),
     [("OUTPLAN_BATCH_SIZE", "0"), ("OUTPLAN_HTTP_PORT", "x"), ("OUTPLAN_LOG_LEVEL", "loud")],
 )
-async def test_each_wrong_setting_is_told_and_hides_nothing_else(
+async def test_each_wrong_setting_is_reported_and_hides_nothing_else(
     deployment: Deployment, name: str, value: str
 ) -> None:
     code, found = await check(deployment, **{name: value, "OUTPLAN_DRAIN_SECONDS": "-1"})
@@ -92,7 +92,7 @@ async def test_each_wrong_setting_is_told_and_hides_nothing_else(
     assert found["rabbitmq"][0] == found["mongodb"][0] == "ok"
 
 
-async def test_what_hangs_on_a_wrong_setting_is_not_checked(deployment: Deployment) -> None:
+async def test_a_server_whose_settings_are_wrong_is_not_checked(deployment: Deployment) -> None:
     url = "http://user:secret@localhost/"
     code, found = await check(deployment, OUTPLAN_AMQP_URL=url)
     assert code == 2
@@ -101,7 +101,7 @@ async def test_what_hangs_on_a_wrong_setting_is_not_checked(deployment: Deployme
     assert "secret" not in str(found)
 
 
-async def test_a_misspelt_setting_is_a_problem_and_one_of_another_kind_is_only_mentioned(
+async def test_a_misspelt_setting_is_a_problem_and_an_unrelated_one_is_only_mentioned(
     deployment: Deployment,
 ) -> None:
     code, found = await check(deployment, OUTPLAN_BATCHSIZE="9", OUTPLAN_SERVICE_HOST="10.0.0.1")
@@ -110,7 +110,7 @@ async def test_a_misspelt_setting_is_a_problem_and_one_of_another_kind_is_only_m
     assert found["setting OUTPLAN_SERVICE_HOST"][0] == "not checked"
 
 
-# --- servers that are not there, or not as they should be ---------------------------------------
+# --- servers that are away or unsuitable --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_a_misspelt_setting_is_a_problem_and_one_of_another_kind_is_only_m
         (lambda url: url.with_path("/nowhere"), "rabbitmq virtual host"),
     ],
 )
-async def test_what_is_wrong_with_the_way_to_rabbitmq_is_told_and_mongodb_is_checked(
+async def test_a_wrong_amqp_url_is_reported_and_mongodb_is_checked(
     deployment: Deployment, change: Any, point: str
 ) -> None:
     code, found = await check(deployment, OUTPLAN_AMQP_URL=str(change(URL(deployment.amqp_url))))
@@ -139,7 +139,7 @@ async def test_what_is_wrong_with_the_way_to_rabbitmq_is_told_and_mongodb_is_che
         ("mongodb://u:p%@127.0.0.1/", "cannot be used"),
     ],
 )
-async def test_a_mongodb_that_does_not_answer_is_told_and_rabbitmq_is_checked(
+async def test_a_mongodb_that_does_not_answer_is_reported_and_rabbitmq_is_checked(
     deployment: Deployment, url: str, words: str
 ) -> None:
     code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
@@ -158,7 +158,7 @@ async def test_an_option_that_the_driver_does_not_know_is_a_problem(deployment: 
 
 
 @pytest.mark.parametrize("query", ["", "?replicaSet=rs0"])
-async def test_a_mongodb_without_a_replica_set_is_told(
+async def test_a_mongodb_without_a_replica_set_is_reported(
     deployment: Deployment, standalone_mongod: int, query: str
 ) -> None:
     url = f"mongodb://127.0.0.1:{standalone_mongod}/{query}"
@@ -167,7 +167,7 @@ async def test_a_mongodb_without_a_replica_set_is_told(
     assert "replica set" in found["mongodb"][1] + found["mongodb"][2]
 
 
-async def test_wrong_credentials_for_mongodb_are_told(deployment: Deployment) -> None:
+async def test_wrong_credentials_for_mongodb_are_reported(deployment: Deployment) -> None:
     url = deployment.mongo_url.replace("mongodb://", "mongodb://user:hidden@")
     code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
     assert (code, problems(found)) == (1, ["mongodb"])
@@ -178,7 +178,7 @@ async def test_wrong_credentials_for_mongodb_are_told(deployment: Deployment) ->
 # --- drift -------------------------------------------------------------------------------------
 
 
-async def test_queues_and_exchanges_that_differ_are_told_with_what_differs(
+async def test_queues_and_exchanges_that_differ_are_reported_with_the_difference(
     deployment: Deployment,
 ) -> None:
     async with await aio_pika.connect(deployment.amqp_url) as connection:
@@ -194,7 +194,7 @@ async def test_queues_and_exchanges_that_differ_are_told_with_what_differs(
     assert "delete it once it is empty" in found[queue][2]
 
 
-async def test_commands_that_wait_without_a_worker_are_told(
+async def test_commands_waiting_without_a_worker_are_reported(
     deployment: Deployment, world: World
 ) -> None:
     await world.send("outplan_create", create_body())
@@ -216,7 +216,7 @@ async def test_commands_that_wait_without_a_worker_are_told(
         ({"validationLevel": "off"}, "wrong documents get in"),
     ],
 )
-async def test_validators_that_differ_are_told(
+async def test_validators_that_differ_are_reported(
     deployment: Deployment, world: World, change: dict[str, Any], words: str
 ) -> None:
     async with run_worker(deployment):
@@ -234,7 +234,7 @@ async def test_validators_that_differ_are_told(
         {"name": "by_hand", "unique": True},
     ],
 )
-async def test_an_index_that_differs_is_told(
+async def test_an_index_that_differs_is_reported(
     deployment: Deployment, world: World, other: dict[str, Any]
 ) -> None:
     events = world.database["outplan_events"]
@@ -244,9 +244,7 @@ async def test_an_index_that_differs_is_told(
     assert (code, problems(found)) == (1, ["collection outplan_events", "index outplan_version"])
 
 
-async def test_an_index_that_is_not_there_is_the_workers_to_make(
-    deployment: Deployment, world: World
-) -> None:
+async def test_a_missing_index_is_no_problem(deployment: Deployment, world: World) -> None:
     await world.database.create_collection(
         "outplan_events", validator=validators()["outplan_events"]
     )
@@ -255,7 +253,7 @@ async def test_an_index_that_is_not_there_is_the_workers_to_make(
     assert found["index outplan_version"][1] == "does not exist yet; a worker creates it"
 
 
-async def test_on_a_terminal_it_is_a_coloured_line_a_point_with_what_to_do_below(
+async def test_a_terminal_shows_a_coloured_line_for_each_point_with_the_remedy_below(
     deployment: Deployment,
 ) -> None:
     variables: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""``outplan check`` where the servers refuse things: on servers of the tests' own."""
+"""Run ``outplan check`` on servers of its own that refuse permissions or do not answer."""
 
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +21,7 @@ from tests.support.world import EVENT_QUEUE
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Servers]:
-    """Servers whose users, alarms and plugins these tests may change."""
+    """Start servers whose users, alarms and plugins these tests change."""
     with start_servers("processes") as found:
         yield found
 
@@ -35,8 +35,8 @@ async def deployment(own: Servers) -> AsyncIterator[Deployment]:
 ALL = {"configure": "^{p}\\.", "write": "^{p}\\.|^amq\\.default$", "read": "^{p}\\."}
 
 
-def a_user(own: Servers, deployment: Deployment, **permissions: str) -> str:
-    """The broker's URL for a user with these permissions, by default all that it takes."""
+def add_user(own: Servers, deployment: Deployment, **permissions: str) -> str:
+    """Add a user with these permissions, by default the documented ones; return its URL."""
     user = deployment.prefix
     own.rabbitmq.ctl("add_user", user, "secret")
     granted = [rule.format(p=deployment.prefix) for rule in {**ALL, **permissions}.values()]
@@ -49,7 +49,7 @@ def a_user(own: Servers, deployment: Deployment, **permissions: str) -> str:
 async def test_the_documented_permissions_are_enough(
     own: Servers, deployment: Deployment, with_worker: bool, partitions: str
 ) -> None:
-    url = a_user(own, deployment)
+    url = add_user(own, deployment)
     settings = {"OUTPLAN_AMQP_URL": url, "OUTPLAN_PARTITIONS": partitions}
     if with_worker:
         async with run_worker(deployment, **settings):
@@ -75,7 +75,7 @@ async def test_the_documented_permissions_are_enough(
         (False, {"write": "^{p}\\.commands|^amq\\.default$"}, ["permission to write"], ["events"]),
     ],
 )
-async def test_a_permission_that_is_missing_is_named_with_the_command_that_grants_it(
+async def test_a_missing_permission_is_reported_with_the_command_that_grants_it(
     own: Servers,
     deployment: Deployment,
     with_worker: bool,
@@ -86,7 +86,7 @@ async def test_a_permission_that_is_missing_is_named_with_the_command_that_grant
     if with_worker:
         async with run_worker(deployment):
             pass
-    url = a_user(own, deployment, **permissions)
+    url = add_user(own, deployment, **permissions)
     code, found = await check(deployment, OUTPLAN_AMQP_URL=url)
 
     assert (code, problems(found)) == (1, points)
@@ -99,7 +99,7 @@ async def test_a_permission_that_is_missing_is_named_with_the_command_that_grant
     assert (code, problems(found)) == (0, [])
 
 
-async def test_a_virtual_host_that_is_not_the_users_is_told(
+async def test_a_virtual_host_without_permission_is_reported(
     own: Servers, deployment: Deployment
 ) -> None:
     url = URL(deployment.amqp_url).with_user(deployment.prefix).with_password("secret")
@@ -109,7 +109,7 @@ async def test_a_virtual_host_that_is_not_the_users_is_told(
     assert "refused for user" in found["rabbitmq virtual host"][1]
 
 
-async def test_an_alarm_is_told_and_holds_up_no_other_check(
+async def test_an_alarm_is_reported_and_blocks_no_other_check(
     own: Servers, deployment: Deployment
 ) -> None:
     own.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
@@ -122,7 +122,7 @@ async def test_an_alarm_is_told_and_holds_up_no_other_check(
     assert found["mongodb majority"][0] == "ok"
 
 
-async def test_the_plugin_that_partitions_need_is_missed(
+async def test_a_missing_plugin_for_partitions_is_reported(
     own: Servers, deployment: Deployment
 ) -> None:
     type_, module = '<<"x-consistent-hash">>', "rabbit_exchange_type_consistent_hash"
@@ -138,7 +138,7 @@ async def test_the_plugin_that_partitions_need_is_missed(
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "mongodb"])
-async def test_a_server_that_hangs_is_given_up_after_seconds(
+async def test_a_server_that_hangs_is_reported_after_seconds(
     own: Servers, deployment: Deployment, name: str
 ) -> None:
     server = getattr(own, name)
@@ -154,7 +154,7 @@ async def test_a_server_that_hangs_is_given_up_after_seconds(
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a MongoDB that asks for a login, with a format for user and password."""
+    """Start a MongoDB that requires a login; return its URL, a format for user and password."""
     with reserve_ports(1) as (port,):
         process = _guarded(tmp_path_factory.mktemp("guarded"), port)
         try:
@@ -188,7 +188,7 @@ def _users(port: int) -> None:
         mongo.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
         while True:
             try:
-                # Without any user yet, this is allowed from the server's own machine.
+                # MongoDB allows this from localhost while there is no user.
                 mongo.admin.command("createUser", "root", pwd="pw", roles=["root"])
                 break
             except (NotPrimaryError, AutoReconnect):
@@ -208,7 +208,7 @@ def _users(port: int) -> None:
         ("worker:wrong", ["mongodb"], ""),
     ],
 )
-async def test_privileges_that_are_missing_in_mongodb_are_named(
+async def test_missing_privileges_in_mongodb_are_reported(
     deployment: Deployment, guarded: str, login: str, expected: list[str], words: str
 ) -> None:
     settings = {"OUTPLAN_MONGO_URL": guarded.format(login), "OUTPLAN_MONGO_DATABASE": "guarded"}
@@ -218,7 +218,7 @@ async def test_privileges_that_are_missing_in_mongodb_are_named(
     assert "pw" not in str(found)
 
 
-async def test_a_mongodb_that_asks_for_a_login_that_is_not_given_is_told(
+async def test_a_missing_login_for_mongodb_is_reported(
     deployment: Deployment, guarded: str
 ) -> None:
     url = guarded.replace("{}@", "").replace("&authSource=admin", "")

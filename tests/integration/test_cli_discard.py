@@ -1,4 +1,4 @@
-"""``outplan rejected discard`` on real servers, and wrong use of all four."""
+"""Run ``outplan rejected discard`` on real servers, and use every subcommand wrongly."""
 
 import asyncio
 import fcntl
@@ -20,10 +20,10 @@ __all__ = ["world"]  # a fixture, by its name
 
 
 @asynccontextmanager
-async def at_a_terminal(
+async def open_terminal(
     deployment: Deployment, *arguments: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """Run a command with a keyboard: what is written to the descriptor is typed."""
+    """Run a command at a terminal; the descriptor is its keyboard."""
     master, slave = os.openpty()
 
     def own_terminal() -> None:
@@ -45,7 +45,7 @@ async def at_a_terminal(
         os.close(master)
 
 
-async def asked(process: asyncio.subprocess.Process) -> str:
+async def read_question(process: asyncio.subprocess.Process) -> str:
     assert process.stderr is not None
     async with asyncio.timeout(30):
         return (await process.stderr.readuntil(b"[y/N] ")).decode()
@@ -62,16 +62,16 @@ async def asked(process: asyncio.subprocess.Process) -> str:
         (b"\x03", 130, ["a", "b"]),
     ],
 )
-async def test_at_a_terminal_it_asks_first(
+async def test_discard_asks_first_at_a_terminal(
     deployment: Deployment, world: World, typed: bytes, code: int, left: list[str]
 ) -> None:
     await put_rejected(world, "a")
     await put_rejected(world, "b", code="not_found")
-    async with at_a_terminal(deployment, "discard", "--code", "invalid_command") as (
+    async with open_terminal(deployment, "discard", "--code", "invalid_command") as (
         process,
         keyboard,
     ):
-        assert "Discard 1 message for ever?" in await asked(process)
+        assert "Discard 1 message for ever?" in await read_question(process)
         os.write(keyboard, typed)
         async with asyncio.timeout(30):
             _, err = await process.communicate()
@@ -80,12 +80,12 @@ async def test_at_a_terminal_it_asks_first(
     assert [m.message_id for m in await drain_queue(world)] == left
 
 
-async def test_killed_while_it_asks_it_has_discarded_nothing(
+async def test_discard_killed_while_it_asks_removes_nothing(
     deployment: Deployment, world: World
 ) -> None:
     await put_rejected(world, "a")
-    async with at_a_terminal(deployment, "discard", "--all") as (process, _):
-        await asked(process)
+    async with open_terminal(deployment, "discard", "--all") as (process, _):
+        await read_question(process)
         _, _, err = await run(deployment, "list")
         assert "another consumer reads this queue" in err
         process.kill()
@@ -93,14 +93,14 @@ async def test_killed_while_it_asks_it_has_discarded_nothing(
     assert await list_ids(deployment) == ["a"]
 
 
-async def test_without_a_terminal_it_takes_yes(deployment: Deployment, world: World) -> None:
+async def test_discard_without_a_terminal_needs_yes(deployment: Deployment, world: World) -> None:
     await put_rejected(world, "a")
     code, _, err = await run(deployment, "discard", "--all")
     assert (code, "--yes" in err) == (2, True)
     assert await list_ids(deployment) == ["a"]
 
 
-async def test_what_is_discarded_is_saved_whole_before(
+async def test_discard_saves_messages_whole_before_it_removes_them(
     deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
     file = tmp_path / "dropped.jsonl"
@@ -122,7 +122,7 @@ async def test_what_is_discarded_is_saved_whole_before(
     assert await drain_queue(world) == []
 
 
-async def test_what_cannot_be_saved_is_not_discarded(
+async def test_messages_that_cannot_be_saved_are_not_discarded(
     deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
     await put_rejected(world, "a")
@@ -155,7 +155,7 @@ async def test_what_cannot_be_saved_is_not_discarded(
         (["list", "--amqp-url", "amqp://127.0.0.1:1/"], 1, "127.0.0.1"),
     ],
 )
-async def test_wrong_use_is_a_few_words_and_an_exit_code(
+async def test_wrong_usage_ends_with_a_message_and_an_exit_code(
     deployment: Deployment, world: World, arguments: list[str], code: int, words: str
 ) -> None:
     await put_rejected(world, "a")

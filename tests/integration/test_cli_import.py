@@ -1,4 +1,4 @@
-"""``outplan import`` as people and scripts run it: interrupted, killed, and on broken files."""
+"""Run ``outplan import``: interrupted, killed, and on broken files."""
 
 import asyncio
 import json
@@ -27,12 +27,12 @@ NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
 @pytest.fixture
 async def elsewhere(servers: Servers) -> AsyncIterator[Deployment]:
-    """Another place, with a worker of its own."""
+    """Open another deployment with a worker of its own."""
     async with open_deployment(servers, further_queues=[EVENT_QUEUE]) as found, run_worker(found):
         yield found
 
 
-def written(path: Path, *lines: object) -> str:
+def write_lines(path: Path, *lines: object) -> str:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)
 
@@ -41,12 +41,12 @@ def creates(number: int) -> list[dict[str, Any]]:
     return [create_body(name=f"plan {n}") for n in range(number)]
 
 
-def rejections(path: Path) -> list[dict[str, Any]]:
+def read_rejections(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 async def names_and_events(world: World) -> tuple[Counter[str], Counter[str]]:
-    """How often each name is stored, and how many events each outplan has."""
+    """Count how often each name is stored, and the events of each outplan."""
     outplans, events = await world.read_documents()
     return Counter(o["name"] for o in outplans), Counter(e["outplan_id"] for e in events)
 
@@ -55,7 +55,7 @@ async def test_outplans_and_commands_are_sent_and_counted(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     id_ = str(uuid4())
-    file = written(
+    file = write_lines(
         tmp_path / "plans.jsonl",
         create_body(id=id_),
         {"command": "outplan_update", "body": {"id": id_, "name": "a"}, "message_id": "mine"},
@@ -75,7 +75,7 @@ async def test_outplans_and_commands_are_sent_and_counted(
     assert events[1]["_id"] == "mine"
 
 
-async def test_what_the_service_stores_can_be_imported_elsewhere(
+async def test_exported_documents_and_events_can_be_imported_elsewhere(
     deployment: Deployment,
     worker: WorkerProcess,
     world: World,
@@ -90,11 +90,13 @@ async def test_what_the_service_stores_can_be_imported_elsewhere(
     await world.ask("outplan_delete", {"id": gone})
     outplans, events = await world.read_documents()
 
-    again = await outplan(elsewhere, "import", written(tmp_path / "o.jsonl", *outplans), "--json")
+    again = await outplan(
+        elsewhere, "import", write_lines(tmp_path / "o.jsonl", *outplans), "--json"
+    )
     assert again.code == 0
     assert again.json.items() >= {"accepted": 1, "skipped": 1, "rejected": 0}.items()
 
-    # An id is used once, and these were: the history is repeated under others.
+    # An id cannot be used twice, so the history is repeated with other ids.
     text = "\n".join(map(json.dumps, events))
     repeated = text.replace(kept, ids[kept]).replace(gone, ids[gone])
     again = await outplan(elsewhere, "import", "-", "--json", stdin=repeated.encode())
@@ -107,11 +109,11 @@ async def test_what_the_service_stores_can_be_imported_elsewhere(
         assert [e["type"] for e in history] == ["outplan_created", "outplan_deleted"]
 
 
-async def test_run_again_it_does_nothing_twice_unless_under_another_label(
+async def test_a_second_import_applies_nothing_twice_except_under_another_label(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     same = create_body(name="twice in the file, and meant so")
-    file = written(tmp_path / "plans.jsonl", *creates(20), same, same)
+    file = write_lines(tmp_path / "plans.jsonl", *creates(20), same, same)
     assert (await outplan(deployment, "import", file, "--json")).json["accepted"] == 22
     again = (await outplan(deployment, "import", file, "--json")).json
     assert (again["accepted"], again["duplicates"]) == (0, 22)
@@ -120,10 +122,10 @@ async def test_run_again_it_does_nothing_twice_unless_under_another_label(
     assert anew["accepted"] == 22
 
 
-async def test_killed_in_the_middle_and_run_again_every_outplan_is_there_once(
+async def test_an_import_that_is_killed_and_run_again_creates_every_outplan_once(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(1_500))
+    file = write_lines(tmp_path / "plans.jsonl", *creates(1_500))
     async with start(deployment, "import", file, "--in-flight", "50") as first:
         await world.wait_for(lambda: len(world.events) >= 200)
         first.send_signal(signal.SIGKILL)
@@ -141,14 +143,14 @@ async def test_killed_in_the_middle_and_run_again_every_outplan_is_there_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
+async def test_an_interrupted_import_reports_its_position_and_can_continue_from_there(
     deployment: Deployment,
     worker: WorkerProcess,
     world: World,
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(800))
+    file = write_lines(tmp_path / "plans.jsonl", *creates(800))
     async with start(deployment, "import", file, "--in-flight", "20", "--json") as process:
         await world.wait_for(lambda: len(world.events) >= 100)
         process.send_signal(number)
@@ -188,7 +190,7 @@ async def test_interrupted_it_says_how_far_it_came_and_can_go_on_from_there(
         (json.dumps(create_body(version="3")).encode(), "invalid_command"),
     ],
 )
-async def test_a_broken_line_is_a_rejection_and_not_the_end(
+async def test_a_broken_line_is_rejected_and_the_import_continues(
     line: bytes, code: str, tmp_path: Path
 ) -> None:
     good = json.dumps(create_body()).encode()
@@ -197,49 +199,51 @@ async def test_a_broken_line_is_a_rejection_and_not_the_end(
     checked = await outplan(NOWHERE, "import", str(file), "--dry-run", "--json")
     assert checked.code == 3
     assert checked.json.items() >= {"valid": 2, "rejected": 1}.items()
-    (rejection,) = rejections(tmp_path / "plans.jsonl.rejected.jsonl")
+    (rejection,) = read_rejections(tmp_path / "plans.jsonl.rejected.jsonl")
     assert (rejection["line"], rejection["problem"]["code"]) == (3, code)
 
 
-async def test_rejected_lines_can_be_mended_and_imported(
+async def test_rejected_lines_can_be_corrected_and_imported(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     wrong, aside = create_body(name="late", dial_timeout=30), tmp_path / "aside.jsonl"
-    file = written(tmp_path / "plans.jsonl", create_body(), wrong)
+    file = write_lines(tmp_path / "plans.jsonl", create_body(), wrong)
     done = await outplan(deployment, "import", file, "--rejected", str(aside))
     assert done.code == 3
     assert f"The rejected lines are in {aside}\n" in done.out
 
-    (rejection,) = rejections(aside)
+    (rejection,) = read_rejections(aside)
     assert rejection["content"] == wrong
     assert [e["pointer"] for e in rejection["problem"]["errors"]] == ["/dial_timeout"]
-    mended = written(tmp_path / "mended.jsonl", {**rejection["content"], "dial_timeout": 30_000})
+    mended = write_lines(
+        tmp_path / "mended.jsonl", {**rejection["content"], "dial_timeout": 30_000}
+    )
     assert (await outplan(deployment, "import", mended)).code == 0
     assert (await names_and_events(world))[0]["late"] == 1
 
 
-async def test_an_import_that_goes_on_keeps_the_rejections_there_are_each_once(
+async def test_a_continued_import_keeps_earlier_rejections_each_once(
     tmp_path: Path,
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", {"early": 1}, create_body(), {"late": 1})
+    file = write_lines(tmp_path / "plans.jsonl", {"early": 1}, create_body(), {"late": 1})
     for first in ("1", "2"):
         await outplan(NOWHERE, "import", file, "--dry-run", "--from-line", first)
-    found = rejections(tmp_path / "plans.jsonl.rejected.jsonl")
+    found = read_rejections(tmp_path / "plans.jsonl.rejected.jsonl")
     assert [rejection["line"] for rejection in found] == [1, 3]
 
 
-async def test_rejections_that_cannot_be_written_are_an_end_that_is_told(tmp_path: Path) -> None:
-    file = written(tmp_path / "plans.jsonl", {"wrong": 1})
+async def test_an_import_stops_when_it_cannot_write_a_rejection(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "plans.jsonl", {"wrong": 1})
     full = await outplan(NOWHERE, "import", file, "--dry-run", "--rejected", "/dev/full")
     assert full.code == 1
     assert "No space left" in full.err
     assert "--from-line" not in full.err
 
 
-async def test_without_rejections_there_is_no_file_of_them_and_a_pipe_sees_no_progress(
+async def test_without_rejections_no_file_is_written_and_a_pipe_gets_no_progress(
     deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(3))
+    file = write_lines(tmp_path / "plans.jsonl", *creates(3))
     done = await outplan(deployment, "import", file)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("3 lines in ")
@@ -247,7 +251,7 @@ async def test_without_rejections_there_is_no_file_of_them_and_a_pipe_sees_no_pr
     assert os.listdir(tmp_path) == ["plans.jsonl"]
 
 
-async def test_standard_input_is_imported_as_it_comes(
+async def test_standard_input_is_imported_line_by_line(
     deployment: Deployment, worker: WorkerProcess, world: World, tmp_path: Path
 ) -> None:
     aside = ("--rejected", str(tmp_path / "aside.jsonl"))
@@ -256,7 +260,7 @@ async def test_standard_input_is_imported_as_it_comes(
         for n in range(3):
             process.stdin.write(json.dumps(create_body(name=f"plan {n}")).encode() + b"\n")
             await process.stdin.drain()
-            # The next line is not given before this one has taken effect.
+            # Write the next line only when this one has taken effect.
             await world.wait_for(lambda n=n: len(world.events) == n + 1)  # type: ignore[misc]
         done = await finish(process)
     assert (done.code, done.json["accepted"]) == (0, 3)
@@ -274,10 +278,10 @@ async def test_ctrl_c_ends_an_import_that_waits_for_its_input(
         assert await process.wait() == 130
 
 
-async def test_commands_without_a_verdict_are_counted_and_can_be_run_again(
+async def test_commands_without_a_reply_are_counted_and_can_be_imported_again(
     deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(5))
+    file = write_lines(tmp_path / "plans.jsonl", *creates(5))
     asked = await outplan(deployment, "import", file, "--timeout", "1", "--json")
     assert (asked.code, asked.json["unknown"]) == (4, 5)
     assert "Run the same import again" in asked.err
@@ -288,10 +292,10 @@ async def test_commands_without_a_verdict_are_counted_and_can_be_run_again(
     assert (names.total(), set(events.values())) == (5, {1})
 
 
-async def test_where_nothing_answers_it_stops_instead_of_trying_every_line(
+async def test_an_import_stops_when_nothing_answers(
     deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(100))
+    file = write_lines(tmp_path / "plans.jsonl", *creates(100))
     asked = await outplan(
         deployment, "import", file, "--timeout", "1", "--in-flight", "10", "--json"
     )
@@ -314,28 +318,28 @@ async def test_where_nothing_answers_it_stops_instead_of_trying_every_line(
         ([], "Missing argument 'FILE'"),
     ],
 )
-async def test_wrong_usage_is_said_and_nothing_is_sent(
+async def test_wrong_usage_is_reported_and_nothing_is_sent(
     arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.chdir(tmp_path)
-    written(tmp_path / "plans.jsonl", *creates(1))
+    write_lines(tmp_path / "plans.jsonl", *creates(1))
     refused = await outplan(NOWHERE, "import", *arguments, COLUMNS="200")
     assert (refused.code, refused.out) == (2, "")
     assert told in refused.err
 
 
-async def test_a_broker_out_of_reach_is_said_in_a_line(tmp_path: Path) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(1))
+async def test_an_unreachable_broker_is_reported_in_one_line(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "plans.jsonl", *creates(1))
     missing = await outplan(NOWHERE, "import", file, "--timeout", "1")
     assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 1)
     assert "no session within 1 s" in missing.err
 
 
-async def test_a_terminal_shows_how_far_it_is(
+async def test_a_terminal_shows_the_progress(
     deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
-    file = written(tmp_path / "plans.jsonl", *creates(500), create_body(name=""))
+    file = write_lines(tmp_path / "plans.jsonl", *creates(500), create_body(name=""))
     async with terminal(deployment, "import", file, "--in-flight", "20") as shell:
         await shell.wait_for("%  ")
         await shell.wait_for("lines  ")
@@ -346,7 +350,7 @@ async def test_a_terminal_shows_how_far_it_is(
 
 
 def most_memory(deployment: Deployment, *arguments: str) -> int:
-    """Run ``outplan``: the most bytes that it had in memory."""
+    """Run ``outplan``, and return the maximum of its memory in bytes."""
     program = [sys.executable, "-m", "outplan", *arguments]
     process = subprocess.Popen(program, env=deployment.environment(), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -358,10 +362,10 @@ def most_memory(deployment: Deployment, *arguments: str) -> int:
 async def test_memory_does_not_grow_with_the_number_of_lines(
     deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
-    # A line that is kept costs 20 kB, so that 2,700 of them could not be overlooked.
+    # Each line that stayed in memory would cost 20 kB.
     plan = create_body(detail="x" * 20_000)
-    few = written(tmp_path / "few.jsonl", *[plan] * 300)
-    many = written(tmp_path / "many.jsonl", *[plan] * 3_000)
+    few = write_lines(tmp_path / "few.jsonl", *[plan] * 300)
+    many = write_lines(tmp_path / "many.jsonl", *[plan] * 3_000)
     how = ("--in-flight", "50")
     least = await asyncio.to_thread(most_memory, deployment, "import", few, *how)
     most = await asyncio.to_thread(most_memory, deployment, "import", many, *how)

@@ -1,4 +1,4 @@
-"""Where the output of ``outplan`` goes nowhere: a line that says so, and no traceback."""
+"""Run ``outplan`` where its output cannot be written."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
 
 def outplan(*arguments: str, stdout: str) -> subprocess.CompletedProcess[str]:
-    """Run it with standard output as a shell redirects it."""
+    """Run a command with standard output redirected by a shell."""
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-m", "outplan", *arguments],
         env=NOWHERE.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -32,24 +32,24 @@ def outplan(*arguments: str, stdout: str) -> subprocess.CompletedProcess[str]:
         ["import", "-", "--dry-run", "--rejected", os.devnull, "--json"],
     ],
 )
-def test_a_full_disk_is_a_line_and_a_failure(arguments: list[str]) -> None:
+def test_a_full_disk_is_reported_in_one_line(arguments: list[str]) -> None:
     full = outplan(*arguments, stdout=">/dev/full")
     assert full.returncode == 1
     assert full.stderr == "outplan: standard output: No space left on device\n"
 
 
-def test_a_broker_out_of_reach_is_a_line_that_says_what_to_check() -> None:
+def test_an_unreachable_broker_is_reported_with_what_to_check() -> None:
     missing = outplan("rejected", "list", stdout=">/dev/full")
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
     assert "Check --amqp-url" in missing.stderr
 
 
-def test_a_reader_who_has_gone_is_no_news() -> None:
+def test_a_closed_pipe_is_not_reported() -> None:
     left = outplan("schema", "create", stdout="| true")
     assert left.stderr == ""
 
 
-def test_a_file_whose_name_is_no_text_is_named_in_json(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_is_printed_in_json(tmp_path: Path) -> None:
     file = tmp_path / "\udcff.jsonl"
     file.write_text("nonsense\n")
     done = outplan("import", str(file), "--dry-run", "--json", stdout=">/dev/null")

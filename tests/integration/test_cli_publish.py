@@ -1,4 +1,4 @@
-"""``outplan publish`` as people and scripts run it, with right and wrong input."""
+"""Run ``outplan publish`` with valid and invalid input."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CREATE = (
     "publish", "create", "--customer-id", CUSTOMER, "--name", "evenings",
     "--source", "tel:+15559876543",
 )  # fmt: skip
-# Nobody is there, and nobody has to be: what is wrong is seen before.
+# Wrong usage is found before the command connects.
 NOWHERE = Deployment("amqp://guest:guest@127.0.0.1:1/", "")
 
 
@@ -38,7 +38,7 @@ def test_every_field_of_the_contract_is_an_option() -> None:
         assert named == set(schema["properties"])
 
 
-def test_what_needs_no_broker_does_not_load_the_client() -> None:
+def test_declaring_the_commands_does_not_load_the_client() -> None:
     script = (
         "import sys, outplan.cli.app; print({'pydantic', 'aio_pika', 'motor'} & sys.modules.keys())"
     )
@@ -81,7 +81,7 @@ async def test_an_outplan_is_created_changed_and_deleted_by_options(
     assert not document["tm_delete"].startswith("9999")
 
 
-async def test_as_json_the_outcome_has_the_replys_shape(
+async def test_json_output_has_the_shape_of_a_reply(
     deployment: Deployment, worker: WorkerProcess, world: World
 ) -> None:
     body = {
@@ -104,7 +104,7 @@ async def test_as_json_the_outcome_has_the_replys_shape(
     assert refused.json.keys() == {"command_id", "status", "duplicate", "problem"}
 
 
-async def test_every_broken_rule_is_listed_before_anything_is_sent() -> None:
+async def test_every_validation_error_is_listed_before_anything_is_sent() -> None:
     refused = await outplan(
         NOWHERE,
         "publish",
@@ -123,7 +123,7 @@ async def test_every_broken_rule_is_listed_before_anything_is_sent() -> None:
     assert "milliseconds" in refused.err
 
 
-async def test_unvalidated_the_worker_lists_them(
+async def test_the_worker_lists_the_errors_of_an_unvalidated_command(
     deployment: Deployment, worker: WorkerProcess, world: World
 ) -> None:
     refused = await outplan(
@@ -134,7 +134,7 @@ async def test_unvalidated_the_worker_lists_them(
     assert (await world.wait_for_rejected("wrong")).message_id == "wrong"
 
 
-async def test_another_version_is_a_rejection_that_says_which(
+async def test_a_version_conflict_names_the_current_version(
     deployment: Deployment, worker: WorkerProcess
 ) -> None:
     id_ = (await outplan(deployment, *CREATE, "--json")).json["outplan"]["id"]
@@ -144,7 +144,7 @@ async def test_another_version_is_a_rejection_that_says_which(
     assert "1" in refused.err
 
 
-async def test_options_win_over_the_json_file(
+async def test_options_override_the_json_file(
     deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     id_ = (await outplan(deployment, *CREATE, "--json")).json["outplan"]["id"]
@@ -172,9 +172,7 @@ async def test_a_file_about_another_outplan_is_not_sent(tmp_path: Path) -> None:
     assert "names outplan one, the command line names another" in refused.err
 
 
-async def test_without_waiting_it_is_confirmed_by_the_broker_only(
-    deployment: Deployment, world: World
-) -> None:
+async def test_no_wait_ends_with_the_brokers_confirm(deployment: Deployment, world: World) -> None:
     sent = await outplan(deployment, *CREATE, "--no-wait", "--message-id", "sent")
     assert sent.code == 0
     assert sent.out.startswith(
@@ -186,7 +184,7 @@ async def test_without_waiting_it_is_confirmed_by_the_broker_only(
     assert event["data"]["id"] in sent.out
 
 
-async def test_an_unknown_outcome_says_how_to_ask_again(
+async def test_an_unknown_outcome_tells_how_to_send_the_command_again(
     deployment: Deployment, world: World
 ) -> None:
     asked = await outplan(deployment, *CREATE, "--timeout", "1", "--json")
@@ -211,7 +209,7 @@ async def test_an_unknown_outcome_says_how_to_ask_again(
         (["create", "--dial-timeout", "30s"], "--dial-timeout"),
         (["create", "--colour", "red"], "No such option"),
         (["create", "--name", "x", "--message-id", "x" * 256], "1 to 255 bytes"),
-        # As a script has it whose variable is not set: a new id each time would do things twice.
+        # As from an unset shell variable: a new id each time would apply the command twice.
         (["create", "--name", "x", "--message-id", ""], "1 to 255 bytes"),
         (["create", "--name", "x", "--message-id", "\udcff"], "1 to 255 bytes"),
         (["create", "--source", '{"a":' * 20_000], "nested too deeply"),
@@ -229,14 +227,14 @@ async def test_an_unknown_outcome_says_how_to_ask_again(
         (["paint"], "No such command"),
     ],
 )
-async def test_wrong_usage_is_said_and_nothing_is_sent(arguments: list[str], told: str) -> None:
+async def test_wrong_usage_is_reported_and_nothing_is_sent(arguments: list[str], told: str) -> None:
     refused = await outplan(NOWHERE, "publish", *arguments, COLUMNS="200")
     assert (refused.code, refused.out) == (2, "")
     assert told in refused.err
     assert "secret" not in refused.err
 
 
-async def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
+async def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text('{"name": ""}', encoding="utf-8-sig")
     judged = await outplan(NOWHERE, "publish", "create", "--json-file", str(file))
@@ -244,7 +242,7 @@ async def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
     assert "/name" in judged.err
 
 
-async def test_an_outcome_that_cannot_be_printed_says_how_to_have_it_again(
+async def test_an_outcome_that_cannot_be_printed_tells_how_to_get_it_again(
     deployment: Deployment, worker: WorkerProcess
 ) -> None:
     again = (*CREATE, "--message-id", "unprinted")
@@ -268,7 +266,7 @@ async def test_a_file_that_is_no_json_object_is_wrong_usage(text: str, tmp_path:
     assert refused.err.startswith(f"outplan: {file}: this is ")
 
 
-async def test_a_broker_out_of_reach_is_said_in_a_line(
+async def test_an_unreachable_broker_is_reported_in_one_line(
     deployment: Deployment, world: World
 ) -> None:
     missing = await outplan(NOWHERE, *CREATE, "--timeout", "1")
@@ -287,7 +285,7 @@ async def test_a_broker_out_of_reach_is_said_in_a_line(
     assert "nowhere.commands" in nobody.err
 
 
-async def test_ctrl_c_says_that_the_outcome_is_open(deployment: Deployment, world: World) -> None:
+async def test_ctrl_c_reports_an_unknown_outcome(deployment: Deployment, world: World) -> None:
     async with terminal(deployment, *CREATE, "--message-id", "given-up") as shell:
         await shell.wait_for("Waiting for")
         shell.press(b"\x03")
@@ -296,7 +294,7 @@ async def test_ctrl_c_says_that_the_outcome_is_open(deployment: Deployment, worl
     assert "interrupted" in shell.shown
 
 
-async def test_a_terminal_gets_colour_unless_it_is_unwanted(
+async def test_a_terminal_gets_colour_unless_no_color_is_set(
     deployment: Deployment, worker: WorkerProcess
 ) -> None:
     async with terminal(deployment, *CREATE) as coloured:
@@ -308,7 +306,7 @@ async def test_a_terminal_gets_colour_unless_it_is_unwanted(
     assert "\x1b[3" not in plain.shown
 
 
-async def test_text_of_others_cannot_steer_the_terminal(
+async def test_text_from_other_people_is_escaped(
     deployment: Deployment, worker: WorkerProcess
 ) -> None:
     shown = await outplan(deployment, *CREATE, "--detail", "\x1b[2J\x07 hidden\u202e")

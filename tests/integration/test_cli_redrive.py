@@ -1,4 +1,4 @@
-"""``outplan rejected redrive`` on real servers: nothing lost, nothing done twice."""
+"""Run ``outplan rejected redrive`` on real servers: nothing is lost or applied twice."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from tests.support.world import World, create_body
 __all__ = ["world"]  # a fixture, by its name
 
 
-async def test_a_command_that_has_become_possible_is_accepted_under_its_message_id(
+async def test_a_command_that_is_possible_now_is_accepted_with_its_message_id(
     deployment: Deployment, world: World
 ) -> None:
     id_ = str(uuid4())
@@ -40,7 +40,7 @@ async def test_a_command_that_has_become_possible_is_accepted_under_its_message_
     assert await drain_queue(world) == []
 
 
-async def test_what_is_sent_again_is_what_was_sent_less_what_the_rejection_added(
+async def test_redrive_publishes_the_original_message_without_what_the_rejection_added(
     deployment: Deployment, world: World
 ) -> None:
     sent: dict[str, Any] = {
@@ -79,7 +79,7 @@ async def test_what_is_sent_again_is_what_was_sent_less_what_the_rejection_added
     assert again.reply_to != "gone"
 
 
-async def test_what_is_still_invalid_is_not_sent_and_stays(
+async def test_an_invalid_command_is_not_sent_and_stays_in_the_queue(
     deployment: Deployment, world: World
 ) -> None:
     spy = await world.channel.declare_queue(f"{deployment.prefix}.witness.commands", exclusive=True)
@@ -99,7 +99,7 @@ async def test_what_is_still_invalid_is_not_sent_and_stays(
     assert await spy.get(fail=False) is None
 
 
-async def test_a_dry_run_tells_what_would_pass_and_sends_nothing(
+async def test_a_dry_run_reports_which_commands_are_valid_and_sends_nothing(
     deployment: Deployment, world: World
 ) -> None:
     await put_rejected(world, "wrong", body=create_body(dial_timeout=30))
@@ -114,7 +114,7 @@ async def test_a_dry_run_tells_what_would_pass_and_sends_nothing(
 
 
 @pytest.mark.parametrize(("options", "tried"), [([], 1), (["--keep-going"], 3)])
-async def test_it_stops_where_the_same_problem_comes_back_and_never_goes_round_in_circles(
+async def test_redrive_stops_when_the_same_problem_comes_back_and_tries_no_command_twice(
     deployment: Deployment, world: World, options: list[str], tried: int
 ) -> None:
     for n in range(3):
@@ -133,7 +133,7 @@ async def test_it_stops_where_the_same_problem_comes_back_and_never_goes_round_i
     assert back[: 3 - tried] == ["id-1", "id-2"][: 3 - tried]
 
 
-async def test_another_problem_than_before_does_not_stop_it(
+async def test_another_problem_does_not_stop_a_redrive(
     deployment: Deployment, world: World
 ) -> None:
     body = {"id": str(uuid4()), "name": "x"}
@@ -146,7 +146,7 @@ async def test_another_problem_than_before_does_not_stop_it(
     assert err == "2 of 2 messages: 1 rejected again, 1 accepted\n"
 
 
-async def test_without_a_worker_the_outcome_is_unknown_the_copy_stays_and_no_harm_comes_of_it(
+async def test_without_a_worker_the_outcome_is_unknown_and_the_message_stays(
     deployment: Deployment, world: World
 ) -> None:
     await put_rejected(world, "twice")
@@ -164,7 +164,7 @@ async def test_without_a_worker_the_outcome_is_unknown_the_copy_stays_and_no_har
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-async def test_ended_in_the_middle_and_run_again_each_takes_effect_once_and_in_order(
+async def test_a_redrive_that_is_interrupted_and_run_again_applies_each_command_once_and_in_order(
     deployment: Deployment, world: World, how: signal.Signals
 ) -> None:
     id_ = str(uuid4())
@@ -182,7 +182,7 @@ async def test_ended_in_the_middle_and_run_again_each_takes_effect_once_and_in_o
             code = await process.wait()
         assert code == (-9 if how == signal.SIGKILL else 130), process.err
         assert b"Traceback" not in process.err
-        # An operator looks in between, and is killed too.
+        # Another command reads the queue in between, and is killed too.
         async with run_command(deployment, "rejected", "list") as process:
             process.process.kill()
 
@@ -194,9 +194,7 @@ async def test_ended_in_the_middle_and_run_again_each_takes_effect_once_and_in_o
     assert await drain_queue(world) == []
 
 
-async def test_no_more_are_sent_a_second_than_it_is_told(
-    deployment: Deployment, world: World
-) -> None:
+async def test_redrive_keeps_its_rate(deployment: Deployment, world: World) -> None:
     for n in range(5):
         await put_rejected(world, f"id-{n}")
     async with run_worker(deployment):

@@ -1,4 +1,4 @@
-"""``outplan rejected list`` and ``show`` on real servers: looking changes nothing."""
+"""Run ``outplan rejected list`` and ``show`` on real servers: they change nothing."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ __all__ = ["world"]  # a fixture, by its name
 OTHER_CUSTOMER = "9d0e0c8a-7a3b-4a4e-9d0e-1f0b7c115e4d"
 
 
-async def test_what_the_worker_rejects_is_listed_with_its_reasons_the_oldest_first(
+async def test_rejected_commands_are_listed_with_their_errors_the_oldest_first(
     deployment: Deployment, world: World
 ) -> None:
     id_ = str(uuid4())
@@ -45,7 +45,7 @@ async def test_what_the_worker_rejects_is_listed_with_its_reasons_the_oldest_fir
     assert {copy["rejected_by"] for copy in found} == {"worker"}
 
 
-async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhere(
+async def test_a_pipe_gets_whole_lines_without_colours_and_standard_error_the_counts(
     deployment: Deployment, world: World
 ) -> None:
     for n in range(3):
@@ -62,9 +62,7 @@ async def test_a_pipe_gets_whole_lines_without_colours_and_the_counts_go_elsewhe
     assert err == "4: 3 invalid_command, 1 not_found\n"
 
 
-async def test_without_standard_output_nothing_is_listed_and_that_is_said(
-    deployment: Deployment, world: World
-) -> None:
+async def test_a_closed_standard_output_is_reported(deployment: Deployment, world: World) -> None:
     await put_rejected(world, "mine")
     program = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "outplan"]
     arguments = ["rejected", "list", "--json"]
@@ -103,7 +101,7 @@ async def test_a_terminal_gets_lines_that_fit(deployment: Deployment, world: Wor
         (["--limit", "0"], []),
     ],
 )
-async def test_conditions_say_which_are_listed(
+async def test_filters_select_messages(
     deployment: Deployment, world: World, conditions: list[str], expected: list[str]
 ) -> None:
     update = {"id": "0192F0C1-7A51-7B7E-A2F5-D7A0E9A4B1C3", "name": "x"}
@@ -116,14 +114,14 @@ async def test_conditions_say_which_are_listed(
     assert await list_ids(deployment, *conditions) == expected
 
 
-async def test_looking_changes_neither_what_is_there_nor_its_order(
+async def test_reading_the_queue_keeps_its_messages_and_their_order(
     deployment: Deployment, world: World
 ) -> None:
     wanted = [f"id-{n}" for n in range(5_000)]
     for start in range(0, 5_000, 500):
         await asyncio.gather(*(put_rejected(world, id_) for id_ in wanted[start : start + 500]))
 
-    # More than one consumer can be sent at a time, so several take part.
+    # More messages than one prefetch, so several consumers read them.
     before = sorted(await list_ids(deployment))
     await run(deployment, "list", "--limit", "1")
     await run(deployment, "show", "17")
@@ -134,11 +132,11 @@ async def test_looking_changes_neither_what_is_there_nor_its_order(
     assert before == sorted(wanted)
 
 
-async def test_what_was_taken_by_somebody_else_is_said_to_be_out_of_sight(
+async def test_messages_in_flight_to_another_consumer_are_mentioned(
     deployment: Deployment, world: World
 ) -> None:
     await put_rejected(world, "a")
-    async with held(world) as taken:
+    async with hold_messages(world) as taken:
         await taken.get()
         code, out, err = await run(deployment, "list")
 
@@ -148,8 +146,8 @@ async def test_what_was_taken_by_somebody_else_is_said_to_be_out_of_sight(
 
 
 @asynccontextmanager
-async def held(world: World) -> AsyncIterator["asyncio.Queue[AbstractIncomingMessage]"]:
-    """Another operator, who has taken all."""
+async def hold_messages(world: World) -> AsyncIterator["asyncio.Queue[AbstractIncomingMessage]"]:
+    """Consume every message without an ack, as another operator does."""
     channel = await world.connection.channel()
     messages: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     rejected = await channel.get_queue(f"{world.deployment.prefix}.rejected")
@@ -158,7 +156,7 @@ async def held(world: World) -> AsyncIterator["asyncio.Queue[AbstractIncomingMes
     await channel.close()
 
 
-async def test_one_is_shown_with_every_broken_rule_and_its_body(
+async def test_a_message_is_shown_with_every_validation_error_and_its_body(
     deployment: Deployment, world: World
 ) -> None:
     async with run_worker(deployment):
@@ -207,12 +205,12 @@ ODD: list[dict[str, Any]] = [
 ]
 
 
-async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_discarded(
+async def test_malformed_messages_can_be_shown_redriven_and_discarded(
     deployment: Deployment, world: World
 ) -> None:
     for n, what in enumerate(ODD):
         await put_rejected(world, f"odd-{n}", **{"body": b"no json", **what})
-    # What no library can read: see docs/adr/0008.
+    # No library can read this message: see docs/adr/0008.
     await world.send_raw("x", b"{}", message_id=b"\xff\xfe", timestamp=2**63 - 1, reply_to=None)
     copies = await world.channel.get_queue(f"{deployment.prefix}.rejected")
     async with run_worker(deployment):
@@ -236,7 +234,7 @@ async def test_nothing_in_the_queue_is_too_odd_to_be_looked_at_redriven_or_disca
     assert await drain_queue(world) == []
 
 
-async def test_what_the_broker_dead_letters_itself_is_listed_and_redriven(
+async def test_commands_that_the_broker_dead_letters_are_listed_and_redriven(
     deployment: Deployment, world: World
 ) -> None:
     await world.send("outplan_create", create_body(), message_id="late", expiration=0.001)

@@ -1,4 +1,4 @@
-"""``outplan schema`` and the completion of commands, as a shell calls them."""
+"""Run ``outplan schema`` and the completion of commands as a shell does."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ def test_a_schema_is_printed_exactly_as_its_file_is(name: str, file: str) -> Non
         ("", "'outplan schema' lists"),
     ],
 )
-def test_an_unknown_schema_is_told_with_what_comes_near(name: str, advice: str) -> None:
+def test_an_unknown_schema_is_reported_with_similar_names(name: str, advice: str) -> None:
     wrong = outplan("schema", name)
 
     assert (wrong.returncode, wrong.stdout) == (2, b"")
@@ -69,7 +69,7 @@ def test_an_unknown_schema_is_told_with_what_comes_near(name: str, advice: str) 
     assert b"Traceback" not in wrong.stderr
 
 
-def test_the_shell_is_given_its_completion() -> None:
+def test_the_completion_script_is_printed() -> None:
     script = outplan("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
 
     assert script.returncode == 0

@@ -1,4 +1,4 @@
-"""``outplan watch`` in terminals and pipes, on a real broker."""
+"""Run ``outplan watch`` in terminals and pipes, on a real broker."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ from tests.support.world import CUSTOMER, World, create_body, open_world
 OTHER = "0b7c1199-7a3b-4a4e-9d0e-0c8a1f5e4d9c"
 
 
-async def a_life(world: World, **fields: Any) -> str:
-    """Have an outplan created, changed and deleted: its id."""
+async def run_lifecycle(world: World, **fields: Any) -> str:
+    """Create, change and delete an outplan, and return its id."""
     created = await world.ask("outplan_create", create_body(**fields))
     id_: str = created["outplan"]["id"]
     await world.ask("outplan_update", {"id": id_, "dial_timeout": 20_000, "max_try_count_0": 3})
@@ -32,12 +32,12 @@ def types(watching: CommandProcess) -> list[str]:
     return [json.loads(line)["type"] for line in watching.out.splitlines()]
 
 
-async def test_in_a_pipe_each_event_is_a_line_and_byte_for_byte_what_was_published(
+async def test_a_pipe_gets_each_event_on_a_line_byte_for_byte_as_published(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with run_command(deployment, "watch", "--limit", "3") as watching:
         await watching.wait_for_error("watching")
-        await a_life(world, name="Büro \u202e")
+        await run_lifecycle(world, name="Büro \u202e")
         assert await watching.wait() == 0
 
     await world.wait_for(lambda: len(world.events) == 3)
@@ -45,14 +45,14 @@ async def test_in_a_pipe_each_event_is_a_line_and_byte_for_byte_what_was_publish
     assert watching.err.count(b"\n") == 1
 
 
-async def test_on_a_terminal_there_is_a_table_with_what_changed(
+async def test_a_terminal_shows_a_table_with_what_changed(
     deployment: Deployment, world: World, worker: WorkerProcess
 ) -> None:
     async with run_command(
         deployment, "watch", "--limit", "3", terminal=True, NO_COLOR="1"
     ) as watching:
         await watching.wait_for_error("watching")
-        id_ = await a_life(world, name="evenings")
+        id_ = await run_lifecycle(world, name="evenings")
         assert await watching.wait() == 0
 
     lines = watching.out.decode().splitlines()
@@ -86,7 +86,7 @@ async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
     assert max(len(head), len(row)) <= 60
 
 
-async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
+async def test_a_dumb_terminal_is_used_to_its_full_width(
     deployment: Deployment, world: World
 ) -> None:
     async with run_command(
@@ -100,7 +100,7 @@ async def test_a_terminal_that_can_do_little_is_still_as_wide_as_it_is(
     assert len(next(line for line in lines if "nnn" in line)) == COLUMNS
 
 
-async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_told(
+async def test_only_the_new_value_is_shown_after_missed_events(
     deployment: Deployment, world: World
 ) -> None:
     async with run_command(deployment, "watch", "--limit", "3", terminal=True) as watching:
@@ -115,7 +115,7 @@ async def test_of_what_was_not_seen_before_or_was_missed_only_the_new_value_is_t
     assert f"missed versions 4 to 5 of outplan {OUTPLAN_ID}" in watching.err.decode()
 
 
-async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_sequence(
+async def test_no_color_turns_off_every_escape_sequence(
     deployment: Deployment, world: World
 ) -> None:
     async with (
@@ -134,7 +134,7 @@ async def test_colours_are_for_terminals_and_no_color_turns_off_every_escape_seq
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-async def test_no_text_of_other_people_steers_a_terminal(
+async def test_text_from_other_people_cannot_steer_a_terminal(
     deployment: Deployment, world: World, form: list[str]
 ) -> None:
     evil = "\x1b]0;mine\x07 \x9b31m \u202e\r\x7f"
@@ -178,8 +178,8 @@ async def test_events_are_filtered_by_kind_and_customer(
         deployment, "watch", *options, "--limit", str(len(expected))
     ) as watching:
         await watching.wait_for_error("watching")
-        await a_life(world, customer_id=OTHER) if "--customer" in options else None
-        await a_life(world)
+        await run_lifecycle(world, customer_id=OTHER) if "--customer" in options else None
+        await run_lifecycle(world)
         assert await watching.wait() == 0
 
     assert types(watching) == expected
@@ -192,14 +192,14 @@ async def test_one_outplan_can_be_watched(
     id_ = str(uuid4())
     async with run_command(deployment, "watch", "--outplan", id_, "--limit", "1") as watching:
         await watching.wait_for_error("watching")
-        await a_life(world)
+        await run_lifecycle(world)
         await world.ask("outplan_create", create_body(id=id_))
         assert await watching.wait() == 0
 
     assert json.loads(watching.out)["data"]["id"] == id_
 
 
-async def test_a_durable_queue_is_read_on_where_the_last_watch_ended(
+async def test_a_durable_queue_continues_where_the_last_watch_ended(
     deployment: Deployment, world: World, queue: str
 ) -> None:
     async with run_command(deployment, "watch", "--queue", queue, "--limit", "2") as first:
@@ -213,7 +213,7 @@ async def test_a_durable_queue_is_read_on_where_the_last_watch_ended(
     assert [json.loads(line)["version"] for line in lines] == [1, 2, 3, 4, 5]
 
 
-async def test_ctrl_c_ends_it_quietly(deployment: Deployment, world: World) -> None:
+async def test_ctrl_c_ends_watch_without_a_message(deployment: Deployment, world: World) -> None:
     async with run_command(deployment, "watch") as watching:
         await watching.wait_for_error("watching")
         assert await watching.interrupt() == 130
@@ -221,7 +221,7 @@ async def test_ctrl_c_ends_it_quietly(deployment: Deployment, world: World) -> N
     assert (watching.out, watching.err.count(b"\n")) == (b"", 1)
 
 
-async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
+async def test_watch_ends_without_a_message_when_its_reader_is_gone(
     deployment: Deployment, world: World
 ) -> None:
     read, write = os.pipe()
@@ -237,7 +237,7 @@ async def test_it_ends_quietly_as_soon_as_nobody_reads_it_any_more(
     assert watching.err.count(b"\n") == 1
 
 
-async def test_a_full_disk_is_said(deployment: Deployment, world: World) -> None:
+async def test_a_full_disk_is_reported(deployment: Deployment, world: World) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     async with run_command(deployment, "watch", stdout=full) as watching:
         os.close(full)
@@ -248,10 +248,11 @@ async def test_a_full_disk_is_said(deployment: Deployment, world: World) -> None
     assert watching.err.endswith(b"outplan: standard output: No space left on device\n")
 
 
-async def test_a_reader_who_pauses_does_not_cost_the_connection(
+async def test_a_slow_reader_does_not_cost_the_connection(
     deployment: Deployment, world: World
 ) -> None:
-    often = f"{deployment.amqp_url}?heartbeat=1"  # The broker gives up after two missed ones.
+    # RabbitMQ closes the connection after two missed heartbeats.
+    often = f"{deployment.amqp_url}?heartbeat=1"
     read, write = os.pipe()
     async with run_command(
         deployment, "watch", "--amqp-url", often, "--limit", "200", stdout=write
@@ -259,20 +260,20 @@ async def test_a_reader_who_pauses_does_not_cost_the_connection(
         os.close(write)
         await watching.wait_for_error("watching")
         await publish_events(world, *(event_body(n, detail="x" * 2_000) for n in range(1, 201)))
-        await asyncio.sleep(5)  # That is the pause.
+        await asyncio.sleep(5)  # Stop reading for longer than that.
         with os.fdopen(read) as pipe:
             reading = asyncio.create_task(asyncio.to_thread(pipe.readlines))
             try:
                 assert await watching.wait() == 0
             finally:
-                await watching.kill()  # It is what lets the reader end.
+                await watching.kill()  # The reader ends with it.
                 lines = await reading
 
     assert len(lines) == 200
     assert watching.err.count(b"\n") == 1
 
 
-async def test_a_restart_of_the_broker_is_survived_and_said(
+async def test_watch_survives_a_restart_of_the_broker_and_reports_it(
     servers: Servers, deployment: Deployment, world: World, worker: WorkerProcess, queue: str
 ) -> None:
     async with (
@@ -288,7 +289,7 @@ async def test_a_restart_of_the_broker_is_survived_and_said(
         await passing.wait_for_error("events published meanwhile are lost", seconds=60)
         await durable.wait_for_error("reconnected; no event was missed", seconds=60)
         async with open_world(deployment) as again:
-            await a_life(again)
+            await run_lifecycle(again)
         assert await passing.wait() == 0
         assert await durable.wait() == 0
 
@@ -297,7 +298,7 @@ async def test_a_restart_of_the_broker_is_survived_and_said(
         assert b"Traceback" not in watching.err
 
 
-async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_said(
+async def test_watch_waits_for_a_broker_and_a_service_that_are_not_there_yet(
     deployment: Deployment,
 ) -> None:
     nobody = "amqp://127.0.0.1:1/"
@@ -322,7 +323,7 @@ async def test_a_broker_and_a_service_that_are_not_there_yet_are_waited_for_and_
         (["everything"], "everything"),
     ],
 )
-async def test_wrong_usage_is_told_with_exit_code_2(
+async def test_wrong_usage_ends_with_exit_code_2(
     deployment: Deployment, arguments: list[str], complaint: str
 ) -> None:
     async with run_command(deployment, "watch", *arguments) as wrong:
@@ -332,7 +333,7 @@ async def test_wrong_usage_is_told_with_exit_code_2(
     assert "Traceback" not in wrong.err.decode()
 
 
-async def test_a_refusal_by_the_broker_is_a_line_and_exit_code_1(
+async def test_a_refusal_by_the_broker_is_reported_in_one_line(
     deployment: Deployment, world: World
 ) -> None:
     async with run_command(deployment, "watch", "--queue", "amq.mine") as refused:

@@ -1,4 +1,4 @@
-"""The lines of an import: split out of bytes, and what they mean."""
+"""Split an import into lines, and parse them."""
 
 import json
 from typing import Any
@@ -38,7 +38,7 @@ def read(content: Any) -> Request:
 
 
 @given(st.lists(st.binary(max_size=8)), st.data())
-def test_lines_do_not_depend_on_the_pieces_that_they_come_in(
+def test_lines_do_not_depend_on_how_the_bytes_are_split(
     lines: list[bytes], data: st.DataObject
 ) -> None:
     whole = b"\n".join(lines)
@@ -48,7 +48,7 @@ def test_lines_do_not_depend_on_the_pieces_that_they_come_in(
     assert not whole or split(whole)[-1].end == len(whole)
 
 
-def test_of_an_endless_line_only_the_beginning_is_kept() -> None:
+def test_an_overlong_line_keeps_its_beginning_only() -> None:
     piece = b"x" * 1_000_000
     endless, after = split(*[piece] * 5, b"\nafter")
     assert endless.is_overlong
@@ -77,11 +77,11 @@ def test_an_outplan_in_any_form_is_a_create(spelt: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("tm_delete", ["2026-01-02 03:04:05.000006", "2026-01-02T03:04:05Z"])
-def test_a_deleted_outplan_is_nothing_to_do(tm_delete: str) -> None:
+def test_a_deleted_outplan_is_skipped(tm_delete: str) -> None:
     assert parse_line(make_line({**OUTPLAN, **ADDED, "tm_delete": tm_delete})) == DeletedOutplan()
 
 
-def test_an_event_is_repeated_by_what_it_changed() -> None:
+def test_an_event_becomes_the_command_that_repeats_it() -> None:
     data = {**OUTPLAN, "id": "x", **ADDED}
     updated = read({"type": "outplan_updated", "changed": ["name"], "data": data})
     assert (updated.name, updated.body) == ("outplan_update", {"id": "x", "name": "evenings"})
@@ -90,12 +90,12 @@ def test_an_event_is_repeated_by_what_it_changed() -> None:
     assert (deleted.name, deleted.body) == ("outplan_delete", {"id": "x"})
 
 
-def test_what_only_looks_like_the_services_own_fields_is_left_to_be_refused() -> None:
+def test_fields_that_the_service_would_not_have_written_are_kept_to_be_rejected() -> None:
     odd = {**OUTPLAN, "tm_create": "soon", "tm_delete": 7, "version": True}
     assert read(odd).body == odd
 
 
-def test_a_commands_id_follows_from_content_line_and_label() -> None:
+def test_a_commands_id_is_derived_from_content_line_number_and_label() -> None:
     ids = {
         found.message_id
         for number in (1, 2)
@@ -108,7 +108,7 @@ def test_a_commands_id_follows_from_content_line_and_label() -> None:
 
 
 @pytest.mark.parametrize("message_id", ["", "x" * 256, 5, None, {}])
-def test_a_message_id_that_cannot_be_sent_is_a_rejection(message_id: Any) -> None:
+def test_an_invalid_message_id_is_rejected(message_id: Any) -> None:
     line = {"command": "delete", "body": {"id": "x"}, "message_id": message_id}
     with pytest.raises(InvalidLine) as error:
         read(line)
