@@ -69,3 +69,12 @@ def test_commands_of_the_cli_extra_need_no_other_extra(arguments: list[str], cod
     done = run_without(WORKER + TESTING, *arguments, *options)
     assert done.returncode == code, done.stderr
     assert "pip install" not in done.stderr
+
+
+def test_the_modules_of_the_cli_extra_import_no_other_extra() -> None:
+    modules = ["publish", "importer", "watch", "rejected", "schema"]
+    program = "import importlib, sys\n" + "".join(
+        f"sys.modules[{name!r}] = None\n" for name in WORKER + TESTING
+    )
+    program += "".join(f"importlib.import_module('outplan.cli.{name}')\n" for name in modules)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
