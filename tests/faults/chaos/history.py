@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from tests.support.command_generator import Draft
+
 Document = dict[str, Any]
 
 # confirmed: the broker has it. returned: no queue took it. unknown: the connection broke first,
@@ -29,6 +31,21 @@ class SentCommand:
     body: str
     outcome: PublishOutcome
     invalid_code: str | None = None
+
+    @classmethod
+    def from_draft(
+        cls, draft: Draft, send_id: str, publisher: str, outcome: PublishOutcome
+    ) -> "SentCommand":
+        return cls(
+            send_id=send_id,
+            publisher=publisher,
+            name=draft.name,
+            message_id=draft.message_id,
+            outplan_id=draft.outplan_id,
+            body=draft.body.decode("latin-1"),
+            outcome=outcome,
+            invalid_code=draft.invalid_code,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,17 +101,7 @@ class LoadPublisher:
         )  # fmt: skip
 
     def _record(self, draft: Draft, send_id: str, outcome: PublishOutcome) -> None:
-        sent = SentCommand(
-            send_id=send_id,
-            publisher=self.name,
-            name=draft.name,
-            message_id=draft.message_id,
-            outplan_id=draft.outplan_id,
-            body=draft.body.decode("latin-1"),
-            outcome=outcome,
-            invalid_code=draft.invalid_code,
-        )
-        self._history.add(sent)
+        self._history.add(SentCommand.from_draft(draft, send_id, self.name, outcome))
 
 
 @asynccontextmanager

@@ -35,16 +35,8 @@ class PerfectService:
     def take(self, publisher: str, draft: Draft) -> None:
         """Record a command from a publisher and all its effects."""
         outcome: PublishOutcome = "unknown" if self.rng.random() < 0.05 else "confirmed"
-        sent = SentCommand(
-            send_id=f"{publisher} {len(self.history.sent)}",
-            publisher=publisher,
-            name=draft.name,
-            message_id=draft.message_id,
-            outplan_id=draft.outplan_id,
-            body=draft.body.decode("latin-1"),
-            outcome=outcome,
-            invalid_code=draft.invalid_code,
-        )
+        send_id = f"{publisher} {len(self.history.sent)}"
+        sent = SentCommand.from_draft(draft, send_id, publisher, outcome)
         self.history.add(sent)
         if outcome == "confirmed" or self.rng.random() < 0.5:
             self._judge(sent)
