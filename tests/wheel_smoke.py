@@ -110,6 +110,9 @@ def check_command_line() -> None:
 def check_no_worker() -> None:
     require_missing_extra("worker", "run")
     require_missing_extra("worker", "check")
+
+
+def check_no_harness() -> None:
     require_missing_extra("testing", "demo")
     require_missing_extra("testing", "sandbox")
 
@@ -185,8 +188,8 @@ def check_demo() -> None:
 
 CHECKS: Final[dict[str, tuple[Callable[[], None], ...]]] = {
     "base": (check_no_command_line, check_no_trace_headers),
-    "cli": (check_command_line, check_no_worker),
-    "worker": (check_command_line, check_worker),
+    "cli": (check_command_line, check_no_worker, check_no_harness),
+    "worker": (check_command_line, check_worker, check_no_harness),
     "testing": (check_worker, check_test_in_memory),
     "otel": (check_no_command_line, check_trace_headers),
     "all": (check_command_line, check_test_in_memory, check_trace_headers, check_demo),

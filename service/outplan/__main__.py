@@ -10,8 +10,9 @@ from typing import Final
 # Import names of the packages that the extras install.
 _OPTIONAL: Final = frozenset(
     {
-        "aiohttp", "bson", "click", "motor", "pika", "prometheus_client", "pydantic_settings",
-        "pymongo", "pytest", "rich", "structlog", "testcontainers", "typer", "uvloop",
+        "aiohttp", "bson", "click", "motor", "orjson", "pika", "prometheus_client",
+        "pydantic_settings", "pymongo", "pytest", "rich", "structlog", "testcontainers", "typer",
+        "uvloop",
     }
 )  # fmt: skip
 _EXTRAS: Final = {"run": "worker", "check": "worker", "demo": "testing", "sandbox": "testing"}

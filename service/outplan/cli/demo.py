@@ -1,9 +1,15 @@
 """Run the demo and the sandbox on servers of their own: ``outplan demo``, ``outplan sandbox``."""
 
+from importlib.util import find_spec
+
 from outplan.cli.errors import fail
 from outplan.testing.demo import DemoFailed, play
 from outplan.testing.errors import ServersUnavailable, WorkerFailed
 from outplan.testing.sandbox import stay
+
+# The harness imports it only to start containers; without it the extra is not installed.
+if find_spec("testcontainers") is None:
+    raise ModuleNotFoundError("no module named testcontainers", name="testcontainers")
 
 
 def run_demo() -> None:
