@@ -10,11 +10,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
 
+from outplan.contract.times import utc_now
 from outplan.contract.topology import topology
 from outplan.mongodb.store import MongoStore
 from outplan.rabbitmq.session import Session, open_session
 from outplan.settings import Settings, unknown_variables
-from outplan.worker.clock import utc_now
 from outplan.worker.health import Readiness, serve_health
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.watchdog import watchdog

@@ -17,11 +17,11 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.write_concern import WriteConcern
 
 from outplan.contract.messages import Create, Event
+from outplan.contract.times import text_time, utc_now
 from outplan.contract.topology import topology
 from outplan.domain.codec import event_body
-from outplan.domain.decider import decide, text_time
+from outplan.domain.decider import decide
 from outplan.settings import Settings, load_settings
-from outplan.worker.clock import utc_now
 
 PREFETCH: Final = 200
 _DURABLE: Final = WriteConcern("majority", j=True)

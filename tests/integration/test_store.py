@@ -208,16 +208,16 @@ async def test_a_document_that_breaks_the_contract_is_unprocessable(store: Outpl
 async def test_a_claim_fences_off_every_earlier_worker(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
     first = await store.claim(queue, "one")
-    await store.transact(lambda transaction: transaction.write_fence(first))
+    await store.transact(lambda transaction: transaction.save([], {}, [first]))
     second = await store.claim(queue, "two")
 
     with pytest.raises(Fenced):
-        await store.transact(lambda transaction: transaction.write_fence(first))
+        await store.transact(lambda transaction: transaction.save([], {}, [first]))
     with pytest.raises(Fenced):
         await store.record_attempt(first, Attempt("message", 1))
     with pytest.raises(Fenced):
         await store.transact(lambda transaction: transaction.read_fence(first))
-    await store.transact(lambda transaction: transaction.write_fence(second))
+    await store.transact(lambda transaction: transaction.save([], {}, [second]))
     assert (first.epoch, second.epoch) == (1, 2)
 
 
@@ -226,7 +226,7 @@ async def test_a_claim_inherits_recorded_outcomes_and_the_attempt(store: Outplan
     verdict = RecordedOutcome("a message", 7, "not_found", "no such outplan", None)
     claimed = await store.claim(queue, "one")
     held = Fence(queue, claimed.epoch, (verdict,))
-    await store.transact(lambda transaction: transaction.write_fence(held))
+    await store.transact(lambda transaction: transaction.save([], {}, [held]))
     await store.record_attempt(held, Attempt("message", 2))
 
     inherited = await store.claim(queue, "two")
@@ -249,7 +249,7 @@ async def test_hold_saves_recorded_outcomes_and_clears_the_attempt(store: Outpla
     await store.record_attempt(claimed, Attempt("message", 1))
     judged = Fence(queue, claimed.epoch, (RecordedOutcome("a message", 7),))
 
-    await store.transact(lambda transaction: transaction.write_fence(judged))
+    await store.transact(lambda transaction: transaction.save([], {}, [judged]))
 
     assert await store.transact(lambda transaction: transaction.read_fence(claimed)) == judged
 
@@ -265,7 +265,7 @@ async def test_a_claim_during_a_transaction_rolls_it_back(
         await transaction.load({record.event.data.id}, {record.event.id})
         await rival.claim(queue, "two")
         await transaction.save([record], {})
-        await transaction.write_fence(claimed)
+        await transaction.save([], {}, [claimed])
 
     with pytest.raises((Fenced, StoreConflict, StoreUnavailable)):
         await store.transact(claim_inside)

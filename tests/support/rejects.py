@@ -9,7 +9,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from outplan.domain.decider import text_time
+from outplan.contract.times import text_time
 from outplan.testing import Deployment
 from tests.support.commands import run_command
 from tests.support.world import Document, World, create_body, open_world

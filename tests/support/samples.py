@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from outplan.contract.amqp import Delivery
@@ -18,7 +19,9 @@ OTHER_CUSTOMER: Final = "7c4d2f3a-1b8e-98b8-5e4a-804e11ec8477"
 SOURCE: Final = {"type": "tel", "target": "+15559876543"}
 BEFORE: Final = "2026-11-23 06:09:59.999999"
 NOW: Final = "2026-11-23 06:10:00.123456"
+NOW_MOMENT: Final = datetime.fromisoformat(NOW).replace(tzinfo=UTC)
 LATER: Final = "2026-11-23 06:10:00.123457"
+LATER_MOMENT: Final = datetime.fromisoformat(LATER).replace(tzinfo=UTC)
 
 
 @dataclass

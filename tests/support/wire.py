@@ -149,7 +149,12 @@ def rejected_copy(
     sent: WireProperties, added: Mapping[str, Any] | None = None, content: bytes = b"{}"
 ) -> Publication:
     return Publication(
-        "", "outplan.rejected", content, added or {}, original=delivered(sent, content)
+        "",
+        "outplan.rejected",
+        content,
+        added or {},
+        original=delivered(sent, content),
+        mandatory=True,
     )
 
 

@@ -17,6 +17,7 @@ from tests.support.samples import (
     CUSTOMER,
     ID,
     NOW,
+    NOW_MOMENT,
     SOURCE,
     create_body,
     delete,
@@ -244,7 +245,7 @@ def test_whatever_comes_there_is_one_judgement_that_can_be_replied_and_copied(
     found = parse(sent)
     if isinstance(found, Problem):
         outcome = Outcome(sent, "rejected", problem=found)
-        copy, reply = publications(outcome, TOPOLOGY, NOW)
+        copy, reply = publications(outcome, TOPOLOGY, NOW_MOMENT)
         assert schemas.violations("problem", json.loads(copy.headers["x-problem"])) == ()
         assert schemas.violations("reply", json.loads(reply.body)) == ()
         assert copy.body is body

@@ -15,11 +15,12 @@ from outplan.domain.codec import Outcome, event_body, problem_body, publications
 from outplan.domain.decider import decide
 from outplan.rabbitmq.frames import read_content_header, write_table
 from tests.support.samples import (
-    BEFORE,
     CUSTOMER,
     ID,
     LATER,
+    LATER_MOMENT,
     NOW,
+    NOW_MOMENT,
     create,
     delivery,
     state,
@@ -94,7 +95,7 @@ def test_an_event_is_published_as_the_contract_says() -> None:
     event = update_event()
     [found] = publications(
         accepted(event, correlation_id="c-1", headers={"traceparent": "00-a-b-01", "x": 1}),
-        TOPOLOGY, BEFORE,
+        TOPOLOGY, NOW_MOMENT,
     )  # fmt: skip
     assert found == Publication(
         exchange="outplan.events",
@@ -107,6 +108,7 @@ def test_an_event_is_published_as_the_contract_says() -> None:
         type="outplan_updated",
         correlation_id="c-1",
         timestamp=1_795_414_200,
+        outplan_id=ID,
     )  # fmt: skip
     assert not found.mandatory
     assert not found.best_effort
@@ -115,7 +117,7 @@ def test_an_event_is_published_as_the_contract_says() -> None:
 def test_a_duplicates_event_is_published_byte_for_byte() -> None:
     first = accepted(update_event())
     again = replace(first, duplicate=True, delivery=delivery({}, tag=9, redelivered=True))
-    assert publications(again, TOPOLOGY, LATER) == publications(first, TOPOLOGY, NOW)
+    assert publications(again, TOPOLOGY, LATER_MOMENT) == publications(first, TOPOLOGY, NOW_MOMENT)
 
 
 # --- replies -----------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def outcomes() -> list[Outcome]:
 
 @pytest.mark.parametrize("outcome", outcomes(), ids=lambda o: f"{o.status}-{o.duplicate}")
 def test_a_reply_fits_its_schema_and_its_model(outcome: Outcome) -> None:
-    reply = publications(outcome, TOPOLOGY, NOW)[-1]
+    reply = publications(outcome, TOPOLOGY, NOW_MOMENT)[-1]
     assert reply.body == reply_body(outcome)
     assert schemas.violations("reply", json.loads(reply.body)) == ()
     assert Reply.model_validate_json(reply.body).status == outcome.status
@@ -159,7 +161,7 @@ def test_a_rejected_reply_has_the_problem_and_no_outplan() -> None:
 
 
 def test_a_reply_goes_through_the_default_exchange_to_whoever_asked() -> None:
-    reply = publications(accepted(create_event(), reply_to="me"), TOPOLOGY, NOW)[-1]
+    reply = publications(accepted(create_event(), reply_to="me"), TOPOLOGY, NOW_MOMENT)[-1]
     assert (reply.exchange, reply.routing_key, reply.type) == ("", "me", "outplan_reply")
     assert reply.correlation_id == "command-1"
     assert not reply.mandatory
@@ -173,7 +175,7 @@ def test_a_reply_echoes_the_correlation_id_or_else_the_message_id(
     sent: str | None, echoed: str
 ) -> None:
     reply = publications(
-        accepted(create_event(), reply_to="me", correlation_id=sent), TOPOLOGY, NOW
+        accepted(create_event(), reply_to="me", correlation_id=sent), TOPOLOGY, NOW_MOMENT
     )[-1]
     assert reply.correlation_id == echoed
 
@@ -183,7 +185,7 @@ def test_nobody_asked_and_nobody_is_told(reply_to: str | None) -> None:
     unchanged = Outcome(
         delivery({}, reply_to=reply_to), "unchanged", version=1, outplan=create_event().data
     )
-    assert publications(unchanged, TOPOLOGY, NOW) == []
+    assert publications(unchanged, TOPOLOGY, NOW_MOMENT) == []
 
 
 # --- problems and rejected copies --------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_a_problem_without_a_command_id_says_null() -> None:
 def test_a_rejected_copy_has_the_contracts_headers() -> None:
     found = Problem.of("not_found", "ä", "command-1")
     outcome = rejected(found, headers={"traceparent": "00-a-b-01"})
-    [copy] = publications(outcome, TOPOLOGY, NOW)
+    [copy] = publications(outcome, TOPOLOGY, NOW_MOMENT)
     assert (copy.exchange, copy.routing_key) == ("", "outplan.rejected")
     assert copy.body is outcome.delivery.body
     assert copy.original is outcome.delivery
@@ -225,7 +227,9 @@ def test_a_rejected_copy_has_the_contracts_headers() -> None:
 
 
 def traced(headers: dict[str, Any]) -> list[dict[str, Any]]:
-    found = publications(accepted(create_event(), reply_to="me", headers=headers), TOPOLOGY, NOW)
+    found = publications(
+        accepted(create_event(), reply_to="me", headers=headers), TOPOLOGY, NOW_MOMENT
+    )
     return [
         {k: v for k, v in p.headers.items() if k not in ("outplan_id", "customer_id", "version")}
         for p in found
@@ -255,7 +259,7 @@ def test_a_header_without_a_python_form_is_no_trace_context() -> None:
     sent = read_content_header(b"\x00\x3c\x00\x00" + bytes(8) + b"\x20\x00" + raw)
     event = create_event()
     outcome = replace(accepted(event), delivery=replace(delivery({}), properties=sent))
-    [found] = publications(outcome, TOPOLOGY, NOW)
+    [found] = publications(outcome, TOPOLOGY, NOW_MOMENT)
     assert found.headers["tracestate"] == "a=b"
     assert "traceparent" not in found.headers
 

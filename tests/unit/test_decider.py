@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from outplan.contract import schemas
 from outplan.contract.fields import NEVER
 from outplan.contract.messages import Command, Create, Event, Outplan, Update
+from outplan.contract.times import text_time
 from outplan.domain.codec import event_body
-from outplan.domain.decider import (
-    Decision,
-    Refusal,
-    State,
-    Unchanged,
-    decide,
-    evolve,
-    outplan_id,
-    text_time,
-)
+from outplan.domain.decider import Decision, Refusal, State, Unchanged, decide, evolve, outplan_id
 from tests.support.samples import (
     BEFORE,
     CUSTOMER,

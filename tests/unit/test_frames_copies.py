@@ -21,7 +21,7 @@ from outplan.rabbitmq.frames import (
     write_publication,
     write_table,
 )
-from tests.support.samples import NOW
+from tests.support.samples import NOW, NOW_MOMENT
 from tests.support.wire import (
     FRAME_MAX,
     content_header,
@@ -153,7 +153,7 @@ def largest_rejected_copy(**sent: Any) -> Publication:
     found = Problem.of("invalid_command", "32 rules broken", "c" * 255, errors=errors)
     original = read_content_header(content_header(headers={"a": "b" * 5_000}, **sent))
     outcome = Outcome(delivered(original), "rejected", problem=found)
-    return publications(outcome, topology(), NOW)[0]
+    return publications(outcome, topology(), NOW_MOMENT)[0]
 
 
 def headers_in(copy: Publication, frame_max: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from outplan.contract.topology import topology
 from outplan.domain.codec import Outcome, publications
 from outplan.rabbitmq.frames import U32, WireProperties, read_content_header, write_table
 from outplan.rabbitmq.session import Inbox
-from tests.support.samples import NOW
+from tests.support.samples import NOW_MOMENT
 from tests.support.wire import delivered, header_of, with_table
 
 READ: Final = {"traceparent": "00-trace", "tracestate": "a=b", "x-delivery-count": 2}
@@ -43,7 +43,7 @@ def test_what_the_service_reads_of_a_commands_headers_costs_one_walk() -> None:
         taken = delivered(asking(WORST))
         assert taken.delivery_count == 2
         for _ in range(2):  # An event's, and a reply's.
-            [reply] = publications(Outcome(taken, "unchanged"), topology(), NOW)
+            [reply] = publications(Outcome(taken, "unchanged"), topology(), NOW_MOMENT)
             assert reply.headers == {k: v for k, v in READ.items() if k != "x-delivery-count"}
 
     walk = cost(lambda: with_table(WORST).header("tracestate"))

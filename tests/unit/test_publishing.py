@@ -12,8 +12,8 @@ from outplan.rabbitmq.publisher import OnError, Publisher, split_into_waves
 from tests.support.samples import delivery
 
 EVENT = Publication("outplan.events", "k", b"{}", {})
-COPY = Publication("", "outplan.rejected", b"{}", {}, original=delivery({}))
-REPLY = Publication("", "me", b"{}", {}, type="outplan_reply")
+COPY = Publication("", "outplan.rejected", b"{}", {}, original=delivery({}), mandatory=True)
+REPLY = Publication("", "me", b"{}", {}, type="outplan_reply", best_effort=True)
 
 
 class RefusingPublisher(Publisher):
@@ -85,7 +85,8 @@ async def test_what_is_refused_is_sent_again_and_nothing_else() -> None:
 
 
 def an_event(outplan_id: str, version: int) -> Publication:
-    return Publication("outplan.events", "k", b"{}", {"outplan_id": outplan_id, "version": version})
+    headers = {"outplan_id": outplan_id, "version": version}
+    return Publication("outplan.events", "k", b"{}", headers, outplan_id=outplan_id)
 
 
 async def test_an_event_waits_for_the_one_before_it_of_its_outplan() -> None:

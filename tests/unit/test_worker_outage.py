@@ -10,11 +10,11 @@ import pytest
 from pamqp.commands import Basic
 
 from outplan.contract.amqp import Publication
+from outplan.contract.times import utc_now
 from outplan.contract.topology import topology
 from outplan.domain.poison import MAX_ATTEMPTS
 from outplan.errors import BrokerUnavailable
 from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
-from outplan.worker.clock import utc_now
 from outplan.worker.pipeline import SUSPICIOUS_DELIVERIES
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import Dependencies, Worker

@@ -22,7 +22,7 @@ from outplan.cli.output import (
 )
 from outplan.cli.stdout import require_stdout
 from outplan.contract.messages import Problem
-from outplan.domain.decider import text_time
+from outplan.contract.times import text_time
 from outplan.operations.redrive import RedriveResult
 from outplan.operations.rejected_queue import RejectedMessage
 

@@ -1,7 +1,7 @@
-"""AMQP messages as values: what the broker delivers, and what is published. Pure."""
+"""AMQP messages as values: deliveries and publications. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
@@ -13,7 +13,8 @@ TRACE_HEADERS: Final = ("traceparent", "tracestate")
 class Properties(Protocol):
     """A message's AMQP properties, by the names of the protocol's basic class.
 
-    ``raw`` is all of them as they came on the wire.
+    ``raw`` holds all of them as they were on the wire. Text that is not UTF-8 has surrogate
+    escapes. ``timestamp`` is in seconds.
     """
 
     raw: bytes
@@ -26,12 +27,12 @@ class Properties(Protocol):
     timestamp: int | None
 
     def header(self, name: str) -> Any:
-        """The value of one header; None where it is absent or has no Python form."""
+        """Return the value of a header; None if it is absent or has no Python form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message as the broker handed it over; ``tag`` settles it."""
+    """A message as the broker delivered it; ``tag`` is the delivery tag to ack."""
 
     tag: int
     queue: str
@@ -43,7 +44,7 @@ class Delivery:
 
     @property
     def command_id(self) -> str | None:
-        """The message_id, where there is one and it is text."""
+        """The message_id, if there is one and it is UTF-8."""
         id_ = self.properties.message_id
         return id_ if id_ and _is_text(id_) else None
 
@@ -53,18 +54,18 @@ class Delivery:
 
     @property
     def fingerprint(self) -> str:
-        """What a redelivery has in common with it, and no other message.
+        """A SHA-256 in hex that only a redelivery of this message shares.
 
-        Not even the same command sent again: as far as its sender tells its sendings apart.
+        A resend differs as long as its sender gives it a correlation_id or a timestamp of its own.
         """
         known = self.properties
-        told = (known.message_id, self.command_name, known.correlation_id, known.reply_to,
-                known.timestamp)  # fmt: skip
-        return sha256(repr(told).encode("utf-8", "surrogateescape") + self.body).hexdigest()
+        identity = (known.message_id, self.command_name, known.correlation_id, known.reply_to,
+                    known.timestamp)  # fmt: skip
+        return sha256(repr(identity).encode("utf-8", "surrogateescape") + self.body).hexdigest()
 
     @property
     def delivery_count(self) -> int:
-        """How often the broker has delivered it before; 0 for the first time."""
+        """How often the broker has delivered the message before."""
         count = self.properties.header(DELIVERY_COUNT) if self.redelivered else 0
         return count if isinstance(count, int) else 0
 
@@ -74,6 +75,9 @@ class Publication:
     """A message to publish: JSON, persistent, from this service.
 
     ``original`` makes it a copy: that delivery's body and properties, with ``headers`` added.
+    ``timestamp`` is in seconds. ``outplan_id`` is set for an event, which waits for the confirms of
+    the outplan's earlier events. ``best_effort`` is for a reply, whose queue may be gone or full.
+    A ``mandatory`` message is an error where no queue takes it.
     """
 
     exchange: str
@@ -84,25 +88,12 @@ class Publication:
     type: str | None = None
     correlation_id: str | None = None
     timestamp: int | None = None
-    original: Delivery | None = field(default=None)
-
-    @property
-    def best_effort(self) -> bool:
-        """A reply: its queue may be gone, or full, and nobody else is to wait for that."""
-        return not self.exchange and self.original is None
-
-    @property
-    def outplan_id(self) -> str | None:
-        """Whose event it is; None where it is none."""
-        found: str | None = self.headers.get("outplan_id") if self.exchange else None
-        return found
-
-    @property
-    def mandatory(self) -> bool:
-        """A rejected copy that no queue takes would be lost; an event or a reply may be."""
-        return self.original is not None
+    original: Delivery | None = None
+    outplan_id: str | None = None
+    best_effort: bool = False
+    mandatory: bool = False
 
 
 def _is_text(value: str) -> bool:
-    """Whether it is valid Unicode: bytes that were no UTF-8 are kept as surrogates."""
+    """Tell whether a text was UTF-8 on the wire: other bytes are kept as surrogates."""
     return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)

@@ -1,15 +1,39 @@
 """Decide a batch in order and in memory: its outcomes, and what to store for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Event
-from outplan.domain.codec import Outcome, ParsedCommand, accepted, rejected
+from outplan.domain.codec import Outcome, ParsedCommand, rejected
 from outplan.domain.decider import Refusal, State, Unchanged, decide, evolve
 from outplan.domain.dedup import DeduplicationWindow
 from outplan.domain.records import Record, RecordedOutcome, Snapshot
 from outplan.errors import Unprocessable
+
+
+class Decisions(NamedTuple):
+    """A decided batch: ``records`` are the events to store, ``recorded`` each fence's outcomes."""
+
+    outcomes: list[Outcome]
+    records: list[Record]
+    recorded: dict[str, tuple[RecordedOutcome, ...]]
+
+
+def decide_batch(
+    items: Sequence[ParsedCommand | Outcome],
+    snapshot: Snapshot,
+    windows: Mapping[str, DeduplicationWindow],
+    now: str,
+) -> Decisions:
+    """Decide one attempt at a batch, in order. Raises Unprocessable for a bug.
+
+    ``windows`` by queue. ``now`` is the time of every change, in the contract's form.
+    """
+    batch = Batch(snapshot, windows, now)
+    outcomes = [batch.decide(item) for item in items]
+    return Decisions(outcomes, batch.records, batch.outcomes_to_record())
 
 
 @dataclass(slots=True)
@@ -22,10 +46,7 @@ class _Queue:
 
 
 class Batch:
-    """One attempt at a batch: each command sees what the commands before it have changed.
-
-    ``records`` are the events to store. ``now`` is the time of every change, as contract text.
-    """
+    """One attempt at a batch: each command sees what the commands before it have changed."""
 
     def __init__(
         self, snapshot: Snapshot, windows: Mapping[str, DeduplicationWindow], now: str
@@ -39,10 +60,7 @@ class Batch:
         self.records: list[Record] = []
 
     def decide(self, item: ParsedCommand | Outcome) -> Outcome:
-        """Return the outcome of the next delivery; one that has its outcome keeps it.
-
-        Raises Unprocessable for a bug, since nothing else can make a decision fail.
-        """
+        """Return the outcome of the next delivery; an invalid one has its outcome already."""
         if isinstance(item, Outcome):
             return item
         queue = self._queues.setdefault(item.delivery.queue, _Queue(item.delivery))
@@ -54,7 +72,7 @@ class Batch:
         if record is None:
             return self._decide_anew(item, queue)
         if record.digest == item.digest:
-            return accepted(item.delivery, record.event, duplicate=True)
+            return _accepted(item, record.event, duplicate=True)
         detail = "this message_id was accepted before with other content"
         return self._repeat(item, _recorded(item, Refusal("message_id_reused", detail)), queue)
 
@@ -78,7 +96,7 @@ class Batch:
         record = self._known[item.command_id] = Record(decision, item.digest)
         self.records.append(record)
         queue.accepted.append(item.delivery)
-        return accepted(item.delivery, decision)
+        return _accepted(item, decision)
 
     def _repeat(self, item: ParsedCommand, recorded: RecordedOutcome, queue: _Queue) -> Outcome:
         """Answer as recorded, and keep the record under this session's delivery tag."""
@@ -89,6 +107,10 @@ class Batch:
         version = (item.outplan_id, recorded.version or 0)
         state = self._past.get(version, self._states[item.outplan_id])
         return Outcome(item.delivery, "unchanged", version=state.version, outplan=state.outplan)
+
+
+def _accepted(item: ParsedCommand, event: Event, *, duplicate: bool = False) -> Outcome:
+    return Outcome(item.delivery, "accepted", duplicate, event, event.version, event.data)
 
 
 def _recorded(

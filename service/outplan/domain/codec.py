@@ -12,6 +12,7 @@ from outplan.contract import schemas
 from outplan.contract.amqp import TRACE_HEADERS, Delivery, Publication
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS
 from outplan.contract.messages import COMMANDS, Command, Event, Outplan, Problem, ProblemError
+from outplan.contract.times import text_time
 from outplan.contract.topology import Topology
 from outplan.domain.decider import outplan_id
 
@@ -41,11 +42,6 @@ class Outcome:
     version: int | None = None
     outplan: Outplan | None = None
     problem: Problem | None = None
-
-
-def accepted(delivery: Delivery, event: Event, *, duplicate: bool = False) -> Outcome:
-    """Make the outcome of a command that caused ``event``, now or when it was first sent."""
-    return Outcome(delivery, "accepted", duplicate, event, event.version, event.data)
 
 
 def rejected(delivery: Delivery, code: str, detail: str, **extra: Any) -> Outcome:
@@ -89,18 +85,19 @@ def digest(name: str, command: Command) -> str:
     ).hexdigest()
 
 
-def publications(outcome: Outcome, topology: Topology, now: str) -> list[Publication]:
+def publications(outcome: Outcome, topology: Topology, now: datetime) -> list[Publication]:
     """List what the broker must confirm before the outcome's delivery is acked.
 
-    ``now`` (text, UTC) is the time of rejection.
+    ``now`` is the time of rejection.
     """
+    delivery, trace = outcome.delivery, _trace_context(outcome.delivery)
     found = []
     if outcome.event is not None:
-        found.append(_event_publication(outcome.event, outcome.delivery, topology))
+        found.append(_event_publication(outcome.event, delivery, topology, trace))
     if outcome.problem is not None:
-        found.append(_rejected_copy(outcome.problem, outcome.delivery, topology, now))
-    if outcome.delivery.properties.reply_to:
-        found.append(_reply_publication(outcome))
+        found.append(_rejected_copy(outcome.problem, delivery, topology, now))
+    if delivery.properties.reply_to:
+        found.append(_reply_publication(outcome, trace))
     return found
 
 
@@ -174,7 +171,9 @@ def _escaped(part: int | str) -> str:
     return "/" + str(part).replace("~", "~0").replace("/", "~1")
 
 
-def _event_publication(event: Event, delivery: Delivery, topology: Topology) -> Publication:
+def _event_publication(
+    event: Event, delivery: Delivery, topology: Topology, trace: dict[str, str]
+) -> Publication:
     outplan = event.data
     return Publication(
         exchange=topology.events.name,
@@ -184,29 +183,31 @@ def _event_publication(event: Event, delivery: Delivery, topology: Topology) -> 
             "outplan_id": outplan.id,
             "customer_id": outplan.customer_id,
             "version": event.version,
-            **_trace_context(delivery),
+            **trace,
         },
         message_id=event.id,
         type=event.type,
         correlation_id=delivery.properties.correlation_id,
         timestamp=_seconds(event.time),
+        outplan_id=outplan.id,
     )
 
 
-def _reply_publication(outcome: Outcome) -> Publication:
+def _reply_publication(outcome: Outcome, trace: dict[str, str]) -> Publication:
     delivery = outcome.delivery
     return Publication(
         exchange="",
         routing_key=delivery.properties.reply_to or "",
         body=reply_body(outcome),
-        headers=_trace_context(delivery),
+        headers=trace,
         type="outplan_reply",
         correlation_id=delivery.properties.correlation_id or delivery.command_id,
+        best_effort=True,
     )
 
 
 def _rejected_copy(
-    problem: Problem, delivery: Delivery, topology: Topology, now: str
+    problem: Problem, delivery: Delivery, topology: Topology, now: datetime
 ) -> Publication:
     return Publication(
         exchange="",
@@ -215,11 +216,12 @@ def _rejected_copy(
         headers={
             "x-problem-code": problem.code,
             "x-problem": problem_body(problem).decode(),
-            "x-rejected-at": now,
+            "x-rejected-at": text_time(now),
             "x-original-exchange": delivery.exchange,
             "x-original-routing-key": delivery.routing_key,
         },
         original=delivery,
+        mandatory=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""The rules: what a command does to an outplan. Pure: no clock, no I/O, no randomness."""
+"""Decide what a command does to an outplan. Pure: no clock, no I/O, no randomness."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,15 +7,16 @@ from uuid import UUID, uuid5
 
 from outplan.contract.fields import NEVER
 from outplan.contract.messages import Command, Create, Delete, Event, EventType, Outplan, Update
+from outplan.contract.times import text_time
 
 _MICROSECOND: Final = timedelta(microseconds=1)
-# Ids of outplans whose creator gave none: UUIDv5 of the message_id in this namespace.
+# The namespace of ids that a create without one gets: UUIDv5 of its message_id.
 _CREATED: Final = UUID("6f7c2f0e-3c1d-5b8e-9a55-0d1c4a1f6b7e")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """An outplan as of one version."""
+    """An outplan and its version."""
 
     outplan: Outplan
     version: int
@@ -23,12 +24,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """The command is granted and there is nothing to do."""
+    """The decision on a command that changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The command is refused with one of the contract's codes."""
+    """The decision to reject a command, with one of the contract's codes."""
 
     code: str
     detail: str
@@ -38,20 +39,15 @@ class Refusal:
 Decision = Event | Unchanged | Refusal
 
 
-def text_time(moment: datetime) -> str:
-    """A UTC time in the contract's form, ``YYYY-MM-DD HH:MM:SS.ffffff``."""
-    return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
-
-
 def outplan_id(command: Command, command_id: str) -> str:
-    """The outplan that a command is about; a create without ``id`` derives it."""
+    """Return the id of a command's outplan; derive it for a create without one."""
     return command.id or str(uuid5(_CREATED, command_id))
 
 
 def decide(state: State | None, command: Command, command_id: str, now: str) -> Decision:
-    """Judge one command against the outplan that it names.
+    """Decide on one command, given the state of its outplan.
 
-    ``now`` is the contract's text form of a UTC time.
+    ``now`` is a UTC time in the contract's form.
     """
     if isinstance(command, Create):
         return _create(state, command, command_id, now)
@@ -64,7 +60,7 @@ def decide(state: State | None, command: Command, command_id: str, now: str) -> 
 
 
 def evolve(state: State | None, event: Event) -> State:
-    """Apply an event; its ``data`` is the whole document after the change."""
+    """Apply an event to the state before it. Raises ValueError for a gap in versions."""
     expected = 1 if state is None else state.version + 1
     if event.version != expected:
         raise ValueError(f"event {event.id!r} has version {event.version}, not {expected}")
@@ -118,7 +114,7 @@ def _delete(state: State, command_id: str, now: str) -> Decision:
 
 
 def _after(state: State, now: str) -> str:
-    """``now``, or just after the last change where this worker's clock is behind."""
+    """Return ``now``, or a time just after the last change if this clock is behind."""
     last = state.outplan.tm_update
     if now > last:
         return now

@@ -6,7 +6,7 @@ commands' ids. So every failure is answered by running the batch again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from inspect import isawaitable
 from typing import Any, Final, TypeVar
 
@@ -81,17 +81,19 @@ class MongoTransaction:
         recorded = (record_of(doc).event for doc in events)
         return {(e.data.id, e.version): State(e.data, e.version) for e in recorded}
 
-    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
-        """Write events, and the outplans that they leave over the versions in ``known``."""
-        if not records:
-            return
-        events = [InsertOne(event_document(record)) for record in records]
-        await self._write(EVENTS, events)
-        latest = {record.event.data.id: record.event for record in records}
-        writes = [_outplan_write(event, known.get(id_)) for id_, event in latest.items()]
-        result = await self._write(OUTPLANS, writes)
-        if result.inserted_count + result.matched_count != len(writes):
-            raise StoreConflict("an outplan has another version than was read")
+    async def save(
+        self, records: Sequence[Record], known: Mapping[str, State], fences: Sequence[Fence] = ()
+    ) -> None:
+        """Write events, the outplans that they leave, and the fences' outcomes last."""
+        if records:
+            await self._write(EVENTS, [InsertOne(event_document(record)) for record in records])
+            latest = {record.event.data.id: record.event for record in records}
+            writes = [_outplan_write(event, known.get(id_)) for id_, event in latest.items()]
+            result = await self._write(OUTPLANS, writes)
+            if result.inserted_count + result.matched_count != len(writes):
+                raise StoreConflict("an outplan has another version than was read")
+        for fence in fences:
+            await self._write_fence(fence)
 
     async def read_fence(self, fence: Fence) -> Fence:
         """Read the fence as it is stored now. Raises Fenced."""
@@ -100,8 +102,12 @@ class MongoTransaction:
             raise _fenced(fence)
         return fence_of(document)
 
-    async def write_fence(self, fence: Fence) -> None:
-        """Write the fence's outcomes. Raises Fenced where another worker has claimed the queue."""
+    async def _find(self, collection: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        cursor = self._database[collection].find(wanted, session=self._session)
+        found: list[dict[str, Any]] = await cursor.to_list(length=None)
+        return found
+
+    async def _write_fence(self, fence: Fence) -> None:
         # The counter changes the document in each batch, so that another worker's claim conflicts.
         update: dict[str, Any] = {
             "$inc": {"batches": 1},
@@ -114,11 +120,6 @@ class MongoTransaction:
         )
         if result.matched_count != 1:
             raise _fenced(fence)
-
-    async def _find(self, collection: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-        cursor = self._database[collection].find(wanted, session=self._session)
-        found: list[dict[str, Any]] = await cursor.to_list(length=None)
-        return found
 
     async def _write(self, collection: str, writes: Sequence[Any]) -> Any:
         return await self._database[collection].bulk_write(

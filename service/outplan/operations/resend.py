@@ -134,7 +134,12 @@ class ReplyClient:
         BrokerUnavailable where it may take effect.
         """
         publication = Publication(
-            command.exchange, command.routing_key, command.body, {}, original=command
+            command.exchange,
+            command.routing_key,
+            command.body,
+            {},
+            original=command,
+            mandatory=True,
         )
         frame_max = self._connection.frame_max
         frames = write_publication(self._channel.number, publication, frame_max, self.user)

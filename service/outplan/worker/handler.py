@@ -8,9 +8,9 @@ from functools import partial
 from typing import Final
 
 from outplan.contract.amqp import Delivery
-from outplan.domain.batch import Batch
+from outplan.contract.times import Clock, text_time
+from outplan.domain.batch import decide_batch
 from outplan.domain.codec import Outcome, ParsedCommand, parse, rejected
-from outplan.domain.decider import text_time
 from outplan.domain.dedup import DeduplicationWindow
 from outplan.domain.poison import MAX_ATTEMPTS, PoisonGuard
 from outplan.domain.records import Fence, OutplanVersion
@@ -22,7 +22,6 @@ from outplan.errors import (
     Unprocessable,
 )
 from outplan.retry import retrying
-from outplan.worker.clock import Clock
 from outplan.worker.ports import BatchTransaction, OutplanStore
 
 # After so many conflicts in a row a batch is split: it may be too large for the server's memory,
@@ -177,25 +176,24 @@ class Handler:
         *,
         reconcile: bool,
     ) -> tuple[list[Outcome], list[Fence]]:
-        """Run one attempt at a batch inside its transaction, the fences last."""
+        """Run one attempt at a batch inside its transaction."""
         if reconcile:
             for claim in self._claims.values():
                 claim.window.reconcile((await transaction.read_fence(claim.fence)).outcomes)
         windows = {queue: claim.window for queue, claim in self._claims.items()}
+        is_repeated = reconcile or any(command.delivery.redelivered for command in commands)
         snapshot = await transaction.load(
             {command.outplan_id for command in commands},
             {command.command_id for command in commands},
-            _recalled_versions(commands, windows),
+            _recalled_versions(commands, windows) if is_repeated else (),
         )
-        batch = Batch(snapshot, windows, text_time(self._clock()))
-        outcomes = [batch.decide(item) for item in parsed]
-        await transaction.save(batch.records, snapshot.states)
-        fences = []
-        for queue, recorded in batch.outcomes_to_record().items():
-            claim = self._claims[queue]
-            fences.append(Fence(queue, claim.epoch, recorded, claim.guard.attempt))
-            await transaction.write_fence(fences[-1])
-        return outcomes, fences
+        decisions = decide_batch(parsed, snapshot, windows, text_time(self._clock()))
+        fences = [
+            Fence(queue, self._claims[queue].epoch, recorded, self._claims[queue].guard.attempt)
+            for queue, recorded in decisions.recorded.items()
+        ]
+        await transaction.save(decisions.records, snapshot.states, fences)
+        return decisions.outcomes, fences
 
 
 def _parse(deliveries: Sequence[Delivery]) -> list[ParsedCommand | Outcome]:

@@ -8,11 +8,10 @@ from typing import Final, TypeVar
 import structlog
 
 from outplan.contract.amqp import Delivery
+from outplan.contract.times import Clock
 from outplan.contract.topology import Topology
 from outplan.domain.codec import Outcome, publications
-from outplan.domain.decider import text_time
 from outplan.errors import BrokerUnavailable, Fatal, Fenced, OutplanError, Unprocessable
-from outplan.worker.clock import Clock
 from outplan.worker.handler import Handler
 from outplan.worker.ports import BrokerSession
 from outplan.worker.telemetry import Health, Metrics
@@ -83,7 +82,7 @@ class Pipeline:
             await self._committed.put(None)
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
-        highest = max(delivery.delivery_count for delivery in deliveries)
+        highest = max((d.delivery_count for d in deliveries if d.redelivered), default=0)
         if highest >= SUSPICIOUS_DELIVERIES:
             self._log.warning("batch_split", commands=len(deliveries), deliveries=highest)
             return await self._handle_one_by_one(deliveries)
@@ -115,7 +114,7 @@ class Pipeline:
         while (outcomes := await self._committed.get()) is not None:
             if isinstance(outcomes, OutplanError):
                 raise outcomes
-            since, now = time.monotonic(), text_time(self._clock())
+            since, now = time.monotonic(), self._clock()
             await self._session.publish(
                 [message for o in outcomes for message in publications(o, self._topology, now)]
             )

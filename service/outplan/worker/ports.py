@@ -3,7 +3,7 @@
 ``rabbitmq.session`` and ``mongodb.store`` implement them, and so does ``testing.memory``.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from outplan.contract.amqp import Delivery, Publication
@@ -52,18 +52,18 @@ class BatchTransaction(Protocol):
     ) -> Snapshot:
         """Read outplans by id, events by command id, and outplans as of ``past`` versions."""
 
-    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
-        """Write events, and the outplans that they leave over the versions in ``known``.
+    async def save(
+        self, records: Sequence[Record], known: Mapping[str, State], fences: Sequence[Fence] = ()
+    ) -> None:
+        """Write events, the outplans that they leave, and the fences' outcomes last.
 
-        Raises StoreConflict where an outplan has another version than ``known``, or an event's id
-        or place in its outplan's history is taken.
+        ``known`` has the outplans' states as they were read. Raises StoreConflict where an outplan
+        has another version by now, or an event's id or place in its outplan's history is taken.
+        Raises Fenced where another worker has claimed a queue.
         """
 
     async def read_fence(self, fence: Fence) -> Fence:
         """Read the fence as it is stored now. Raises Fenced."""
-
-    async def write_fence(self, fence: Fence) -> None:
-        """Write the fence's outcomes. Raises Fenced where another worker has claimed the queue."""
 
 
 class OutplanStore(Protocol):

@@ -10,10 +10,10 @@ from typing import Final
 import structlog
 from tenacity import AsyncRetrying
 
+from outplan.contract.times import Clock
 from outplan.contract.topology import PREFETCH, Topology
 from outplan.errors import BrokerUnavailable, OutplanError, StoreConflict, StoreUnavailable
 from outplan.retry import retrying
-from outplan.worker.clock import Clock
 from outplan.worker.handler import Handler
 from outplan.worker.pipeline import SESSION_ENDED, Pipeline
 from outplan.worker.ports import BrokerSession, OutplanStore

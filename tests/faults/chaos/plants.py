@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -12,6 +13,7 @@ from pymongo.errors import OperationFailure
 
 from outplan.contract import topology
 from outplan.contract.amqp import Delivery, Publication
+from outplan.contract.times import utc_now
 from outplan.domain import codec
 from outplan.domain.codec import Outcome
 from outplan.domain.records import Fence, Snapshot
@@ -52,10 +54,9 @@ def publish_before_commit() -> None:
     async def publish_then_commit(self: MongoStore, work: Any) -> Any:
         async def publish_early(transaction: MongoTransaction) -> Any:
             result = await work(transaction)
-            if isinstance(result, tuple) and result and isinstance(result[0], list):
+            if isinstance(result, tuple):
                 layout = declared_topology()
-                now = "2026-11-24 00:00:00.000000"
-                early = [p for o in result[0] for p in codec.publications(o, layout, now)]
+                early = [p for o in result[0] for p in codec.publications(o, layout, utc_now())]
                 await current_session().publish([p for p in early if p.exchange])
             return result
 
@@ -71,7 +72,7 @@ def ack_before_publish() -> None:
     last: dict[Session, Delivery] = {}
     publications = codec.publications
 
-    def remember(outcome: Outcome, layout: Any, now: str) -> list[Publication]:
+    def remember(outcome: Outcome, layout: Any, now: datetime) -> list[Publication]:
         for session in sessions:
             last[session] = outcome.delivery
         return publications(outcome, layout, now)
@@ -121,10 +122,7 @@ def skip_version_guard() -> None:
         with suppress(OperationFailure):  # Another worker has dropped it.
             await self._client[self._database.name][EVENTS].drop_index(VERSION_INDEX)
 
-    async def skip_fence(_: MongoTransaction, fence: Fence) -> None:
-        return None
-
-    async def save(self: MongoTransaction, records: Any, known: Any) -> None:
+    async def save(self: MongoTransaction, records: Any, *_: Any) -> None:
         if not records:
             return
         await self._write(EVENTS, [InsertOne(event_document(r)) for r in records])
@@ -132,7 +130,6 @@ def skip_version_guard() -> None:
         await self._write(OUTPLANS, [replace_unguarded(event, None) for event in latest.values()])
 
     _patch(MongoStore, "prepare", prepare_without_index)
-    _patch(MongoTransaction, "write_fence", skip_fence)
     _patch(MongoTransaction, "save", save)
 
 
@@ -153,7 +150,7 @@ def change_repeats() -> None:
     """Publish a duplicate's event with its members in another order."""
     publications = codec.publications
 
-    def publications_reordered(outcome: Outcome, layout: Any, now: str) -> list[Publication]:
+    def publications_reordered(outcome: Outcome, layout: Any, now: datetime) -> list[Publication]:
         found = publications(outcome, layout, now)
         if not outcome.duplicate:
             return found
@@ -180,7 +177,7 @@ def consume_twice() -> None:
         return None
 
     _patch(topology, "_command_queue", command_queue_shared)
-    _patch(MongoTransaction, "write_fence", skip_fence)
+    _patch(MongoTransaction, "_write_fence", skip_fence)
 
 
 def swap_replies() -> None:

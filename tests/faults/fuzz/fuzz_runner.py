@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
@@ -11,6 +12,7 @@ import orjson
 from outplan.contract import schemas
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.messages import PROBLEM_CODES
+from outplan.contract.times import text_time
 from outplan.contract.topology import PREFETCH, topology
 from outplan.domain.batch import Batch
 from outplan.domain.codec import Outcome, ParsedCommand, parse, publications
@@ -72,7 +74,7 @@ class FuzzRunner:
         """Handle one batch and return its outcomes; malformed messages have none."""
         cases = [case for mutant in mutants if (case := self._decode(mutant)) is not None]
         requests = [c.parsed for c in cases if isinstance(c.parsed, ParsedCommand)]
-        batch = Batch(self._load_snapshot(requests), {QUEUE: self._window}, self._now())
+        batch = Batch(self._load_snapshot(requests), {QUEUE: self._window}, text_time(self._now()))
         for case in cases:
             with self._report_exceptions(case.mutant):
                 self._judge(batch, case)
@@ -89,7 +91,8 @@ class FuzzRunner:
         if case is not None:
             requests = [case.parsed] if isinstance(case.parsed, ParsedCommand) else []
             self._judge(
-                Batch(self._load_snapshot(requests), {QUEUE: self._window}, self._now()), case
+                Batch(self._load_snapshot(requests), {QUEUE: self._window}, text_time(self._now())),
+                case,
             )
             nanoseconds = case.nanoseconds
         self._outplans, self._events, self._commands, self.report = before
@@ -134,9 +137,9 @@ class FuzzRunner:
             {id_: record_of(self._events[id_]) for id_ in events},
         )
 
-    def _now(self) -> str:
+    def _now(self) -> datetime:
         """Return a time that goes back as often as forward."""
-        return f"2026-11-23 06:10:{self._tag % 60:02d}.123456"
+        return datetime(2026, 11, 23, 6, 10, self._tag % 60, 123456, tzinfo=UTC)
 
     def _remember(self, batch: Batch) -> None:
         for outcomes in batch.outcomes_to_record().values():
@@ -214,6 +217,9 @@ class FuzzRunner:
         command, expected = oracle.predict_ruling(
             delivery.command_name, delivery.body, before, version
         )
+        if recorded := self._window.recall(delivery):
+            # Nothing tells this resend from a redelivery, so it has the recorded outcome.
+            return oracle.Prediction(recorded.code or "unchanged"), command
         if earlier := self._commands.get(id_):
             is_duplicate = earlier == command
             outcome = "accepted" if is_duplicate else "message_id_reused"

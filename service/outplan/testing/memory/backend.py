@@ -16,6 +16,7 @@ from outplan.client.requests import CreateFields, Preconditions, UpdateFields
 from outplan.client.session import ReconnectingSession
 from outplan.contract.amqp import Publication
 from outplan.contract.messages import EventType, Problem
+from outplan.contract.times import utc_now
 from outplan.contract.topology import topology
 from outplan.testing.errors import WorkerFailed
 from outplan.testing.event_buffer import EventBuffer
@@ -24,7 +25,6 @@ from outplan.testing.memory.broker import STOPPED, MemoryBroker, Message
 from outplan.testing.memory.store import MemoryStore
 from outplan.testing.raw_command import RawCommand
 from outplan.testing.worker_exit import WorkerExit, raise_if_exited, run_unless_exited
-from outplan.worker.clock import utc_now
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import Dependencies, Worker
 

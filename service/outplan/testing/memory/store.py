@@ -46,7 +46,9 @@ class MemoryTransaction:
             {version: self._past(version) for version in past},
         )
 
-    async def save(self, records: Sequence[Record], known: dict[str, State]) -> None:
+    async def save(
+        self, records: Sequence[Record], known: Mapping[str, State], fences: Sequence[Fence] = ()
+    ) -> None:
         for record in records:
             event = record.event
             self._insert((EVENTS, event.id), _checked(event_document(record)))
@@ -57,15 +59,14 @@ class MemoryTransaction:
             if (current["version"] if current else None) != _version(known.get(id_)):
                 raise StoreConflict("an outplan has another version than was read")
             self._write((OUTPLANS, id_), outplan_document(event))
+        for fence in fences:
+            stored = await self.read_fence(fence)
+            attempt = stored.attempt if fence.attempt else None
+            written = replace(stored, outcomes=fence.outcomes, attempt=attempt)
+            self._write((FENCES, fence.queue), written)
 
     async def read_fence(self, fence: Fence) -> Fence:
         return _held(self._read((FENCES, fence.queue)), fence)
-
-    async def write_fence(self, fence: Fence) -> None:
-        stored = await self.read_fence(fence)
-        attempt = stored.attempt if fence.attempt else None
-        written = replace(stored, outcomes=fence.outcomes, attempt=attempt)
-        self._write((FENCES, fence.queue), written)
 
     def commit(self) -> None:
         """Store it all, or raise StoreConflict where another has written the same meanwhile."""
