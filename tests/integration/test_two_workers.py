@@ -85,7 +85,9 @@ async def test_a_slow_clock_does_not_move_timestamps_back(
         reply = await world.ask("outplan_create", create_body())
     id_, created = reply["outplan"]["id"], reply["outplan"]["tm_update"]
 
-    behind = await start_worker(deployment, module="tests.integration.slow_clock_worker")
+    behind = await start_worker(
+        deployment, module="tests.support.faulty_worker", CLOCK_SKEW="-3600"
+    )
     try:
         await behind.wait_for_log("ready")
         updated = await world.ask("outplan_update", {"id": id_, "name": "later"})

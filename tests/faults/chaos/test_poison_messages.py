@@ -13,7 +13,7 @@ from tests.support.scenario import Scenario, assert_scenario, build_scenario, se
 from tests.support.worker_process import run_worker
 from tests.support.world import World, create_body, open_world
 
-CRASHING_WORKER = "tests.integration.crashing_worker"
+FAULTY_WORKER = "tests.support.faulty_worker"
 HANG_SECONDS = 1.5
 CRASHING_SECONDS = 60.0
 # The worker gives up on a poison message after several attempts, slowly on a busy machine.
@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 150.0
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.mark.parametrize("kind", ["killer", "endless"])
+@pytest.mark.parametrize("kind", ["crash", "hang"])
 async def test_a_poison_message_alone_is_rejected_and_can_be_redriven_after_a_fix(
     deployment: Deployment, kind: str
 ) -> None:
@@ -33,11 +33,11 @@ async def test_a_poison_message_alone_is_rejected_and_can_be_redriven_after_a_fi
         healthy += [await world.send("outplan_create", create_body()) for _ in range(20)]
 
         async with supervise_worker(
-            deployment, module=CRASHING_WORKER, OUTPLAN_HANG_SECONDS=str(HANG_SECONDS)
+            deployment, module=FAULTY_WORKER, OUTPLAN_HANG_SECONDS=str(HANG_SECONDS)
         ) as codes:
             await world.wait_for(lambda: has_events(world, healthy), TIMEOUT_SECONDS)
             await world.wait_for(lambda: bool(world.replies[poison]), TIMEOUT_SECONDS)
-        assert set(codes) == {-signal.SIGKILL if kind == "killer" else 1}
+        assert set(codes) == {-signal.SIGKILL if kind == "crash" else 1}
         assert world.replies[poison][0]["problem"]["code"] == "delivery_limit"
 
         async with run_worker(deployment):
@@ -55,7 +55,7 @@ async def test_workers_that_die_every_second_reject_no_healthy_command(
         await send_scenario(world, scenario)
 
         began = monotonic()
-        async with supervise_worker(deployment, module=CRASHING_WORKER, CRASH_AFTER="1") as codes:
+        async with supervise_worker(deployment, module=FAULTY_WORKER, CRASH_AFTER="1") as codes:
             while monotonic() - began < CRASHING_SECONDS:
                 await send_and_wait(world, scenario)
         async with run_worker(deployment) as survivor:

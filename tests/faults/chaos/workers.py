@@ -6,7 +6,7 @@ import signal
 from typing import Any, Final
 
 from outplan.testing import Deployment
-from tests.faults.chaos.worker import CRASH_POINTS
+from tests.support.faulty_worker import CRASH_POINTS
 from tests.support.worker_process import WorkerProcess, start_worker
 
 _MODULE: Final = "tests.faults.chaos.worker"
@@ -44,9 +44,11 @@ class WorkerPool:
             environment["CLOCK_SKEW"] = str(self._rng.choice([-60, 60]))
         if self._planted:
             point = self._rng.choice(_EXPOSING_POINTS)
-            environment["CRASH"] = f"{point}:{5 * _CRASH_PROBABILITY}"
+            environment["CRASH_AT"] = point
+            environment["CRASH_PROBABILITY"] = str(5 * _CRASH_PROBABILITY)
         elif kind == "crashing":
-            environment["CRASH"] = f"{self._rng.choice(CRASH_POINTS)}:{_CRASH_PROBABILITY}"
+            environment["CRASH_AT"] = self._rng.choice(CRASH_POINTS)
+            environment["CRASH_PROBABILITY"] = str(_CRASH_PROBABILITY)
         worker = await start_worker(self._deployment, module=_MODULE, **environment)
         self.running.append(worker)
         return worker
