@@ -14,7 +14,7 @@ from outplan.testing.sandbox import is_ready
 from outplan.testing.servers import reserve_ports
 from tests.support.brokers import skip_without_docker
 from tests.support.leak_check import wait_until
-from tests.support.modes import an_outplan
+from tests.support.modes import outplan_fields
 
 # Building the image and downloading its packages takes minutes.
 pytestmark = pytest.mark.timeout(600)
@@ -49,7 +49,7 @@ class Project(NamedTuple):
         """Create an outplan and return its version."""
         url = f"amqp://guest:guest@127.0.0.1:{self.ports['AMQP_PORT']}/"
         async with OutplanClient(url) as client:
-            return (await client.create(**an_outplan())).version
+            return (await client.create(**outplan_fields())).version
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The harness' contract, on real servers and in memory."""
+"""Test the harness' contract on real servers and in memory."""
 
 import asyncio
 import json
@@ -17,33 +17,32 @@ from outplan.client import (
     TooLarge,
     VersionConflict,
 )
-from outplan.testing import Servers
-from outplan.testing.harness import OutplanService
-from tests.support.modes import MODES, an_outplan, opened, versions
+from outplan.testing import AsyncService, Servers
+from tests.support.modes import MODES, open_service, outplan_fields, versions
 from tests.support.world import CUSTOMER
 
 
 @pytest.fixture(scope="module", params=MODES)
-async def service(
-    request: pytest.FixtureRequest, servers: Servers
-) -> AsyncIterator[OutplanService]:
-    """For tests that leave its worker as it is; what they see they find by their own ids."""
-    async with opened(request.param, servers) as found:
+async def service(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[AsyncService]:
+    """Share one service among tests that leave its worker alone and use their own ids."""
+    async with open_service(request.param, servers) as found:
         yield found
 
 
 @pytest.fixture(params=MODES)
-async def fresh(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[OutplanService]:
-    """For tests that do something to the worker, or look at all there is."""
-    async with opened(request.param, servers) as found:
+async def fresh(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[AsyncService]:
+    """Open a service for tests that control the worker or look at all data."""
+    async with open_service(request.param, servers) as found:
         yield found
 
 
 # --- commands and their outcomes ---------------------------------------------------------------
 
 
-async def test_an_outplans_life_is_told_step_by_step(service: OutplanService) -> None:
-    created = await service.create(**an_outplan(try_interval=5_000))
+async def test_create_update_and_delete_return_outcomes_and_publish_events(
+    service: AsyncService,
+) -> None:
+    created = await service.create(**outplan_fields(try_interval=5_000))
     id_ = created.outplan.id
     updated = await service.update(UUID(id_), try_interval=6_000, expected_version=1)
     same = await service.update(id_, try_interval=6_000)
@@ -65,18 +64,18 @@ async def test_an_outplans_life_is_told_step_by_step(service: OutplanService) ->
     assert (document.outplan, document.version) == (deleted.outplan, 3)
 
 
-async def test_a_command_sent_again_is_a_duplicate_and_its_event_a_repeat(
-    service: OutplanService,
+async def test_a_resent_command_is_a_duplicate_and_its_event_is_repeated(
+    service: AsyncService,
 ) -> None:
     id_ = str(uuid4())
-    first = await service.create(**an_outplan(), message_id=UUID(id_))
-    again = await service.create(**an_outplan(), message_id=id_)
+    first = await service.create(**outplan_fields(), message_id=UUID(id_))
+    again = await service.create(**outplan_fields(), message_id=id_)
 
     assert (first.duplicate, again.duplicate) == (False, True)
     assert (again.outplan, again.version) == (first.outplan, first.version)
     original, repeat = [event for event in await service.events() if event.id == id_]
     assert original == repeat
-    # Who waits for events wants each once.
+    # next_event skips the repeat.
     assert await service.next_event(outplan_id=first.outplan.id) == original
     updated = await service.update(first.outplan.id, name="the next")
     assert (await service.next_event(outplan_id=first.outplan.id)).id == updated.message_id
@@ -85,25 +84,25 @@ async def test_a_command_sent_again_is_a_duplicate_and_its_event_a_repeat(
     ]
 
 
-async def test_what_changes_nothing_has_no_event(service: OutplanService) -> None:
-    id_ = (await service.create(**an_outplan(name="as it is"))).outplan.id
+async def test_an_update_that_changes_nothing_has_no_event(service: AsyncService) -> None:
+    id_ = (await service.create(**outplan_fields(name="as it is"))).outplan.id
     assert (await service.update(id_, name="as it is")).status == "unchanged"
     await service.update(id_, name="other")
     assert (await versions(service))[id_] == [1, 2]
 
 
-async def test_each_rejection_is_an_error_of_its_own(service: OutplanService) -> None:
+async def test_each_rejection_raises_its_own_error(service: AsyncService) -> None:
     id_ = str(uuid4())
-    await service.create(**an_outplan(id=id_), message_id=f"{id_} first")
+    await service.create(**outplan_fields(id=id_), message_id=f"{id_} first")
 
     with pytest.raises(NotFound):
         await service.update(str(uuid4()), name="other")
     with pytest.raises(NotFound):
         await service.delete(id_, customer_id=uuid4())
     with pytest.raises(AlreadyExists):
-        await service.create(**an_outplan(id=id_))
+        await service.create(**outplan_fields(id=id_))
     with pytest.raises(MessageIdReused):
-        await service.create(**an_outplan(id=id_, name="other"), message_id=f"{id_} first")
+        await service.create(**outplan_fields(id=id_, name="other"), message_id=f"{id_} first")
     with pytest.raises(VersionConflict) as conflict:
         await service.delete(id_, expected_version=7, message_id=f"{id_} stale")
     assert conflict.value.current_version == 1
@@ -112,17 +111,17 @@ async def test_each_rejection_is_an_error_of_its_own(service: OutplanService) ->
     assert json.loads(copy.body) == {"id": id_, "expected_version": 7}
 
 
-async def test_what_the_client_refuses_is_never_sent(service: OutplanService) -> None:
+async def test_commands_that_the_client_refuses_are_not_sent(service: AsyncService) -> None:
     before = await service.rejected()
     with pytest.raises(InvalidCommand) as invalid:
-        await service.create(**an_outplan(dial_timeout=30, dial_timout=30_000))
+        await service.create(**outplan_fields(dial_timeout=30, dial_timout=30_000))
     with pytest.raises(TooLarge):
         await service.update(str(uuid4()), detail="\N{BELL}" * 65_535)
     with pytest.raises(ValueError, match="255 bytes"):
         await service.delete(str(uuid4()), message_id="x" * 256)
 
     assert {e.pointer for e in invalid.value.errors} == {"/dial_timeout", "/dial_timout"}
-    await service.create(**an_outplan())
+    await service.create(**outplan_fields())
     assert await service.rejected() == before
 
 
@@ -141,14 +140,14 @@ async def test_what_the_client_refuses_is_never_sent(service: OutplanService) ->
         ("outplan_create", b" " * 262_145, "too_large"),
     ],
 )
-async def test_whatever_is_wrong_lies_among_the_rejected_as_it_was_sent(
-    service: OutplanService,
+async def test_an_invalid_command_is_in_the_rejected_queue_as_it_was_sent(
+    service: AsyncService,
     name: str,
     body: Mapping[str, Any] | bytes,
     code: str,
 ) -> None:
     sent = await service.publish(name, body, headers={"mine": 1})
-    await service.create(**an_outplan())
+    await service.create(**outplan_fields())
 
     [copy] = [copy for copy in await service.rejected() if copy.message_id == sent]
     assert (copy.name, copy.problem.code, copy.problem.command_id) == (name, code, sent)
@@ -162,9 +161,9 @@ async def test_whatever_is_wrong_lies_among_the_rejected_as_it_was_sent(
 # --- events and documents ----------------------------------------------------------------------
 
 
-async def test_each_event_is_the_next_once(service: OutplanService) -> None:
-    one = (await service.create(**an_outplan())).outplan.id
-    other = (await service.create(**an_outplan())).outplan.id
+async def test_next_event_returns_each_event_once(service: AsyncService) -> None:
+    one = (await service.create(**outplan_fields())).outplan.id
+    other = (await service.create(**outplan_fields())).outplan.id
     await service.update(one, name="later")
     await service.delete(one)
 
@@ -178,25 +177,25 @@ async def test_each_event_is_the_next_once(service: OutplanService) -> None:
         await service.next_event(outplan_id=one, within=0.05)
 
 
-async def test_what_no_event_fits_is_not_waited_for(service: OutplanService) -> None:
+async def test_next_event_refuses_a_filter_that_no_event_matches(service: AsyncService) -> None:
     asked: Any = [{"kind": "outplan_create"}, {"outplan_id": "evenings"}]
     for wrong in asked:
         with pytest.raises(ValueError, match="not "):
             await service.next_event(**wrong)
 
 
-async def test_an_event_that_is_still_to_come_is_awaited(service: OutplanService) -> None:
+async def test_next_event_waits_for_an_event(service: AsyncService) -> None:
     id_ = str(uuid4())
     waiting = asyncio.create_task(service.next_event(outplan_id=id_))
-    sent = await service.publish("outplan_create", an_outplan(id=id_))
+    sent = await service.publish("outplan_create", outplan_fields(id=id_))
     assert (await waiting).id == sent
 
 
-async def test_the_documents_are_all_there_are_in_the_order_of_their_making(
-    fresh: OutplanService,
+async def test_documents_returns_all_outplans_in_the_order_of_their_creation(
+    fresh: AsyncService,
 ) -> None:
     assert (await fresh.documents(), await fresh.events(), await fresh.rejected()) == ((), (), ())
-    made = [await fresh.create(**an_outplan(name=f"outplan {n}")) for n in range(3)]
+    made = [await fresh.create(**outplan_fields(name=f"outplan {n}")) for n in range(3)]
     await fresh.delete(made[0].outplan.id)
 
     found = await fresh.documents()
@@ -206,11 +205,11 @@ async def test_the_documents_are_all_there_are_in_the_order_of_their_making(
     assert [d.outplan.deleted for d in found] == [True, False, False]
 
 
-async def test_commands_take_effect_in_the_order_in_which_they_were_sent(
-    service: OutplanService,
+async def test_commands_take_effect_in_the_order_of_their_publication(
+    service: AsyncService,
 ) -> None:
     id_ = str(uuid4())
-    sent = [await service.publish("outplan_create", an_outplan(id=id_, name="0"))]
+    sent = [await service.publish("outplan_create", outplan_fields(id=id_, name="0"))]
     for n in range(1, 40):
         body = {"id": id_, "name": str(n), "expected_version": n}
         sent.append(await service.publish("outplan_update", body))
@@ -221,21 +220,21 @@ async def test_commands_take_effect_in_the_order_in_which_they_were_sent(
     ]
 
 
-async def test_calls_may_run_at_the_same_time(service: OutplanService) -> None:
-    id_ = (await service.create(**an_outplan())).outplan.id
+async def test_calls_can_run_concurrently(service: AsyncService) -> None:
+    id_ = (await service.create(**outplan_fields())).outplan.id
     calls = [service.update(id_, name=f"name {n}", expected_version=1) for n in range(10)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     refused = [r for r in results if isinstance(r, CommandRejected)]
     assert [r.code for r in refused] == ["version_conflict"] * 9
 
 
-async def test_the_rejected_stand_in_the_order_of_their_rejection(
-    service: OutplanService,
+async def test_rejected_returns_commands_in_the_order_of_their_rejection(
+    service: AsyncService,
 ) -> None:
-    """More than 32: of so many RabbitMQ gives back what is given back at once in any order."""
+    """Use more than 32: RabbitMQ requeues so many in any order, if they are requeued at once."""
     before = len(await service.rejected())
     sent = [await service.publish("outplan_paint", {}) for _ in range(40)]
-    await service.create(**an_outplan())  # It is handled after them all.
+    await service.create(**outplan_fields())  # The worker handles it after all others.
     for _ in range(2):
         found = await service.rejected()
         assert [copy.message_id for copy in found[before:]] == sent
@@ -246,24 +245,24 @@ async def test_the_rejected_stand_in_the_order_of_their_rejection(
     [("x" * 256, {}), ("\udc80", {}), ("outplan_delete", {"it": object()})],
     ids=["a long name", "no text", "no value"],
 )
-async def test_what_amqp_does_not_carry_is_refused_at_once(
-    service: OutplanService, name: str, headers: dict[str, object]
+async def test_publish_refuses_what_amqp_does_not_carry(
+    service: AsyncService, name: str, headers: dict[str, object]
 ) -> None:
     with pytest.raises(ValueError, match="AMQP does not carry"):
         await service.publish(name, {}, headers=headers)
 
 
 @pytest.mark.parametrize("body", ["{}", 1, None, ["{}"]])
-async def test_a_body_that_is_neither_fields_nor_bytes_is_refused(
-    service: OutplanService, body: Any
+async def test_publish_refuses_a_body_that_is_neither_mapping_nor_bytes(
+    service: AsyncService, body: Any
 ) -> None:
     with pytest.raises(TypeError, match="a body is a mapping or bytes, not"):
         await service.publish("outplan_delete", body)
 
 
 @pytest.mark.parametrize("message_id", ["", "x" * 256])
-async def test_a_message_id_that_cannot_be_sent_is_refused(
-    service: OutplanService, message_id: str
+async def test_publish_refuses_a_message_id_that_amqp_does_not_carry(
+    service: AsyncService, message_id: str
 ) -> None:
     with pytest.raises(ValueError, match="255 bytes"):
         await service.publish("outplan_delete", {"id": str(uuid4())}, message_id=message_id)

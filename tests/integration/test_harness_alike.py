@@ -1,4 +1,4 @@
-"""What is sent to real servers and to memory alike comes to the same in both."""
+"""Send the same commands to real servers and to memory, and compare the effects."""
 
 import json
 import random
@@ -11,11 +11,10 @@ from uuid import UUID, uuid5
 import pytest
 
 from outplan.client import CommandRejected, Event, Outplan
-from outplan.testing import Servers
-from outplan.testing.harness import OutplanService
+from outplan.testing import AsyncService, Servers
 from outplan.testing.live import live_service
 from outplan.testing.memory import memory_service
-from tests.support.modes import an_outplan
+from tests.support.modes import outplan_fields
 from tests.support.world import CUSTOMER
 
 FOLDER = Path(__file__).parents[2] / "schemas" / "examples"
@@ -39,7 +38,7 @@ MILLISECONDS = (0, 30, 1_000, 30_000, 30_000.0, 600_001, 2**31, "1000", None)
 NAMESPACE = UUID(int=1)
 
 Document = dict[str, Any]
-Both = tuple[OutplanService, OutplanService]
+Both = tuple[AsyncService, AsyncService]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,10 @@ async def both(servers: Servers) -> AsyncIterator[Both]:
         yield memory, live
 
 
-# --- what is seen, without what the clock made of it -------------------------------------------
+# --- effects without timestamps -------------------------------------------
 
 
-def timeless(outplan: Outplan) -> Document:
+def strip_times(outplan: Outplan) -> Document:
     times = outplan.model_dump(include={"tm_create", "tm_update", "tm_delete"})
     assert times["tm_create"] <= times["tm_update"]
     assert times["tm_delete"] in (times["tm_update"], "9999-01-01 00:00:00.000000")
@@ -59,20 +58,21 @@ def timeless(outplan: Outplan) -> Document:
     return {**rest, "deleted": outplan.deleted, "new": times["tm_create"] == times["tm_update"]}
 
 
-def seen_event(event: Event) -> Document:
+def describe_event(event: Event) -> Document:
     assert event.time == event.data.tm_update
-    return {**event.model_dump(exclude={"time"}), "data": timeless(event.data)}
+    return {**event.model_dump(exclude={"time"}), "data": strip_times(event.data)}
 
 
-async def seen(service: OutplanService) -> Document:
-    """All that there is, with the rejected by id: a queue that was looked through loses its order.
+async def collect_effects(service: AsyncService) -> Document:
+    """Collect all data; sort rejected commands by id and documents by id.
 
-    The documents too: which were made in one batch, and so at one time, is chance.
+    Reading the queue changes its order, and which documents share a batch and so a creation time
+    is chance.
     """
     return {
-        "events": [seen_event(event) for event in await service.events()],
+        "events": [describe_event(event) for event in await service.events()],
         "documents": sorted(
-            ((timeless(d.outplan), d.version) for d in await service.documents()),
+            ((strip_times(d.outplan), d.version) for d in await service.documents()),
             key=lambda found: str(found[0]["id"]),
         ),
         "rejected": sorted(
@@ -82,8 +82,8 @@ async def seen(service: OutplanService) -> Document:
     }
 
 
-async def asked(service: OutplanService, name: str, id_: str, body: Document) -> Document:
-    """What create, update or delete returns or raises."""
+async def call_service(service: AsyncService, name: str, id_: str, body: Document) -> Document:
+    """Call create, update or delete and describe what it returns or raises."""
     fields = dict(body)
     try:
         if name == "outplan_create":
@@ -99,7 +99,7 @@ async def asked(service: OutplanService, name: str, id_: str, body: Document) ->
         "status": result.status,
         "duplicate": result.duplicate,
         "version": result.version,
-        "outplan": timeless(result.outplan),
+        "outplan": strip_times(result.outplan),
     }
 
 
@@ -107,16 +107,16 @@ async def asked(service: OutplanService, name: str, id_: str, body: Document) ->
 
 
 @pytest.mark.parametrize(("path", "body"), EXAMPLES.items(), ids=EXAMPLES)
-async def test_an_example_of_the_contract_comes_to_the_same(
+async def test_an_example_of_the_contract_has_the_same_effect(
     both: Both, path: str, body: bytes
 ) -> None:
     kind, command, _ = path.split("/")
     found = []
     for service in both:
         await service.publish(command, body, message_id=path)
-        # What was sent before it has been judged before it.
-        await service.create(**an_outplan(), message_id=f"{path} is judged")
-        found.append(await seen(service))
+        # The worker handles the example before this command.
+        await service.create(**outplan_fields(), message_id=f"{path} is judged")
+        found.append(await collect_effects(service))
     memory, live = found
     assert memory == live
     [problem] = [p for id_, _, _, p in memory["rejected"] if id_ == path] or [""]
@@ -124,9 +124,9 @@ async def test_an_example_of_the_contract_comes_to_the_same(
 
 
 @pytest.mark.parametrize("path", ASKABLE)
-async def test_an_example_asked_for_has_the_same_answer(both: Both, path: str) -> None:
+async def test_an_example_of_the_contract_has_the_same_reply(both: Both, path: str) -> None:
     body, command = json.loads(EXAMPLES[path]), path.split("/")[1]
-    memory, live = [await asked(service, command, f"{path} asked", body) for service in both]
+    memory, live = [await call_service(service, command, f"{path} asked", body) for service in both]
     assert memory == live
 
 
@@ -135,7 +135,7 @@ async def test_an_example_asked_for_has_the_same_answer(both: Both, path: str) -
 
 @dataclass
 class Chance:
-    """Commands at random, the same ones for the same seed: right ones, wrong ones, repeats."""
+    """Generate valid and invalid commands and repeats, the same for the same seed."""
 
     seed: int
     sent: list[tuple[str, str, Document]] = field(default_factory=list)
@@ -145,7 +145,7 @@ class Chance:
         self._ids = [str(uuid5(NAMESPACE, f"{self.seed} {n}")) for n in range(4)]
 
     def command(self) -> tuple[str, str, Document]:
-        """Its name, its message_id and its body."""
+        """Generate a name, a message_id and a body."""
         chance = self._random.random()
         if self.sent and chance < 0.15:
             return self._random.choice(self.sent)
@@ -159,7 +159,7 @@ class Chance:
     def _new(self) -> tuple[str, Document]:
         name = self._random.choices(COMMANDS, (3, 8, 1))[0]
         if name == "outplan_create":
-            return name, an_outplan(id=self._random.choice(self._ids), **self._settings())
+            return name, outplan_fields(id=self._random.choice(self._ids), **self._settings())
         body: Document = {"id": self._random.choice(self._ids)}
         if self._random.random() < 0.3:
             body["expected_version"] = self._random.randint(1, 6)
@@ -181,7 +181,7 @@ class Chance:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_commands_at_random_come_to_the_same(servers: Servers, seed: int) -> None:
+async def test_random_commands_have_the_same_effect(servers: Servers, seed: int) -> None:
     chance = Chance(seed)
     commands = [(*chance.command(), n % 3 == 0) for n in range(150)]
     answers: list[list[Document]] = []
@@ -193,12 +193,12 @@ async def test_commands_at_random_come_to_the_same(servers: Servers, seed: int) 
                 if unheard:
                     await service.publish(name, body, message_id=id_)
                 else:
-                    answers[-1].append(await asked(service, name, id_, body))
-            found.append(await seen(service))
+                    answers[-1].append(await call_service(service, name, id_, body))
+            found.append(await collect_effects(service))
 
     assert answers[0] == answers[1]
     assert found[0] == found[1]
-    # It was worth comparing.
+    # The commands had every kind of effect.
     assert len(found[0]["events"]) > len(found[0]["documents"]) == 4
     problems = "".join(problem for *_, problem in found[0]["rejected"])
     for code in ("not_found", "already_exists", "version_conflict", "message_id_reused"):

@@ -1,4 +1,4 @@
-"""The harness' worker process: that its end is told, and that nothing of it is left."""
+"""Test that the harness reports its worker's exit and leaves nothing behind."""
 
 import asyncio
 import json
@@ -35,8 +35,8 @@ asyncio.run(hang())
 """
 
 
-def workers(service: LiveService) -> list[int]:
-    """The worker's processes; the warden, which has the same environment, is left out."""
+def find_workers(service: LiveService) -> list[int]:
+    """Find the worker's processes, without the supervisor, which has the same environment."""
     return [
         process
         for process in find_processes_with(f"OUTPLAN_PREFIX={service.deployment.prefix}")
@@ -44,49 +44,49 @@ def workers(service: LiveService) -> list[int]:
     ]
 
 
-def folders(prefix: str) -> list[Path]:
+def find_folders(prefix: str) -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob(f"*{prefix}*"))
 
 
-async def test_a_worker_that_ends_by_itself_ends_every_wait_with_its_log(servers: Servers) -> None:
+async def test_calls_raise_with_the_log_when_the_worker_exits_by_itself(servers: Servers) -> None:
     async with live_service(servers) as service:
         waiting = asyncio.create_task(service.next_event(within=60))
-        (worker,) = workers(service)
+        (worker,) = find_workers(service)
         os.kill(worker, signal.SIGKILL)
-        with pytest.raises(WorkerFailed, match=r'ended by itself(?s:.*)"ready"'):
+        with pytest.raises(WorkerFailed, match=r'exited by itself(?s:.*)"ready"'):
             await waiting
         for call in (service.create(**CREATE), service.events(), service.documents()):
-            with pytest.raises(WorkerFailed, match="ended by itself"):
+            with pytest.raises(WorkerFailed, match="exited by itself"):
                 await call
         await service.start_worker()
         assert (await service.create(**CREATE)).version == 1
 
 
-async def test_a_worker_that_was_killed_by_the_test_is_no_failure(servers: Servers) -> None:
+async def test_a_worker_that_the_test_killed_is_no_failure(servers: Servers) -> None:
     async with live_service(servers) as service:
         await service.kill_worker()
-        assert not workers(service)
+        assert not find_workers(service)
         sent = await service.publish("outplan_create", CREATE)
         assert not await service.documents()
         await service.start_worker()
         assert (await service.next_event()).id == sent
 
 
-async def test_nothing_of_it_is_left(servers: Servers) -> None:
+async def test_nothing_remains_after_the_block(servers: Servers) -> None:
     async with live_service(servers) as service:
         await service.create(**CREATE)
         place = service.deployment
-        assert folders(place.prefix)
+        assert find_folders(place.prefix)
     assert not find_processes_with(f"OUTPLAN_PREFIX={place.prefix}")
-    assert not folders(place.prefix)
-    await nothing_is_on_servers(place)
+    assert not find_folders(place.prefix)
+    await assert_nothing_on_servers(place)
 
 
-async def test_nothing_is_left_on_servers_given_by_url_when_the_tests_are_killed(
+async def test_nothing_remains_on_servers_given_by_url_after_the_tests_were_killed(
     servers: Servers, tmp_path: Path
 ) -> None:
     urls = {AMQP_VARIABLE: servers.rabbitmq.url, MONGO_VARIABLE: servers.mongodb.url}
-    # A package of our name in the folder of the tests is not taken for ours.
+    # The cleanup must not import a module of the same name from the tests' folder.
     (tmp_path / "outplan.py").write_text("raise SystemExit('not this one')")
     program = [sys.executable, "-P", "-c", TESTS]
     tests = await asyncio.create_subprocess_exec(
@@ -96,12 +96,12 @@ async def test_nothing_is_left_on_servers_given_by_url_when_the_tests_are_killed
     place = Deployment(**json.loads(await tests.stdout.readline()))
     tests.kill()
     await tests.wait()
-    wait_until(lambda: not folders(place.prefix))
+    wait_until(lambda: not find_folders(place.prefix))
     assert not find_processes_with(f"OUTPLAN_PREFIX={place.prefix}")
-    await nothing_is_on_servers(place)
+    await assert_nothing_on_servers(place)
 
 
-async def nothing_is_on_servers(place: Deployment) -> None:
+async def assert_nothing_on_servers(place: Deployment) -> None:
     async with AsyncMongoClient[dict[str, object]](place.mongo_url) as mongo:
         assert place.database not in await mongo.list_database_names()
     layout = topology(place.prefix)
@@ -114,7 +114,7 @@ async def nothing_is_on_servers(place: Deployment) -> None:
                 await (await connection.channel()).get_exchange(exchange.name)
 
 
-async def test_what_was_rejected_stays_where_it_is_and_in_order(servers: Servers) -> None:
+async def test_reading_rejected_commands_leaves_them_in_order(servers: Servers) -> None:
     async with live_service(servers) as service:
         sent = [await service.publish("outplan_create", b"{") for _ in range(5)]
         await service.create(**CREATE)

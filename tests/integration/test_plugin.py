@@ -1,4 +1,4 @@
-"""The pytest plugin, in suites of its users: each is a pytest run of its own."""
+"""Test the pytest plugin in users' suites, each in a pytest run of its own."""
 
 import sys
 from pathlib import Path
@@ -64,7 +64,7 @@ async def test_anyio(anyio_backend, outplan_service):
 def suite(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> pytest.Pytester:
-    """A user's suite, with temporary files of its own and no servers by URL."""
+    """Make a user's suite with its own temporary folder and no servers by URL."""
     for name in (AMQP_VARIABLE, MONGO_VARIABLE, MODE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "tmp").mkdir()
@@ -77,55 +77,55 @@ def suite(
 def served(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, servers: Servers
 ) -> pytest.Pytester:
-    """A user's suite that is given servers by URL."""
+    """Make a user's suite that is given servers by URL."""
     monkeypatch.setenv(AMQP_VARIABLE, servers.rabbitmq.url)
     monkeypatch.setenv(MONGO_VARIABLE, servers.mongodb.url)
     return suite
 
 
-def ran(suite: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
+def run_suite(suite: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
     suite.makepyfile(A_CREATE + tests)
     return suite.runpytest_subprocess("-p", "no:cacheprovider", *options)
 
 
-def nothing_is_left(tmp_path: Path) -> None:
-    """A server's files go after its processes have gone."""
+def assert_nothing_remains(tmp_path: Path) -> None:
+    """Wait until no process and no file remains."""
     wait_until(lambda: not any((tmp_path / "tmp").iterdir()))
     wait_until(lambda: not find_processes_with(f"TMPDIR={tmp_path / 'tmp'}"))
 
 
-def test_one_worker_serves_tests_of_every_kind_and_is_gone_afterwards(
+def test_fixtures_serve_sync_asyncio_and_anyio_tests_and_leave_nothing(
     served: pytest.Pytester, tmp_path: Path
 ) -> None:
-    ran(served, ALL_KINDS).assert_outcomes(passed=4)
-    nothing_is_left(tmp_path)
+    run_suite(served, ALL_KINDS).assert_outcomes(passed=4)
+    assert_nothing_remains(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["option", "ini"])
-def test_the_same_tests_pass_in_memory_where_there_are_no_servers(
+def test_the_same_tests_pass_in_memory_without_servers(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv(MODE_VARIABLE, "none")
     if how == "ini":
         suite.makeini(f"{INI}outplan_mode = memory\n")
     options = ["--outplan-mode=memory"] if how == "option" else []
-    ran(suite, ALL_KINDS, *options).assert_outcomes(passed=4)
+    run_suite(suite, ALL_KINDS, *options).assert_outcomes(passed=4)
 
 
-def test_in_memory_there_is_no_place_and_the_error_says_so(suite: pytest.Pytester) -> None:
-    result = ran(suite, "def test_place(outplan_place): ...", "--outplan-mode=memory")
+def test_outplan_place_fails_in_memory_and_says_why(suite: pytest.Pytester) -> None:
+    result = run_suite(suite, "def test_place(outplan_place): ...", "--outplan-mode=memory")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["outplan_place needs servers: in memory there are none*"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_a_mode_that_does_not_exist_is_refused(suite: pytest.Pytester) -> None:
+def test_an_unknown_mode_is_refused(suite: pytest.Pytester) -> None:
     suite.makeini(f"{INI}outplan_mode = memori\n")
-    result = ran(suite, ALL_KINDS)
+    result = run_suite(suite, ALL_KINDS)
     result.stderr.fnmatch_lines(["ERROR: outplan_mode is 'memori', not servers or memory"])
 
 
-def test_memory_and_a_worker_can_be_had_side_by_side(served: pytest.Pytester) -> None:
+def test_memory_and_servers_can_be_used_in_one_test(served: pytest.Pytester) -> None:
     tests = """
 def test_both(outplan_memory_sync, outplan_service_sync, outplan_place):
     assert outplan_memory_sync.create(**NEW).version == 1
@@ -139,20 +139,20 @@ async def test_one_worker_for_both_ways_to_call_it(outplan_service, outplan_serv
 async def test_awaited_memory(outplan_memory):
     assert (await outplan_memory.create(**NEW)).version == 1
 """
-    ran(served, tests).assert_outcomes(passed=3)
+    run_suite(served, tests).assert_outcomes(passed=3)
 
 
-def test_a_failing_test_shows_the_end_of_its_workers_log(served: pytest.Pytester) -> None:
+def test_a_failing_test_reports_the_end_of_its_workers_log(served: pytest.Pytester) -> None:
     tests = """
 def test_fails(outplan_service_sync):
     outplan_service_sync.publish("outplan_create", b"{", message_id="nonsense")
-    outplan_service_sync.create(**NEW)  # done after the nonsense is
+    outplan_service_sync.create(**NEW)  # handled after the nonsense
     assert not outplan_service_sync.rejected()
 
 def test_passes(outplan_service_sync):
     outplan_service_sync.create(**NEW)
 """
-    result = ran(served, tests)
+    result = run_suite(served, tests)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         ["*- outplan worker's log -*", '*"ready"*', '*"command_id": "nonsense"*']
@@ -166,15 +166,15 @@ def test_without_servers_the_error_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///var/empty/no-daemon.sock")
     monkeypatch.setenv(MODE_VARIABLE, "docker")
-    result = ran(suite, ALL_KINDS, *options)
+    result = run_suite(suite, ALL_KINDS, *options)
     result.assert_outcomes(errors=4)
     result.stdout.re_match_lines(["(?i).*no docker.*"])
     for more_than_that in ("*Traceback*", "*another exception occurred*"):
         result.stdout.no_fnmatch_line(more_than_that)
-    nothing_is_left(tmp_path)
+    assert_nothing_remains(tmp_path)
 
 
-def test_the_broker_is_stopped_and_comes_back_with_all_that_it_had(
+def test_a_test_can_stop_and_start_the_broker(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(MODE_VARIABLE, "processes")
@@ -187,11 +187,11 @@ def test_outage(outplan_service_sync):
     outplan_service_sync.start_broker()
     assert outplan_service_sync.next_event(within=60).id == sent
 """
-    ran(suite, tests).assert_outcomes(passed=1)
-    nothing_is_left(tmp_path)
+    run_suite(suite, tests).assert_outcomes(passed=1)
+    assert_nothing_remains(tmp_path)
 
 
-def test_under_xdist_only_servers_of_a_tests_own_can_be_stopped(
+def test_under_xdist_only_own_servers_can_be_stopped(
     served: pytest.Pytester, tmp_path: Path
 ) -> None:
     tests = """
@@ -209,11 +209,11 @@ def test_own(outplan_service_sync, outplan_place, outplan_servers):
 def test_that_comes_after_finds_it_running(outplan_service_sync):
     assert outplan_service_sync.create(**NEW).version == 1
 """
-    ran(served, tests, "-n1").assert_outcomes(passed=3)
-    nothing_is_left(tmp_path)
+    run_suite(served, tests, "-n1").assert_outcomes(passed=3)
+    assert_nothing_remains(tmp_path)
 
 
-def test_xdist_starts_servers_once_and_leaves_nothing_when_it_is_killed(
+def test_xdist_starts_servers_once_and_a_killed_run_leaves_nothing(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(MODE_VARIABLE, "processes")
@@ -232,10 +232,10 @@ def test_that_hangs(outplan_service_sync, outplan_place, number):
     run.wait()
 
     assert urls[0].read_text() == urls[1].read_text()
-    nothing_is_left(tmp_path)
+    assert_nothing_remains(tmp_path)
 
 
-def test_loading_the_plugin_imports_nothing_else(suite: pytest.Pytester) -> None:
+def test_loading_the_plugin_imports_no_other_module(suite: pytest.Pytester) -> None:
     program = """
 import sys
 import outplan.testing.plugin
@@ -247,10 +247,10 @@ print({"aio_pika", "pymongo", "pydantic", "xdist", "docker"} & sys.modules.keys(
 
 
 @pytest.mark.parametrize("name", testing.__all__)
-def test_whatever_the_package_offers_is_there(name: str) -> None:
+def test_every_public_name_exists(name: str) -> None:
     assert getattr(testing, name).__name__ == name
 
 
-def test_what_the_package_does_not_offer_is_no_attribute_of_it() -> None:
+def test_other_names_are_no_attributes() -> None:
     with pytest.raises(AttributeError, match=r"'outplan\.testing' has no attribute 'magic'"):
         getattr(testing, "magic")  # noqa: B009 - type checkers know that it is not there

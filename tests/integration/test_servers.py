@@ -1,4 +1,4 @@
-"""The servers that all other tests stand on: that they are real, obey, and leave nothing."""
+"""Test that the servers of all other tests are real, obey, and leave nothing behind."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ with start_servers(sys.argv[1]) as servers:
 
 
 class Process(NamedTuple):
-    """A process that no later one of the same id is taken for."""
+    """A process, identified by its id and start time."""
 
     pid: int
     started: str
@@ -81,13 +81,13 @@ def own(request: pytest.FixtureRequest) -> Servers:
     return servers
 
 
-async def test_they_are_real_and_say_which_version(own: Servers) -> None:
+async def test_servers_report_their_versions(own: Servers) -> None:
     assert int(own.rabbitmq.version.split(".")[0]) >= 3
     assert own.rabbitmq.version in own.rabbitmq.ctl("version")
     assert int(own.mongodb.version.split(".")[0]) >= 6
 
 
-async def test_messages_are_partitioned_by_the_consistent_hash_plugin(own: Servers) -> None:
+async def test_rabbitmq_has_the_consistent_hash_plugin(own: Servers) -> None:
     async with await aio_pika.connect(own.rabbitmq.url) as connection:
         channel = await connection.channel()
         exchange = await channel.declare_exchange(
@@ -96,7 +96,7 @@ async def test_messages_are_partitioned_by_the_consistent_hash_plugin(own: Serve
         await exchange.delete()
 
 
-def test_documents_are_written_in_transactions(own: Servers) -> None:
+def test_mongodb_supports_transactions(own: Servers) -> None:
     with mongo(own) as client, client.start_session() as session:
         with session.start_transaction():
             client.kept.pairs.insert_many([{"of": "pair"}, {"of": "pair"}], session=session)
@@ -104,7 +104,7 @@ def test_documents_are_written_in_transactions(own: Servers) -> None:
 
 
 @pytest.mark.parametrize("ending", ["kill", "stop"])
-async def test_messages_and_documents_survive(own: Servers, ending: str) -> None:
+async def test_messages_and_documents_survive_a_restart(own: Servers, ending: str) -> None:
     urls, key = (own.rabbitmq.url, own.mongodb.url), f"{ending}-{uuid4()}"
     await leave_message(own, key)
     with mongo(own) as client:
@@ -119,13 +119,13 @@ async def test_messages_and_documents_survive(own: Servers, ending: str) -> None
         assert client.kept.documents.find_one({"_id": key})
 
 
-def test_a_restarted_server_takes_work_at_once(own: Servers) -> None:
+def test_restart_returns_when_the_server_takes_work(own: Servers) -> None:
     own.mongodb.restart()
     with mongo(own, patience=1.0) as client:
         assert client.kept.documents.insert_one({}).acknowledged
 
 
-def test_a_paused_server_is_connected_to_but_silent_until_it_is_resumed(own: Servers) -> None:
+def test_a_paused_server_accepts_connections_and_answers_nothing(own: Servers) -> None:
     own.rabbitmq.pause()
     own.mongodb.pause()
     try:
@@ -146,20 +146,20 @@ def test_every_call_may_be_repeated(own: Servers) -> None:
     assert is_listening(own.mongodb)
 
 
-def test_a_server_that_does_not_run_cannot_be_paused(own: Servers) -> None:
+def test_a_stopped_server_cannot_be_paused(own: Servers) -> None:
     own.mongodb.kill()
     with pytest.raises(ServerFailed, match="mongodb is not running"):
         own.mongodb.pause()
     own.mongodb.start()
 
 
-def test_rabbitmqctl_answers_for_this_broker_or_says_what_is_wrong(own: Servers) -> None:
+def test_ctl_returns_output_or_raises_the_error(own: Servers) -> None:
     assert "guest" in own.rabbitmq.ctl("list_users", "--no-table-headers")
     with pytest.raises(ServerFailed, match="does not exist"):
         own.rabbitmq.ctl("change_password", "nobody", "secret")
 
 
-def test_given_urls_are_used_as_they_are_and_the_servers_left_alone(
+def test_servers_given_by_url_are_used_and_not_controlled(
     processes: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(AMQP_VARIABLE, processes.rabbitmq.url)
@@ -182,7 +182,7 @@ def test_given_urls_are_used_as_they_are_and_the_servers_left_alone(
 @pytest.mark.parametrize(
     ("given", "missing"), [(AMQP_VARIABLE, MONGO_VARIABLE), (MONGO_VARIABLE, AMQP_VARIABLE)]
 )
-def test_one_url_alone_is_an_error_that_names_the_other(
+def test_one_url_without_the_other_is_an_error(
     monkeypatch: pytest.MonkeyPatch, given: str, missing: str
 ) -> None:
     monkeypatch.setenv(given, "amqp://127.0.0.1:1/")
@@ -191,14 +191,14 @@ def test_one_url_alone_is_an_error_that_names_the_other(
 
 
 @pytest.mark.parametrize("url", ["amqp://127.0.0.1:1/", "127.0.0.1:1"])
-def test_a_url_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_url_without_a_server_is_an_error(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv(AMQP_VARIABLE, url)
     monkeypatch.setenv(MONGO_VARIABLE, "mongodb://127.0.0.1:1/")
     with pytest.raises(ServersUnavailable, match="rabbitmq does not answer"), start_servers():
         pass
 
 
-def test_a_mode_that_does_not_exist_is_an_error_that_lists_those_that_do(
+def test_an_unknown_mode_is_an_error_that_lists_the_modes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OUTPLAN_TEST_SERVERS", "magic")
@@ -206,7 +206,7 @@ def test_a_mode_that_does_not_exist_is_an_error_that_lists_those_that_do(
         start_servers().__enter__()
 
 
-def test_where_nothing_is_to_be_had_the_error_says_what_to_set_or_install(
+def test_without_any_servers_the_error_says_what_to_set_or_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -224,13 +224,13 @@ def test_where_nothing_is_to_be_had_the_error_says_what_to_set_or_install(
         assert remedy in str(caught.value)
 
 
-def test_docker_without_a_daemon_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docker_without_a_daemon_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///var/empty/no-daemon.sock")
     with pytest.raises(ServersUnavailable, match=r"(?i)no docker"), start_servers("docker"):
         pass
 
 
-def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(
+def test_a_server_that_exits_at_once_is_an_error_with_its_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mongod = tmp_path / "mongod"
@@ -244,7 +244,7 @@ def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(
         pass
 
 
-def test_images_that_cannot_be_had_are_warned_of_and_processes_taken(
+def test_an_unavailable_image_is_logged_and_processes_are_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     skip_without_docker()
@@ -254,7 +254,7 @@ def test_images_that_cannot_be_had_are_warned_of_and_processes_taken(
     assert "no servers by docker: 127.0.0.1:1/nobody/has:this" in caplog.text
 
 
-def test_a_port_that_one_session_has_chosen_is_not_chosen_by_another(
+def test_two_sessions_never_reserve_the_same_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ports, "_PORTS", range(31_000, 31_100))
@@ -262,12 +262,12 @@ def test_a_port_that_one_session_has_chosen_is_not_chosen_by_another(
         assert not set(ours) & set(theirs)
 
 
-def test_child_processes_listen_on_this_machine_alone_and_out_of_reach_of_ctrl_c(
+def test_child_processes_listen_on_loopback_in_a_session_of_their_own(
     processes: Servers,
 ) -> None:
     members = {member for member in family(os.getpid()) if member.name in PROGRAMS}
     assert {member.name for member in members} == PROGRAMS
-    assert listened_on(members) <= LOOPBACK
+    assert find_listening_addresses(members) <= LOOPBACK
     assert os.getsid(0) not in {os.getsid(member.pid) for member in members}
 
 
@@ -281,32 +281,32 @@ def test_processes_and_their_folder_are_gone_when_the_context_ends(
         assert any(tmp_path.iterdir())
     assert {member.name for member in members} >= PROGRAMS
     assert not any(tmp_path.iterdir())
-    eventually(lambda: not alive(members))
+    wait_until(lambda: not any_alive(members))
 
 
 def test_processes_and_their_folder_are_gone_after_their_parent_was_killed(tmp_path: Path) -> None:
-    with parent_of_servers("processes", tmp_path) as (parent, _):
+    with run_parent("processes", tmp_path) as (parent, _):
         members = family(parent.pid)
         assert {member.name for member in members} >= PROGRAMS
         assert any(tmp_path.iterdir())
         parent.kill()
-        eventually(lambda: not alive(members))
-        eventually(lambda: not any(tmp_path.iterdir()))
+        wait_until(lambda: not any_alive(members))
+        wait_until(lambda: not any(tmp_path.iterdir()))
 
 
-def test_a_server_is_gone_after_its_warden_was_killed_and_can_be_started_again(
+def test_a_server_dies_with_its_supervisor_and_can_be_started_again(
     processes: Servers,
 ) -> None:
     (supervisor,) = [it for it in family(os.getpid()) if is_supervisor_of(processes.rabbitmq, it)]
     members = family(supervisor.pid)
     assert {member.name for member in members} >= PROGRAMS - {"mongod"}
     os.kill(supervisor.pid, signal.SIGKILL)
-    eventually(lambda: not alive(members))
+    wait_until(lambda: not any_alive(members))
     processes.rabbitmq.start()
     assert is_listening(processes.rabbitmq)
 
 
-def test_containers_are_published_on_this_machine_alone(docker: Servers) -> None:
+def test_containers_are_published_on_loopback_only(docker: Servers) -> None:
     for server in (docker.rabbitmq, docker.mongodb):
         published = [
             port for port in containers(server.url, "{{.Ports}}").split(", ") if "->" in port
@@ -324,14 +324,14 @@ def test_containers_are_gone_when_the_context_ends() -> None:
 
 def test_containers_are_gone_after_their_parent_was_killed(tmp_path: Path) -> None:
     skip_without_docker()
-    with parent_of_servers("docker", tmp_path) as (parent, urls):
+    with run_parent("docker", tmp_path) as (parent, urls):
         names = [containers(url) for url in urls]
         assert all(names)
         parent.kill()
-        eventually(lambda: not [name for name in names if exists(name)])
+        wait_until(lambda: not [name for name in names if exists(name)])
 
 
-# Helpers: what a user does with the servers, and what the operating system knows of them.
+# Helpers: use the servers as a client, and inspect their processes.
 
 
 async def leave_message(servers: Servers, body: str) -> None:
@@ -339,7 +339,7 @@ async def leave_message(servers: Servers, body: str) -> None:
         channel = await connection.channel()
         await channel.declare_queue(body, durable=True, arguments={"x-queue-type": "quorum"})
         await channel.default_exchange.publish(aio_pika.Message(body.encode()), body)
-    # What RabbitMQ writes lazily, a new queue's existence, is awaited: see RabbitServer.
+    # RabbitMQ writes a new queue to disk only after a moment: see RabbitServer.
     servers.rabbitmq.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
 
 
@@ -378,7 +378,7 @@ def is_listening(server: Server) -> bool:
 
 
 def greeting(server: Server) -> bytes:
-    """Say what AMQP begins with, and return what comes back within a second."""
+    """Send the protocol header and return the answer of one second."""
     with socket.create_connection(("127.0.0.1", port_of(server.url)), timeout=1) as connection:
         connection.sendall(b"AMQP\x00\x00\x09\x01")
         try:
@@ -388,9 +388,7 @@ def greeting(server: Server) -> bytes:
 
 
 @contextmanager
-def parent_of_servers(
-    mode: str, folder: Path
-) -> Iterator[tuple[subprocess.Popen[str], tuple[str, ...]]]:
+def run_parent(mode: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], tuple[str, ...]]]:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, mode],
         cwd=ROOT,
@@ -403,7 +401,7 @@ def parent_of_servers(
         yield parent, tuple(parent.stdout.readline().split())
 
 
-def eventually(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = monotonic() + GONE_WITHIN
     while not condition():
         assert monotonic() < deadline
@@ -434,7 +432,7 @@ def family(ancestor: int) -> set[Process]:
     return found
 
 
-def alive(processes: set[Process]) -> bool:
+def any_alive(processes: set[Process]) -> bool:
     return any((status := status_of(it.pid)) and status[0] == it for it in processes)
 
 
@@ -448,7 +446,7 @@ def is_supervisor_of(rabbitmq: Server, process: Process) -> bool:
     return "supervisor.py\0guard" in command and f":{port_of(rabbitmq.url)}\n" in configuration
 
 
-def listened_on(processes: set[Process]) -> set[str]:
+def find_listening_addresses(processes: set[Process]) -> set[str]:
     """Return the addresses of all listening TCP sockets of the processes."""
     inodes = {
         os.readlink(descriptor).strip("socket:[]")

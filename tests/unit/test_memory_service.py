@@ -13,7 +13,7 @@ from outplan.contract.topology import PREFETCH, topology
 from outplan.testing.errors import WorkerFailed
 from outplan.testing.memory import memory_service
 from outplan.testing.memory.broker import MemoryBroker, Message
-from tests.support.modes import an_outplan
+from tests.support.modes import outplan_fields
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def awake() -> asyncio.Event:
 
 async def a_whole_test() -> None:
     async with memory_service() as service:
-        created = await service.create(**an_outplan())
+        created = await service.create(**outplan_fields())
         assert (await service.next_event()).data == created.outplan
 
 
@@ -55,7 +55,7 @@ async def test_nothing_is_left_of_it() -> None:
 
 async def test_two_at_a_time_know_nothing_of_each_other() -> None:
     async with memory_service() as one, memory_service() as other:
-        await one.create(**an_outplan())
+        await one.create(**outplan_fields())
         assert (len(await one.events()), len(await other.events())) == (1, 0)
         assert await other.documents() == ()
 
@@ -64,10 +64,10 @@ async def test_without_an_answer_the_outcome_is_unknown() -> None:
     async with memory_service(within=0.05) as service:
         await service.pause_worker()
         with pytest.raises(OutcomeUnknown) as unknown:
-            await service.create(**an_outplan())
+            await service.create(**outplan_fields())
         await service.resume_worker()
 
-        again = await service.create(**an_outplan(), message_id=unknown.value.message_id)
+        again = await service.create(**outplan_fields(), message_id=unknown.value.message_id)
         assert (again.duplicate, len(await service.documents())) == (True, 1)
 
 
@@ -76,9 +76,9 @@ async def test_while_the_broker_is_stopped_calls_wait_and_give_up() -> None:
         await service.stop_broker()
         await service.stop_broker()
         with pytest.raises(OutcomeUnknown, match="the broker was stopped"):
-            await service.create(**an_outplan())
+            await service.create(**outplan_fields())
         with pytest.raises(OutcomeUnknown, match="the broker was stopped"):
-            await service.publish("outplan_create", an_outplan())
+            await service.publish("outplan_create", outplan_fields())
         await service.start_broker()
         await service.start_broker()
         assert await service.events() == ()
@@ -87,7 +87,7 @@ async def test_while_the_broker_is_stopped_calls_wait_and_give_up() -> None:
 async def test_a_worker_killed_between_commit_and_publication_is_made_up_for_by_the_next() -> None:
     id_ = str(uuid4())
     async with memory_service() as service:
-        await service.publish("outplan_create", an_outplan(id=id_))
+        await service.publish("outplan_create", outplan_fields(id=id_))
         for n in range(20):
             await service.publish("outplan_update", {"id": id_, "name": str(n)})
         await service.next_event()
@@ -98,7 +98,7 @@ async def test_a_worker_killed_between_commit_and_publication_is_made_up_for_by_
         assert 0 < len(published) < 21
 
         await service.start_worker()
-        await service.create(**an_outplan())
+        await service.create(**outplan_fields())
         again = (await service.events())[len(published) : -1]
         assert [event.version for event in again] == list(range(1, 22))
         assert again[: len(published)] == published
@@ -154,11 +154,11 @@ async def test_what_ends_the_worker_by_itself_is_told_at_once_and_at_the_end(
     async def killed_by_it() -> None:
         async with memory_service() as service:
             monkeypatch.setattr("outplan.worker.pipeline.publications", bug)
-            with pytest.raises(WorkerFailed, match="ended by itself") as failed:
-                await service.create(**an_outplan())
+            with pytest.raises(WorkerFailed, match="exited by itself") as failed:
+                await service.create(**outplan_fields())
             assert repr(failed.value.__cause__) == "KeyError('a bug')"
             for call in (service.next_event(), service.events(), service.publish("", {})):
-                with pytest.raises(WorkerFailed, match="ended by itself"):
+                with pytest.raises(WorkerFailed, match="exited by itself"):
                     await call
 
     with pytest.raises(KeyError, match="a bug"):

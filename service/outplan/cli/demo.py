@@ -3,9 +3,13 @@
 from importlib.util import find_spec
 
 from outplan.cli.errors import fail
-from outplan.testing.demo import DemoFailed, play
+from outplan.testing.demo import DemoFailed, play_demo
 from outplan.testing.errors import ServersUnavailable, WorkerFailed
-from outplan.testing.sandbox import stay
+from outplan.testing.sandbox import keep_sandbox_running
+
+# The harness imports it only to start containers; without it the extra is not installed.
+if find_spec("testcontainers") is None:
+    raise ModuleNotFoundError("no module named testcontainers", name="testcontainers")
 
 # The harness imports it only to start containers; without it the extra is not installed.
 if find_spec("testcontainers") is None:
@@ -15,7 +19,7 @@ if find_spec("testcontainers") is None:
 def run_demo() -> None:
     """Run the demo to its end."""
     try:
-        play()
+        play_demo()
     except (DemoFailed, ServersUnavailable, WorkerFailed) as error:
         fail(error)
 
@@ -23,6 +27,6 @@ def run_demo() -> None:
 def run_sandbox() -> None:
     """Run the sandbox until Ctrl-C."""
     try:
-        stay()
+        keep_sandbox_running()
     except (ServersUnavailable, WorkerFailed) as error:
         fail(error)

@@ -1,7 +1,6 @@
-"""The demo: five commands, and what a publisher, a subscriber and an operator see of each.
+"""Publish five commands and print what a publisher, a subscriber and an operator see of each.
 
-The story speaks to a worker over the wire, and fails where anything comes out otherwise than
-told.
+The demo speaks AMQP to a real worker and fails if any result differs from what it announces.
 """
 
 import asyncio
@@ -22,12 +21,12 @@ from outplan.testing.sandbox import Sandbox, sandbox
 Document = dict[str, Any]
 
 _REPLY_SECONDS = 30.0
-# How long the story waits for an event that must not come. Its end checks once more.
+# How long to wait for an event that must not come. The end of the demo checks once more.
 _SILENCE_SECONDS = 0.5
 
 _ID = "d5fb7357-7ddb-4f2d-87b5-8ccbfd6c039e"
 
-# The example of VoIPBIN's page on the outplan, with the customer that the page leaves out.
+# The example from VoIPBIN's documentation, with the customer_id that it leaves out.
 EXAMPLE: Final[Document] = {
     "id": _ID,
     "customer_id": "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11",
@@ -51,12 +50,12 @@ EXAMPLE: Final[Document] = {
 
 
 class DemoFailed(Exception):
-    """Raised when something does not come out as the demo says it does."""
+    """Raised when a result differs from what the demo announces."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and what must come of it: the reply's outcome, and the event or none."""
+    """A command with its expected reply and event; ``event`` is None if there must be none."""
 
     title: str
     name: str
@@ -76,9 +75,9 @@ _AN_HOUR: Final = Step(
     {"type": "outplan_updated", "version": 2, "changed": ["try_interval"]},
 )
 
-STORY: Final = (
+STEPS: Final = (
     Step(
-        "Create the outplan of VoIPBIN's documentation",
+        "Create the outplan from VoIPBIN's documentation",
         "outplan_create",
         "demo-1",
         EXAMPLE,
@@ -87,22 +86,22 @@ STORY: Final = (
     ),
     _AN_HOUR,
     Step(
-        "The same command once more, as after a lost connection",
+        "Send the same command again, as after a lost connection",
         _AN_HOUR.name,
         _AN_HOUR.message_id,
         _AN_HOUR.body,
         {"status": "accepted", "duplicate": True, "version": 2},
         _AN_HOUR.event,
-        "the same bytes as before: nothing was applied twice, and a subscriber drops the repeat",
+        "the same bytes as before: the command was not applied twice; subscribers drop the repeat",
     ),
     Step(
-        "Seconds where milliseconds belong",
+        "Send seconds instead of milliseconds",
         "outplan_update",
         "demo-3",
         {"id": _ID, "dial_timeout": 30, "try_interval": 60},
         {"status": "rejected", "duplicate": False},
         None,
-        "nothing was changed; the command now lies in the queue {prefix}.rejected",
+        "nothing changed; the command is now in the queue {prefix}.rejected",
     ),
     Step(
         "Delete it",
@@ -117,8 +116,8 @@ _WRONG_FIELDS: Final = {"/dial_timeout", "/try_interval"}
 
 
 @dataclass(frozen=True)
-class Wire:
-    """The demo's two other parties: a publisher with its replies, a subscriber with its events."""
+class Parties:
+    """A publisher with its replies and a subscriber with its events."""
 
     channel: AbstractChannel
     prefix: str
@@ -127,7 +126,7 @@ class Wire:
     events: asyncio.Queue[AbstractIncomingMessage]
 
     async def send(self, step: Step) -> Document:
-        """Publish the command and await its reply."""
+        """Publish the command and return its reply."""
         message = aio_pika.Message(
             json.dumps(step.body).encode(), message_id=step.message_id, reply_to=self.reply_to
         )
@@ -135,26 +134,26 @@ class Wire:
         await commands.publish(message, step.name)
         reply = await _next(self.replies, _REPLY_SECONDS)
         _expect(step.title, "a reply", reply is not None, True)
-        return _parsed(reply) if reply else {}
+        return _parse(reply) if reply else {}
 
-    async def event(self, step: Step) -> AbstractIncomingMessage | None:
-        """Await the event, or for a moment that there is none."""
+    async def wait_for_event(self, step: Step) -> AbstractIncomingMessage | None:
+        """Return the event, or None if none arrives."""
         return await _next(self.events, _REPLY_SECONDS if step.event else _SILENCE_SECONDS)
 
 
 @asynccontextmanager
-async def _open_wire(box: Sandbox) -> AsyncIterator[Wire]:
+async def _connect(box: Sandbox) -> AsyncIterator[Parties]:
     replies: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     events: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     async with await aio_pika.connect(box.deployment.amqp_url) as connection:
         channel = await connection.channel()
-        reply_queue = await _consumed(channel, replies)
-        event_queue = await _consumed(channel, events)
+        reply_queue = await _consume(channel, replies)
+        event_queue = await _consume(channel, events)
         await event_queue.bind(f"{box.deployment.prefix}.events", "#")
-        yield Wire(channel, box.deployment.prefix, reply_queue.name, replies, events)
+        yield Parties(channel, box.deployment.prefix, reply_queue.name, replies, events)
 
 
-async def _consumed(
+async def _consume(
     channel: AbstractChannel, into: asyncio.Queue[AbstractIncomingMessage]
 ) -> AbstractQueue:
     queue = await channel.declare_queue(exclusive=True)
@@ -171,74 +170,74 @@ async def _next(
         return None
 
 
-def _parsed(message: AbstractIncomingMessage) -> Document:
+def _parse(message: AbstractIncomingMessage) -> Document:
     parsed: Document = json.loads(message.body)
     return parsed
 
 
-def _expect(where: str, what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise DemoFailed(f"{where}: {what} should be {wanted!r} and is {found!r}")
+def _expect(where: str, subject: str, actual: object, expected: object) -> None:
+    if actual != expected:
+        raise DemoFailed(f"{where}: {subject} should be {expected!r} and is {actual!r}")
 
 
-def _part(document: Document, like: Document) -> Document:
+def _select(document: Document, like: Document) -> Document:
     return {field: document.get(field) for field in like}
 
 
-def play() -> None:
-    """Start all that the story needs, tell it, and end what was started.
+def play_demo() -> None:
+    """Start servers and a worker, run the demo on them, and stop them.
 
     Raises `DemoFailed`, `ServersUnavailable` or `WorkerFailed`.
     """
     output = Output(Console())
-    output.heading("Starting RabbitMQ, MongoDB and a worker of the demo's own ...")
+    output.print_heading("Starting RabbitMQ, MongoDB and a worker for the demo ...")
     with sandbox() as box:
-        output.servers(box.servers)
-        asyncio.run(_tell(box, output))
-    output.heading("All came out as told. What was started is gone again.")
+        output.print_servers(box.servers)
+        asyncio.run(_run_steps(box, output))
+    output.print_heading("All results are as announced. The servers and the worker have stopped.")
 
 
-async def _tell(box: Sandbox, output: Output) -> None:
+async def _run_steps(box: Sandbox, output: Output) -> None:
     seen: dict[str, bytes] = {}
-    async with _open_wire(box) as wire:
-        for number, step in enumerate(STORY, 1):
-            output.heading(f"{number}. {step.title}")
-            output.command(step.name, step.message_id, step.body)
-            reply = await wire.send(step)
-            output.reply(reply)
+    async with _connect(box) as parties:
+        for number, step in enumerate(STEPS, 1):
+            output.print_heading(f"{number}. {step.title}")
+            output.print_command(step.name, step.message_id, step.body)
+            reply = await parties.send(step)
+            output.print_reply(reply)
             _check_reply(step, reply)
-            event = await wire.event(step)
-            output.event(event, step.remark.format(prefix=box.deployment.prefix))
+            event = await parties.wait_for_event(step)
+            output.print_event(event, step.remark.format(prefix=box.deployment.prefix))
             _check_event(step, event, seen)
-        await _check_rejected(wire)
-        _expect("the end", "number of further events", wire.events.qsize(), 0)
+        await _check_rejected(parties)
+        _expect("the end", "number of further events", parties.events.qsize(), 0)
     async with AsyncMongoClient[Document](box.deployment.mongo_url) as mongo:
         database = mongo[box.deployment.database]
         document = await database["outplans"].find_one({"_id": _ID}) or {}
         history = await database["outplan_events"].find().sort("version").to_list()
-    output.stored(document, history)
+    output.print_stored(document, history)
     _check_stored(document, history)
 
 
 def _check_reply(step: Step, reply: Document) -> None:
-    _expect(step.title, "the reply", _part(reply, step.outcome), step.outcome)
+    _expect(step.title, "the reply", _select(reply, step.outcome), step.outcome)
     if reply["status"] == "rejected":
         errors = reply["problem"].get("errors", ())
-        _expect(step.title, "what is wrong", {e["pointer"] for e in errors}, _WRONG_FIELDS)
+        _expect(step.title, "the list of errors", {e["pointer"] for e in errors}, _WRONG_FIELDS)
 
 
 def _check_event(
     step: Step, message: AbstractIncomingMessage | None, seen: dict[str, bytes]
 ) -> None:
-    event = _parsed(message) if message else None
-    _expect(step.title, "the event", event and _part(event, step.event or {}), step.event)
+    event = _parse(message) if message else None
+    _expect(step.title, "the event", event and _select(event, step.event or {}), step.event)
     if message:
         first = seen.setdefault(step.message_id, message.body)
-        _expect(step.title, "the event, sent again,", message.body, first)
+        _expect(step.title, "the repeated event", message.body, first)
 
 
-async def _check_rejected(wire: Wire) -> None:
-    rejected = await wire.channel.get_queue(f"{wire.prefix}.rejected", ensure=False)
+async def _check_rejected(parties: Parties) -> None:
+    rejected = await parties.channel.get_queue(f"{parties.prefix}.rejected", ensure=False)
     copy = await rejected.get(no_ack=True, fail=False)
     _expect("the end", "the rejected command", copy and copy.message_id, "demo-3")
 
@@ -248,5 +247,5 @@ def _check_stored(document: Document, history: list[Document]) -> None:
     _expect("the end", "the history's versions", versions, [1, 2, 3])
     wanted = EXAMPLE | _AN_HOUR.body | {"version": 3}
     found = {**document, "id": document.get("_id")}
-    _expect("the end", "the document", _part(found, wanted), wanted)
+    _expect("the end", "the document", _select(found, wanted), wanted)
     _expect("the end", "the document deleted", found["tm_delete"] < "9999", True)

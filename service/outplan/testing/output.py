@@ -1,4 +1,4 @@
-"""How the demo's story looks: plain lines that read well in colour, without, and in a file."""
+"""Print the demo in lines that read well in colour, without colour and in a file."""
 
 import json
 from typing import Any
@@ -15,55 +15,55 @@ _MARGIN = 11
 
 
 class Output:
-    """Prints the story: a label to the left, and beside it lines that may be copied whole."""
+    """Print labels on the left, and beside them lines that can be copied whole."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def line(self, label: str, text: str, style: str | None = None) -> None:
-        """Print lines beside their label, in plain text and never broken where they are long."""
+    def print_line(self, label: str, text: str, style: str | None = None) -> None:
+        """Print lines beside their label, as plain text, without wrapping."""
         first, *rest = text.split("\n")
         self._print(f"  {label:<{_MARGIN - 2}}", "dim", end="")
         for each in (first, *(" " * _MARGIN + line for line in rest)):
             self._print(each, style)
 
-    def heading(self, text: str) -> None:
+    def print_heading(self, text: str) -> None:
         self._print(f"\n{text}", "bold")
 
-    def servers(self, servers: Servers) -> None:
-        self.line("RabbitMQ", f"{servers.rabbitmq.version}  {servers.rabbitmq.url}")
-        self.line("MongoDB", f"{servers.mongodb.version}  {servers.mongodb.url}")
+    def print_servers(self, servers: Servers) -> None:
+        self.print_line("RabbitMQ", f"{servers.rabbitmq.version}  {servers.rabbitmq.url}")
+        self.print_line("MongoDB", f"{servers.mongodb.version}  {servers.mongodb.url}")
 
-    def command(self, name: str, message_id: str, body: Document) -> None:
-        self.line("command", f"{name}  message_id={message_id}", "cyan")
-        self.line("", _json(body))
+    def print_command(self, name: str, message_id: str, body: Document) -> None:
+        self.print_line("command", f"{name}  message_id={message_id}", "cyan")
+        self.print_line("", _json(body))
 
-    def reply(self, reply: Document) -> None:
+    def print_reply(self, reply: Document) -> None:
         said = [reply.get("status", "?")]
         said += [f"version {reply['version']}"] if "version" in reply else []
         said += ["duplicate"] if reply.get("duplicate") else []
         problem = reply.get("problem") or {}
         said += [f"{problem['status']} {problem['title']}"] if problem else []
         reasons = [f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", ())]
-        self.line("reply", "\n".join([", ".join(said), *reasons]), _COLOURS.get(said[0]))
+        self.print_line("reply", "\n".join([", ".join(said), *reasons]), _COLOURS.get(said[0]))
 
-    def event(self, message: AbstractIncomingMessage | None, remark: str) -> None:
+    def print_event(self, message: AbstractIncomingMessage | None, remark: str) -> None:
         if message is None:
-            self.line("no event", remark, "red")
+            self.print_line("no event", remark, "red")
             return
         event = json.loads(message.body)
         told = f"version {event['version']}, message_id={message.message_id}"
         if event.get("changed"):
             told += f", changed: {', '.join(event['changed'])}"
-        self.line("event", f"{message.routing_key}\n{told}", "magenta")
+        self.print_line("event", f"{message.routing_key}\n{told}", "magenta")
         if remark:
-            self.line("", remark)
+            self.print_line("", remark)
 
-    def stored(self, document: Document, history: list[Document]) -> None:
-        self.heading("What MongoDB holds now")
-        self.line("document", _json(document))
+    def print_stored(self, document: Document, history: list[Document]) -> None:
+        self.print_heading("Stored in MongoDB")
+        self.print_line("document", _json(document))
         rows = (f"{e['version']}  {e['time']}  {e['type']}  by {e['_id']}" for e in history)
-        self.line("history", "\n".join(rows), "magenta")
+        self.print_line("history", "\n".join(rows), "magenta")
 
     def _print(self, text: str, style: str | None, end: str = "\n") -> None:
         self._console.print(
@@ -72,7 +72,7 @@ class Output:
 
 
 def _json(document: Document) -> str:
-    """A field a line, unless all fit in one."""
+    """Format as one line if it fits, else with one line for each field."""
     text = json.dumps(document, ensure_ascii=False)
     if len(text) <= 80:  # a line of an old terminal
         return text

@@ -1,80 +1,58 @@
-"""An event loop in a thread of its own, and the harness through it: from any loop, and from none.
+"""Run the harness in an event loop of its own, for tests with any event loop or none.
 
-What a fixture opens in a test's event loop is tied to that loop and its scope, which each plugin
-for asynchronous tests has its own idea of. So the harness stays in a loop of its own.
+Each pytest plugin for asynchronous tests ties fixtures to event loops in its own way. With a loop
+of its own the harness works under all of them.
 """
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, contextmanager
-from threading import Thread
 from typing import Any, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 T = TypeVar("T")
 
 
 class Portal:
-    """Runs coroutines in the loop's thread, for callers in other threads."""
+    """Run coroutines in the portal's event loop, for callers in other threads."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """Block until the call is done."""
-        calling = self._start(call)
+        """Block until the call is done; cancel it on Ctrl-C or a timeout of pytest's."""
+        future: Future[T] = self._portal.start_task_soon(lambda: call)
         try:
-            return calling.result()
+            return future.result()
         finally:
-            calling.cancel()
+            future.cancel()
 
-    async def awaited(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await the call in another asyncio loop; to cancel the one is to cancel the other."""
-        loop = asyncio.get_running_loop()
-        return await asyncio.wrap_future(self._start(call), loop=loop)
+    async def run_async(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await the call from another asyncio event loop; cancelling the caller cancels it."""
+        return await asyncio.wrap_future(self._portal.start_task_soon(lambda: call))
 
     @contextmanager
-    def opened(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
-        """Have an asynchronous context manager open while the block runs."""
-        entered: Future[T] = Future()
-        leave = asyncio.Event()
-
-        async def stay() -> None:
-            # Entered and left by one task, as timeouts and task groups inside demand.
-            async with manager as value:
-                entered.set_result(value)
-                await leave.wait()
-
-        staying = self._start(stay())
+    def open(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """Enter an asynchronous context manager and exit it with the block."""
+        blocking = self._portal.wrap_async_context_manager(manager)
         try:
-            either: list[Future[Any]] = [entered, staying]
-            wait(either, return_when=FIRST_COMPLETED)
-            if not entered.done():
-                staying.result()
-            yield entered.result()
+            value = blocking.__enter__()
+        except Exception:
+            raise
+        except BaseException:
+            # Ctrl-C while it was entered: it still runs and would be entered for ever.
+            blocking.__exit__(None, None, None)
+            raise
+        try:
+            yield value
         finally:
-            self._loop.call_soon_threadsafe(leave.set)
-            staying.result()
-
-    def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(call, self._loop)
+            blocking.__exit__(None, None, None)
 
 
 @contextmanager
 def open_portal() -> Iterator[Portal]:
-    """A loop in a thread, while the block runs."""
-    loops: Future[asyncio.AbstractEventLoop] = Future()
-    leave = asyncio.Event()
-
-    async def serve() -> None:
-        loops.set_result(asyncio.get_running_loop())
-        await leave.wait()
-
-    thread = Thread(target=asyncio.run, args=[serve()], name="outplan-harness", daemon=True)
-    thread.start()
-    loop = loops.result()
-    try:
-        yield Portal(loop)
-    finally:
-        loop.call_soon_threadsafe(leave.set)
-        thread.join()
+    """Run an event loop in a thread while the block runs."""
+    with start_blocking_portal("asyncio", name="outplan-harness") as portal:
+        yield Portal(portal)

@@ -1,11 +1,10 @@
-"""A worker process on servers of its own: what the demo plays with and a person may try out."""
+"""Run servers and a worker for a person to try out, and for the demo."""
 
 import asyncio
 import os
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 
+from outplan.settings import ENV_PREFIX
 from outplan.testing.deployment import Deployment
 from outplan.testing.errors import WorkerFailed
 from outplan.testing.live.worker import WORKER_COMMAND
 from outplan.testing.servers import Servers, reserve_ports, start_servers
-from outplan.testing.servers.supervisor import ProcessGroup, run_on_death
+from outplan.testing.servers.supervisor import ProcessGroup, temporary_folder
 
 _READY_SECONDS = 60.0
+_DEFAULT_NAME = "outplan"
 
 _CREATE = (
     '{"customer_id": "5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11", "name": "my first outplan", '
@@ -30,73 +31,63 @@ _CREATE = (
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A worker that consumes, and where everything around it is."""
+    """A worker that consumes, with its servers."""
 
     servers: Servers
     deployment: Deployment
     http_port: int
-    folder: Path
+    worker: ProcessGroup
 
     @property
     def worker_log(self) -> Path:
-        return self.folder / "output.log"
+        return self.worker.output
 
 
 @contextmanager
 def sandbox() -> Iterator[Sandbox]:
-    """Start servers and a worker process; all is gone when the block ends, however it ends.
+    """Start servers and a worker process; stop both when the block or this process ends.
 
-    Raises `ServersUnavailable` when there are no servers to be had, `WorkerFailed` when the worker
-    does not become ready or does not drain.
+    Raises `ServersUnavailable`, or `WorkerFailed` if the worker does not become ready or does not
+    drain.
     """
-    with _running() as (box, _):
-        yield box
+    with ExitStack() as stack:
+        servers = stack.enter_context(start_servers())
+        is_external = servers.mode == "urls"
+        name = f"{_DEFAULT_NAME}-{token_hex(4)}" if is_external else _DEFAULT_NAME
+        deployment = Deployment(servers.rabbitmq.url, servers.mongodb.url, name, name)
+        if is_external:  # other servers end with the sandbox
+            stack.callback(lambda: asyncio.run(deployment.drop()))
+        (port,) = stack.enter_context(reserve_ports(1))
+        folder, death_fd = stack.enter_context(temporary_folder("sandbox"))
+        environment = deployment.environment(OUTPLAN_HTTP_PORT=str(port), OUTPLAN_HANG_SECONDS="0")
+        worker = ProcessGroup([WORKER_COMMAND], environment, folder, death_fd)
+        stack.enter_context(_running(worker, port))
+        yield Sandbox(servers, deployment, port, worker)
 
 
-def stay() -> None:
-    """Keep a sandbox up, and say how to use it, until Ctrl-C or SIGTERM.
+def keep_sandbox_running() -> None:
+    """Run a sandbox and print how to use it, until Ctrl-C or SIGTERM.
 
-    Raises what `sandbox` does, also when the worker ends in between.
+    Raises what `sandbox` does, and `WorkerFailed` if the worker exits meanwhile.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("Starting RabbitMQ, MongoDB and a worker ...", flush=True)
     try:
-        with _running() as (box, worker):
+        with sandbox() as box:
             print(_instructions(box), flush=True)
-            while not worker.wait(1):
+            while not box.worker.wait(1):
                 pass
-            raise WorkerFailed(f"the worker has ended. Its log ends:\n{worker.log()}")
+            raise _worker_failed("the worker has exited", box.worker)
     except KeyboardInterrupt:
-        print("\nWhat was started is gone again.")
+        print("\nThe servers and the worker have stopped, and their data is deleted.")
 
 
 @contextmanager
-def _running() -> Iterator[tuple[Sandbox, ProcessGroup]]:
-    folder = Path(tempfile.gettempdir(), f"outplan-sandbox-{token_hex(8)}")
-    with ExitStack() as stack:
-        servers = stack.enter_context(start_servers())
-        given = servers.mode == "urls"
-        prefix = f"outplan-{token_hex(4)}" if given else "outplan"
-        (port,) = stack.enter_context(reserve_ports(1))
-        deployment = Deployment(servers.rabbitmq.url, servers.mongodb.url, prefix, prefix)
-        box = Sandbox(servers, deployment, port, folder)
-        if given:  # servers that somebody else runs are left as they were
-            stack.callback(lambda: asyncio.run(deployment.drop()))
-        will = stack.enter_context(run_on_death("rm", "-rf", str(folder)))
-        folder.mkdir(mode=0o700)
-        yield box, stack.enter_context(_running_worker(box, will))
-
-
-@contextmanager
-def _running_worker(box: Sandbox, will: int) -> Iterator[ProcessGroup]:
-    environment = box.deployment.environment(
-        OUTPLAN_HTTP_PORT=str(box.http_port), OUTPLAN_HANG_SECONDS="0"
-    )
-    worker = ProcessGroup([WORKER_COMMAND], environment, box.folder, will)
+def _running(worker: ProcessGroup, http_port: int) -> Iterator[None]:
     try:
         worker.launch()
-        _await_ready(worker, box.http_port)
-        yield worker
+        _wait_until_ready(worker, http_port)
+        yield
         _stop(worker)
     except KeyboardInterrupt:
         _stop(worker)
@@ -105,20 +96,24 @@ def _running_worker(box: Sandbox, will: int) -> Iterator[ProcessGroup]:
         worker.kill()
 
 
-def _stop(worker: ProcessGroup) -> None:
-    if not worker.terminate():
-        raise WorkerFailed(f"the worker did not drain. Its log ends:\n{worker.log()}")
-
-
-def _await_ready(worker: ProcessGroup, http_port: int) -> None:
+def _wait_until_ready(worker: ProcessGroup, http_port: int) -> None:
     deadline = monotonic() + _READY_SECONDS
     while not is_ready(http_port):
         if worker.wait(0.1) or monotonic() > deadline:
-            raise WorkerFailed(f"the worker does not become ready. Its log ends:\n{worker.log()}")
+            raise _worker_failed("the worker does not become ready", worker)
+
+
+def _stop(worker: ProcessGroup) -> None:
+    if not worker.terminate():
+        raise _worker_failed("the worker did not drain", worker)
+
+
+def _worker_failed(complaint: str, worker: ProcessGroup) -> WorkerFailed:
+    return WorkerFailed(f"{complaint}. Its log ends:\n{worker.log()}")
 
 
 def is_ready(http_port: int) -> bool:
-    """Whether the worker whose endpoints are there is ready."""
+    """Ask the worker with its HTTP endpoints at this port whether it is ready."""
     connection = HTTPConnection("127.0.0.1", http_port, timeout=5)
     try:
         connection.request("GET", "/readyz")
@@ -136,21 +131,36 @@ MongoDB     {box.deployment.mongo_url}
 worker      http://127.0.0.1:{box.http_port}/readyz, and /livez and /metrics
 its log     {box.worker_log}
 
+Paste this into other terminals, for the README's programs and the commands of outplan:
+
+{_exports(box.deployment)}
+
 In a second terminal, in this folder, watch the events:
 
   {_example(box, "subscribe")}
 
-and in a third one publish a command:
+In a third one, publish a command:
 
   {_example(box, "publish", "outplan_create", _CREATE)}
 
-Ctrl-C ends all of this, and with it what was stored."""
+Ctrl-C stops all of this and deletes its data."""
+
+
+def _exports(deployment: Deployment) -> str:
+    """Return the settings that differ from the defaults as lines for a shell."""
+    settings = {"AMQP_URL": deployment.amqp_url, "MONGO_URL": deployment.mongo_url}
+    if deployment.prefix != _DEFAULT_NAME:
+        settings |= {"PREFIX": deployment.prefix, "MONGO_DATABASE": deployment.database}
+    return "\n".join(
+        f"export {ENV_PREFIX}{name}={shlex.quote(value)}" for name, value in settings.items()
+    )
 
 
 def _example(box: Sandbox, name: str, *arguments: str) -> str:
     python = os.path.relpath(sys.executable)
     if python.startswith(os.pardir):
         python = sys.executable
-    prefix = [] if box.deployment.prefix == "outplan" else ["--prefix", box.deployment.prefix]
-    where = ["--amqp-url", box.deployment.amqp_url, *prefix]
-    return shlex.join([python, f"examples/{name}.py", *where, *arguments])
+    deployment = box.deployment
+    prefix = [] if deployment.prefix == _DEFAULT_NAME else ["--prefix", deployment.prefix]
+    options = ["--amqp-url", deployment.amqp_url, *prefix]
+    return shlex.join([python, f"examples/{name}.py", *options, *arguments])

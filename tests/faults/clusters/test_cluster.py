@@ -27,12 +27,12 @@ from tests.faults.clusters.status import read_status
 from tests.integration.test_servers import (
     LOOPBACK,
     PROGRAMS,
-    alive,
+    any_alive,
     docker_ps,
-    eventually,
     family,
+    find_listening_addresses,
     is_listening,
-    listened_on,
+    wait_until,
 )
 from tests.support.balancer import run_balancer
 from tests.support.brokers import BROKERS, Broker, skip_without_docker
@@ -205,7 +205,7 @@ def test_all_servers_can_be_killed_and_started_again(cluster: Cluster) -> None:
 def test_the_processes_listen_on_loopback_only(cluster: Cluster) -> None:
     members = {member for member in family(os.getpid()) if member.name in PROGRAMS}
     assert members
-    assert listened_on(members) <= LOOPBACK
+    assert find_listening_addresses(members) <= LOOPBACK
 
 
 @pytest.mark.parametrize("broker", ["3.10", "4"])
@@ -228,9 +228,9 @@ def test_nothing_is_left_after_the_parent_was_killed(broker: str, tmp_path: Path
         ours = outplan_containers() - before if broker == "4" else set()
         assert len(ours) == (4 if broker == "4" else 0)
         parent.kill()
-        eventually(lambda: not alive(members))
-        eventually(lambda: not any(tmp_path.iterdir()))
-        eventually(lambda: not ours & outplan_containers())
+        wait_until(lambda: not any_alive(members))
+        wait_until(lambda: not any(tmp_path.iterdir()))
+        wait_until(lambda: not ours & outplan_containers())
 
 
 def outplan_containers() -> set[str]:

@@ -11,53 +11,54 @@ from outplan.errors import BrokerUnavailable
 from outplan.retry import SPREAD_BACKOFF, retrying
 from outplan.testing.raw_command import RawCommand
 
-_SECONDS: Final = 30.0
+_CONNECT_SECONDS: Final = 30.0
 
 
 class RawCommandPublisher:
-    """Publish bytes under any name; reconnect as often as needed."""
+    """Publish commands; reconnect as often as needed."""
 
-    def __init__(self, link: ReconnectingSession, within: float) -> None:
-        self._link = link
+    def __init__(self, session: ReconnectingSession, within: float) -> None:
+        self._session = session
         self._within = within
 
     async def publish(self, command: RawCommand) -> None:
         """Publish until the broker confirms. Raises OutcomeUnknown."""
 
         async def attempt() -> None:
-            session = await self._link.session()
+            session = await self._session.session()
             publishing = session.publish(command.name, command.body, command.properties)
-            both: set[asyncio.Future[Any]] = {publishing, session.lost}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {publishing, session.lost}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not publishing.done():
                 raise session.lost.result()
             publishing.result()
 
+        retry = retrying(BrokerUnavailable, on_error=self._on_error, wait=SPREAD_BACKOFF)
         try:
             async with asyncio.timeout(self._within):
-                retry = retrying(BrokerUnavailable, on_error=self._on_error, wait=SPREAD_BACKOFF)
                 await retry(attempt)
         except TimeoutError:
-            raise OutcomeUnknown(command.message_id, self._link.trouble) from None
+            raise OutcomeUnknown(command.message_id, self._session.trouble) from None
 
     def _on_error(self, error: BaseException) -> None:
-        self._link.trouble = str(error)
+        self._session.trouble = str(error)
 
 
 @asynccontextmanager
-async def open_publisher(
+async def open_raw_command_publisher(
     amqp_url: str, prefix: str, within: float
 ) -> AsyncIterator[RawCommandPublisher]:
     """Connect until the block ends. Raises Refused or Unreachable.
 
     ``within`` limits each publication, in seconds.
     """
-    link = ReconnectingSession(Route(amqp_url, prefix, f"{prefix}.publisher"), lambda *_: None)
-    linking = asyncio.create_task(link.run())
+    route = Route(amqp_url, prefix, f"{prefix}.publisher")
+    session = ReconnectingSession(route, lambda *_: None)
+    running = asyncio.create_task(session.run())
     try:
-        await link.wait_until_open(_SECONDS)
-        yield RawCommandPublisher(link, within)
+        await session.wait_until_open(_CONNECT_SECONDS)
+        yield RawCommandPublisher(session, within)
     finally:
-        linking.cancel()
+        running.cancel()
         with suppress(asyncio.CancelledError):
-            await linking
+            await running

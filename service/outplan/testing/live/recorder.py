@@ -1,4 +1,4 @@
-"""Sees every event that leaves a worker, also what was published while nobody was connected."""
+"""Record every event that a worker publishes, across connection losses."""
 
 import asyncio
 import logging
@@ -19,81 +19,85 @@ from outplan.testing.event_buffer import EventBuffer
 
 _log = logging.getLogger(__name__)
 
-# A queue that is declared or read in vain for so long will not answer at all.
 _SECONDS: Final = 10
 
 
+def recorder_queue(prefix: str) -> str:
+    """Name the durable queue that a recorder consumes; it outlives the recorder."""
+    return f"{prefix}.witness"
+
+
 class EventRecorder:
-    """All events of a prefix since it began; ``times_seen`` is by their ids."""
+    """Record the events of a prefix in ``buffer``; ``times_seen`` counts them by message_id."""
 
     def __init__(self, amqp_url: str, prefix: str) -> None:
         self.buffer = EventBuffer()
         self.times_seen: Counter[str] = Counter()
-        self.queue = f"{prefix}.witness"
         self._url = amqp_url
+        self._queue = recorder_queue(prefix)
         self._exchange = topology(prefix).events
-        self._news = asyncio.Condition()
-        self._listening = asyncio.Event()
+        self._received = asyncio.Condition()
+        self._consuming = asyncio.Event()
 
-    async def until(self, true: Callable[[], bool], within: float) -> None:
-        """Await what is to come with an event. Raises TimeoutError."""
-        async with asyncio.timeout(within), self._news:
-            await self._news.wait_for(true)
+    async def wait_for(self, condition: Callable[[], bool], within: float) -> None:
+        """Wait until an event makes the condition true. Raises TimeoutError."""
+        async with asyncio.timeout(within), self._received:
+            await self._received.wait_for(condition)
 
-    async def listening(self) -> None:
-        """Await the first time that it listens. Raises TimeoutError."""
+    async def wait_until_consuming(self) -> None:
+        """Wait until it consumes for the first time. Raises TimeoutError."""
         async with asyncio.timeout(_SECONDS):
-            await self._listening.wait()
+            await self._consuming.wait()
 
-    async def listen(self) -> None:
-        """Listen for ever, over one connection after the other."""
+    async def run(self) -> None:
+        """Consume until cancelled, over one connection after another."""
+        # Refused too: a broker that starts up refuses connections at first.
         retry = retrying(BrokerUnavailable, Refused, on_error=self._on_error, wait=SPREAD_BACKOFF)
         while True:
-            # Refused too: that is what a broker which starts up does.
-            await retry(self._once)
+            await retry(self._consume_once)
 
-    async def _once(self) -> None:
-        async with open_connection(self._url, "witness") as wire:
+    async def _consume_once(self) -> None:
+        async with open_connection(self._url, "witness") as connection:
             with translate_errors():
                 async with asyncio.timeout(_SECONDS):
-                    await self._consume(wire)
-            self._listening.set()
-            raise await wire.guard.lost
+                    await self._consume(connection)
+            self._consuming.set()
+            raise await connection.guard.lost
 
-    async def _consume(self, wire: Connection) -> None:
-        channel = await wire.open_channel()
+    async def _consume(self, connection: Connection) -> None:
+        channel = await connection.open_channel()
         exchange = self._exchange
-        # The worker declares the same; whoever is first does not matter.
+        # The worker declares the same exchange; either may be first.
         await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
-        await channel.queue_declare(self.queue, durable=True)
-        await channel.queue_bind(self.queue, exchange.name, "#")
+        await channel.queue_declare(self._queue, durable=True)
+        await channel.queue_bind(self._queue, exchange.name, "#")
 
-        async def arrived(message: DeliveredMessage) -> None:
+        async def receive(message: DeliveredMessage) -> None:
             assert message.delivery_tag is not None
             await channel.basic_ack(message.delivery_tag, wait=False)
-            await self._see(message)
+            await self._record(message)
 
-        await channel.basic_consume(self.queue, arrived)
+        await channel.basic_consume(self._queue, receive)
 
-    async def _see(self, message: DeliveredMessage) -> None:
+    async def _record(self, message: DeliveredMessage) -> None:
         self.buffer.add(message.body)
         self.times_seen[message.header.properties.message_id or ""] += 1
-        async with self._news:
-            self._news.notify_all()
+        async with self._received:
+            self._received.notify_all()
 
     def _on_error(self, error: BaseException) -> None:
-        _log.info("no events for now: %s", error)
+        _log.info("events cannot be received for now: %s", error)
 
 
 @asynccontextmanager
 async def record_events(amqp_url: str, prefix: str) -> AsyncIterator[EventRecorder]:
-    """A witness that listens until the block ends. Its queue outlives it."""
-    seen = EventRecorder(amqp_url, prefix)
-    listening = asyncio.create_task(seen.listen())
+    """Yield a recorder that consumes until the block ends."""
+    recorder = EventRecorder(amqp_url, prefix)
+    running = asyncio.create_task(recorder.run())
     try:
-        await seen.listening()
-        yield seen
+        await recorder.wait_until_consuming()
+        yield recorder
     finally:
-        listening.cancel()
+        running.cancel()
         with suppress(asyncio.CancelledError):
-            await listening
+            await running

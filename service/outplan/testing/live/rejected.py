@@ -1,4 +1,4 @@
-"""The queue of rejected commands, read without taking anything out of it."""
+"""Read the queue of rejected commands without removing any."""
 
 import asyncio
 from collections.abc import Mapping
@@ -15,54 +15,53 @@ from outplan.rabbitmq.connection import Connection
 from outplan.retry import SPREAD_BACKOFF, retrying
 from outplan.testing.harness import Rejected
 
-_LOOK_SECONDS: Final = 0.01
-_SECONDS: Final = 10
-_MOST: Final = 65_535
+_POLL_SECONDS: Final = 0.01
+_ANSWER_SECONDS: Final = 10
+_LARGEST_PREFETCH: Final = 65_535
 
 
-async def read_rejected(amqp_url: str, prefix: str, within: float) -> list[Rejected]:
-    """All that stands there, in order. While it reads, others find the queue empty.
+async def read_rejected(amqp_url: str, prefix: str, within: float = 30) -> list[Rejected]:
+    """Return all rejected commands in order. Meanwhile other consumers find the queue empty.
 
-    TimeoutError where that takes more than so many seconds.
+    Raises TimeoutError if that takes more than ``within`` seconds.
     """
-    troubles: list[BaseException] = []
+    errors: list[BaseException] = []
 
     async def attempt() -> list[Rejected]:
-        async with open_connection(amqp_url, "rejected") as wire:
+        async with open_connection(amqp_url, "rejected") as connection:
             with translate_errors():
-                return await _looked_through(wire, topology(prefix).rejected.name)
+                return await _read_and_requeue(connection, topology(prefix).rejected.name)
 
+    retry = retrying(BrokerUnavailable, on_error=errors.append, wait=SPREAD_BACKOFF)
     try:
         async with asyncio.timeout(within):
-            found: list[Rejected] = await retrying(
-                BrokerUnavailable, on_error=troubles.append, wait=SPREAD_BACKOFF
-            )(attempt)
+            rejected: list[Rejected] = await retry(attempt)
     except TimeoutError:
-        said = "".join(f": {trouble}" for trouble in troubles[-1:])
-        raise TimeoutError(f"the rejected commands cannot be read{said}") from None
-    return found
+        reason = "".join(f": {error}" for error in errors[-1:])
+        raise TimeoutError(f"the rejected commands cannot be read{reason}") from None
+    return rejected
 
 
-async def _looked_through(wire: Connection, queue: str) -> list[Rejected]:
-    asking, channel = await wire.open_channel(), await wire.open_channel()
+async def _read_and_requeue(connection: Connection, queue: str) -> list[Rejected]:
+    admin, consumer = await connection.open_channel(), await connection.open_channel()
     arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
-    there = await _depth(asking, queue)
-    # What a consumer has goes back in order; what is got one by one in any, if it is more than 32.
-    await channel.basic_qos(prefetch_count=_MOST)
-    await channel.basic_consume(queue, arrived.put)
-    async with asyncio.timeout(_SECONDS):
-        found = [_rejected(await arrived.get()) for _ in range(there)]
-    await channel.close()
-    while await _depth(asking, queue) < len(found):  # noqa: ASYNC110 - the broker tells nobody
-        await asyncio.sleep(_LOOK_SECONDS)
-    return found
+    count = await _count(admin, queue)
+    # A consumer's messages are requeued in order. Those of basic.get are not, beyond 32.
+    await consumer.basic_qos(prefetch_count=_LARGEST_PREFETCH)
+    await consumer.basic_consume(queue, arrived.put)
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        rejected = [_to_rejected(await arrived.get()) for _ in range(count)]
+    await consumer.close()
+    while await _count(admin, queue) < count:  # noqa: ASYNC110 - the broker sends no event
+        await asyncio.sleep(_POLL_SECONDS)
+    return rejected
 
 
-async def _depth(channel: Channel, queue: str) -> int:
+async def _count(channel: Channel, queue: str) -> int:
     return (await channel.queue_declare(queue, passive=True)).message_count or 0
 
 
-def _rejected(message: DeliveredMessage) -> Rejected:
+def _to_rejected(message: DeliveredMessage) -> Rejected:
     properties = message.header.properties
     headers: Mapping[str, Any] = properties.headers or {}
     key = headers.get("x-original-routing-key", message.routing_key)
@@ -71,8 +70,8 @@ def _rejected(message: DeliveredMessage) -> Rejected:
 
 
 def _problem(headers: Mapping[str, Any], properties: Any) -> Problem:
-    said = headers.get("x-problem")
-    if said is None:
-        detail = "the broker gave it up: too many workers ended on it"
+    text = headers.get("x-problem")
+    if text is None:
+        detail = "the broker dead-lettered it at the delivery limit: too many workers ended on it"
         return Problem.of("delivery_limit", detail, properties.message_id)
-    return Problem.model_validate_json(said)
+    return Problem.model_validate_json(text)

@@ -1,7 +1,7 @@
-"""A broker in memory: one command queue, whose messages come back until they are settled.
+"""A broker in memory: one command queue that redelivers messages until they are acked.
 
-Properties go through the wire's own encoding on their way, so that a worker reads what it would
-read of RabbitMQ, and what can't be sent there can't be sent here.
+Properties pass through AMQP's own encoding, so that a worker reads what RabbitMQ would deliver and
+a publisher cannot send what RabbitMQ would not carry.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ STOPPED: Final = "the broker was stopped"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A command in its queue; ``deliveries`` is how many of them came to nothing."""
+    """A command in its queue; ``deliveries`` counts those that were not acked."""
 
     routing_key: str
     properties: Basic.Properties
@@ -34,8 +34,8 @@ class Message:
     deliveries: int = 0
 
     @property
-    def on_the_wire(self) -> WireProperties:
-        """The properties as a consumer gets them. TypeError for what AMQP has no room for."""
+    def wire_properties(self) -> WireProperties:
+        """Return the properties as a consumer gets them. TypeError for what AMQP cannot carry."""
         properties = self.properties
         if self.deliveries:
             properties = copy(properties)
@@ -44,46 +44,46 @@ class Message:
 
 
 class MemoryBroker:
-    """Takes commands, delivers them to a worker, and gives away what it publishes.
+    """Deliver commands to a worker and route what it publishes.
 
-    ``on_event`` is called with each event; ``rejected`` holds the rejected copies. While it is
-    stopped whoever opens a session waits. Nothing is lost by that but replies under way.
+    ``on_event`` is called with each event; ``rejected`` holds the rejected copies. While the broker
+    is stopped, sessions wait to be opened. A stop loses nothing but replies under way.
     """
 
     def __init__(self, layout: Topology, on_event: Callable[[Publication], None]) -> None:
         self.layout = layout
         self.rejected: list[Publication] = []
         self._on_event = on_event
-        self._up = asyncio.Event()
-        self._up.set()
+        self._running = asyncio.Event()
+        self._running.set()
         self._ready: deque[Message] = deque()
         self._replies: dict[str, OnReply] = {}
         self._consumer: WorkerSession | None = None
         self._clients: set[ClientSession] = set()
 
-    def stop(self) -> None:
-        """Shut down: every session is lost."""
-        self._up.clear()
+    async def stop(self) -> None:
+        """Shut down and end every session."""
+        self._running.clear()
         for client in self._clients:
             client.fail(STOPPED)
         if self._consumer is not None:
             self._consumer.fail(STOPPED)
 
-    def start(self) -> None:
-        """Come back, with all that was in the queues."""
-        self._up.set()
+    async def start(self) -> None:
+        """Start again with all that was in the queues."""
+        self._running.set()
 
-    async def started(self) -> None:
-        await self._up.wait()
+    async def wait_until_started(self) -> None:
+        await self._running.wait()
 
     def send(self, message: Message) -> None:
-        """Take a command from a publisher. TypeError for properties that AMQP has no room for."""
-        assert message.on_the_wire
+        """Enqueue a command. Raises TypeError for properties that AMQP cannot carry."""
+        assert message.wire_properties
         self._ready.append(message)
-        self._pump()
+        self.deliver_ready()
 
     def publish(self, publication: Publication) -> None:
-        """Take what a worker publishes; a reply whose queue has gone is dropped."""
+        """Route what a worker publishes; drop a reply whose queue is gone."""
         if publication.exchange == self.layout.events.name:
             self._on_event(publication)
         elif publication.routing_key == self.layout.rejected.name:
@@ -93,23 +93,25 @@ class MemoryBroker:
 
     @asynccontextmanager
     async def worker_session(self, awake: asyncio.Event) -> AsyncIterator["WorkerSession"]:
-        """Consume commands; at the end what is not settled goes back, in order."""
-        await self.started()
+        """Consume commands; requeue the unacked ones in order at the end."""
+        await self.wait_until_started()
         await awake.wait()
         self._consumer = session = WorkerSession(self, awake)
-        self._pump()
+        self.deliver_ready()
         try:
             yield session
         finally:
             self._consumer = None
-            self._ready.extendleft(replace(m, deliveries=m.deliveries + 1) for m in session.end())
+            self._ready.extendleft(
+                replace(m, deliveries=m.deliveries + 1) for m in reversed(session.list_unacked())
+            )
 
     @asynccontextmanager
     async def client_session(
         self, route: Route, on_reply: OnReply
     ) -> AsyncIterator["ClientSession"]:
-        """Publish commands, hear replies."""
-        await self.started()
+        """Publish commands and receive replies."""
+        await self.wait_until_started()
         session = ClientSession(self)
         self._clients.add(session)
         self._replies[route.reply_queue] = on_reply
@@ -119,35 +121,32 @@ class MemoryBroker:
             self._clients.remove(session)
             del self._replies[route.reply_queue]
 
-    def settled(self) -> None:
-        """There may be room for more deliveries."""
-        self._pump()
-
-    def _pump(self) -> None:
+    def deliver_ready(self) -> None:
+        """Deliver commands while the consumer's prefetch has room."""
         while self._ready and self._consumer is not None and self._consumer.has_room:
             self._consumer.deliver(self._ready.popleft())
 
 
 class WorkerSession:
-    """A session as ``Worker`` needs it. It stands still while its worker isn't awake."""
+    """A session for ``Worker``. Every call waits while the worker is paused."""
 
     def __init__(self, broker: MemoryBroker, awake: asyncio.Event) -> None:
         self._broker = broker
         self._awake = awake
         self._tag = 0
         self._inbox: deque[Delivery] = deque()
-        self._unsettled: dict[int, Message] = {}
+        self._unacked: dict[int, Message] = {}
         self._arrived = asyncio.Event()
-        self._leaving = False
+        self._stopping = False
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def has_room(self) -> bool:
-        return len(self._unsettled) < PREFETCH and not self._lost.done()
+        return len(self._unacked) < PREFETCH and not self._lost.done()
 
     def deliver(self, message: Message) -> None:
         self._tag += 1
-        self._unsettled[self._tag] = message
+        self._unacked[self._tag] = message
         layout = self._broker.layout
         self._inbox.append(
             Delivery(
@@ -156,49 +155,49 @@ class WorkerSession:
                 layout.commands.name,
                 message.routing_key,
                 message.deliveries > 0,
-                message.on_the_wire,
+                message.wire_properties,
                 message.body,
             )
         )
         self._arrived.set()
 
     def fail(self, reason: str) -> None:
-        """End it, as the broker does."""
+        """End the session, as a broker does."""
         if not self._lost.done():
             self._lost.set_exception(BrokerUnavailable(reason))
-            self._lost.exception()  # Not every session is still watched when it fails.
+            self._lost.exception()  # the session may have no watcher any more
 
-    def end(self) -> list[Message]:
-        """What was delivered and is not settled, the last first."""
-        return list(reversed(self._unsettled.values()))
+    def list_unacked(self) -> list[Message]:
+        """Return the messages that were delivered and not acked, in order."""
+        return list(self._unacked.values())
 
     async def receive(self, most: int) -> list[Delivery]:
-        await self._turn()
-        while not self._inbox and not self._leaving:
+        await self._yield()
+        while not self._inbox and not self._stopping:
             self._arrived.clear()
             await self._arrived.wait()
-            await self._turn()
-        if self._leaving:
+            await self._yield()
+        if self._stopping:
             return []
         return [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
 
     def stop_receiving(self) -> None:
-        self._leaving = True
+        self._stopping = True
         self._arrived.set()
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         for publication in publications:
-            await self._turn()
+            await self._yield()
             self._broker.publish(publication)
 
     async def ack(self, delivery: Delivery) -> None:
-        await self._turn()
-        for tag in [tag for tag in self._unsettled if tag <= delivery.tag]:
-            del self._unsettled[tag]
-        self._broker.settled()
+        await self._yield()
+        for tag in [tag for tag in self._unacked if tag <= delivery.tag]:
+            del self._unacked[tag]
+        self._broker.deliver_ready()
 
     async def confirm_ownership(self) -> None:
-        await self._turn()
+        await self._yield()
 
     async def watch(self) -> None:
         await asyncio.shield(self._lost)
@@ -206,8 +205,8 @@ class WorkerSession:
     async def is_blocked(self) -> bool:
         return False
 
-    async def _turn(self) -> None:
-        """Let others go on, as any I/O does: a worker may be killed or cut off at each of these."""
+    async def _yield(self) -> None:
+        """Let other tasks run, as I/O does: the worker may be killed or cut off at each call."""
         await asyncio.sleep(0)
         await self._awake.wait()
         if self._lost.done():
@@ -215,7 +214,7 @@ class WorkerSession:
 
 
 class ClientSession:
-    """A session as ``outplan.client`` needs it: a publisher's."""
+    """A session for ``outplan.client``."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.lost: asyncio.Future[BrokerUnavailable] = asyncio.get_running_loop().create_future()
@@ -227,7 +226,7 @@ class ClientSession:
         return asyncio.create_task(self._publish(Message(routing_key, properties, body)))
 
     def fail(self, reason: str) -> None:
-        """End it, as the broker does."""
+        """End the session, as a broker does."""
         if not self.lost.done():
             self.lost.set_result(BrokerUnavailable(reason))
 

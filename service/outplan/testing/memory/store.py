@@ -1,7 +1,7 @@
-"""A store in memory: what ``outplan.mongodb.store`` promises, kept without MongoDB.
+"""A store in memory with the contract of ``outplan.mongodb.store``.
 
-It keeps the very documents that MongoDB would, and checks each against the contract's schema, as
-the validators there do; so what comes back has been through the same forms.
+It holds the same documents as MongoDB would and validates each against the contract's schema, as
+the validators in MongoDB do.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _VERSIONS: Final = "outplan_version"
 
 
 class MemoryTransaction:
-    """One attempt at a batch; made by ``MemoryStore.transact``. Nothing is seen before its end."""
+    """A transaction, from ``MemoryStore.transact``. Nobody sees its writes before its commit."""
 
     def __init__(self, stored: dict[_Key, Any]) -> None:
         self._stored = stored
@@ -51,7 +51,7 @@ class MemoryTransaction:
     ) -> None:
         for record in records:
             event = record.event
-            self._insert((EVENTS, event.id), _checked(event_document(record)))
+            self._insert((EVENTS, event.id), _validate(event_document(record)))
             self._insert((_VERSIONS, (event.data.id, event.version)), event.id)
         latest = {record.event.data.id: record.event for record in records}
         for id_, event in latest.items():
@@ -66,12 +66,12 @@ class MemoryTransaction:
             self._write((FENCES, fence.queue), written)
 
     async def read_fence(self, fence: Fence) -> Fence:
-        return _held(self._read((FENCES, fence.queue)), fence)
+        return _require_epoch(self._read((FENCES, fence.queue)), fence)
 
     def commit(self) -> None:
-        """Store it all, or raise StoreConflict where another has written the same meanwhile."""
+        """Store all writes. Raises StoreConflict if another transaction has written one of them."""
         if any(self._stored.get(key) is not before for key, before in self._before.items()):
-            raise StoreConflict("another transaction was first")
+            raise StoreConflict("another transaction committed first")
         self._stored.update(self._written)
 
     def _find(self, collection: str, ids: Iterable[str]) -> list[dict[str, Any]]:
@@ -96,10 +96,10 @@ class MemoryTransaction:
 
 
 class MemoryStore:
-    """The documents and their history, as ``outplan.mongodb.store.Store`` keeps them; always there.
+    """Documents and their history, as ``outplan.mongodb.store.Store`` holds them.
 
-    It passes the same contract suite, and knows none of the errors of a server that is away.
-    ``states`` is what it begins with: outplans without their events.
+    It passes the same contract suite and is never unavailable. ``states`` are outplans to begin
+    with, without their events.
     """
 
     def __init__(self, states: Mapping[str, State] = MappingProxyType({})) -> None:
@@ -108,10 +108,10 @@ class MemoryStore:
         }
 
     async def prepare(self) -> None:
-        """Nothing needs to be made."""
+        """Do nothing: there are no indexes or validators to create."""
 
     async def ping(self) -> None:
-        """It is there."""
+        """Return at once: the store is always available."""
 
     async def claim(self, queue: str, worker: str) -> Fence:  # noqa: ARG002 - as the real one's
         old: Fence = self._stored.get((FENCES, queue), Fence(queue, 0))
@@ -121,10 +121,10 @@ class MemoryStore:
 
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         key = (FENCES, fence.queue)
-        self._stored[key] = replace(_held(self._stored.get(key), fence), attempt=attempt)
+        self._stored[key] = replace(_require_epoch(self._stored.get(key), fence), attempt=attempt)
 
     async def transact(self, work: Callable[[MemoryTransaction], Awaitable[T]]) -> T:
-        """Run ``work`` in one transaction, to its end even where the caller is cancelled."""
+        """Run ``work`` in one transaction, to its end even if the caller is cancelled."""
         attempt = asyncio.ensure_future(self._attempt(work))
         try:
             return await asyncio.shield(attempt)
@@ -136,17 +136,17 @@ class MemoryStore:
 
     @property
     def states(self) -> dict[str, State]:
-        """All outplans by their ids, in the order of their creation."""
+        """Return all outplans by their ids, in the order of their creation."""
         return {id_: state_of(doc) for id_, doc in self._documents(OUTPLANS).items()}
 
     @property
     def records(self) -> dict[str, Record]:
-        """All events by their ids, in the order in which they were stored."""
+        """Return all events by their ids, in the order in which they were stored."""
         return {id_: record_of(doc) for id_, doc in self._documents(EVENTS).items()}
 
     @property
     def fences(self) -> dict[str, Fence]:
-        """What is held on each queue."""
+        """Return the fence of each queue."""
         return {key: fence for (kind, key), fence in self._stored.items() if kind == FENCES}
 
     async def _attempt(self, work: Callable[[MemoryTransaction], Awaitable[T]]) -> T:
@@ -169,13 +169,13 @@ def _version(state: State | None) -> int | None:
     return None if state is None else state.version
 
 
-def _checked(document: dict[str, Any]) -> dict[str, Any]:
+def _validate(document: dict[str, Any]) -> dict[str, Any]:
     if not schemas.is_valid("outplan", document["data"]):
-        raise Unprocessable(f"event {document['_id']!r} holds what the contract forbids")
+        raise Unprocessable(f"event {document['_id']!r} violates the contract's schema")
     return document
 
 
-def _held(stored: Fence | None, fence: Fence) -> Fence:
+def _require_epoch(stored: Fence | None, fence: Fence) -> Fence:
     if stored is None or stored.epoch != fence.epoch:
         raise Fenced(f"another worker has claimed {fence.queue}")
     return stored

@@ -3,19 +3,17 @@
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from secrets import token_hex
 
 from outplan.testing.errors import ServerFailed, ServersUnavailable
 from outplan.testing.servers.interface import Servers
 from outplan.testing.servers.own import OwnRabbit, own_mongodb, start_together
 from outplan.testing.servers.ports import reserve_ports
-from outplan.testing.servers.supervisor import ProcessGroup, run_on_death
+from outplan.testing.servers.supervisor import ProcessGroup, temporary_folder
 
 # Debian keeps the scripts that any user may run here; those on its PATH need root.
 RABBITMQ_FOLDER = Path("/usr/lib/rabbitmq/bin")
@@ -71,10 +69,8 @@ def process_servers(*, management_port: int | None = None) -> Iterator[Servers]:
     `ServersUnavailable`, whose text names missing programs.
     """
     programs = find_programs()
-    folder = Path(tempfile.gettempdir(), f"outplan-servers-{token_hex(8)}")
     with ExitStack() as stack:
-        death_fd = stack.enter_context(run_on_death("rm", "-rf", str(folder)))
-        folder.mkdir(mode=0o700)
+        folder, death_fd = stack.enter_context(temporary_folder("servers"))
         amqp, distribution, names, mongo = stack.enter_context(reserve_ports(4))
         home = folder / "rabbitmq"
         home.mkdir()

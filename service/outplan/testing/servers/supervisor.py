@@ -16,9 +16,11 @@ import ctypes
 import io
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +51,15 @@ def run_on_death(*command: str) -> Iterator[int]:
     finally:
         os.close(write)
         supervisor.wait(_STOP_SECONDS)
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[tuple[Path, int]]:
+    """Yield a new private folder and the descriptor of the `run_on_death` that removes it."""
+    folder = Path(tempfile.gettempdir(), f"outplan-{purpose}-{secrets.token_hex(8)}")
+    with run_on_death("rm", "-rf", str(folder)) as death_fd:
+        folder.mkdir(mode=0o700)
+        yield folder, death_fd
 
 
 class ProcessGroup:
