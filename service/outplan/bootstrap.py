@@ -56,7 +56,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             drain_seconds=settings.drain_seconds,
         )
         readiness = Readiness(
-            health=health, metrics=metrics, blocked=worker.blocked, ping=store.ping
+            health=health, metrics=metrics, is_blocked=worker.is_blocked, ping=store.ping
         )
         async with serve_health(settings.http_port, readiness, metrics):
             yield worker

@@ -1,31 +1,31 @@
-"""Every exception that the service raises itself, as one tree.
+"""Define every exception that the service raises, as one tree.
 
 OutplanError
-├── Fatal                   say it in one line and stop; the exit code is its own
+├── Fatal                   log one line and exit: only a person can fix it
 │   ├── WrongSetting        exit 2
 │   ├── BrokerRefused       exit 1
 │   ├── StoreUnsuitable     exit 1
 │   └── PortTaken           exit 1
-├── Unavailable             a server is away: wait and try again, for ever
-│   ├── BrokerUnavailable   ends the session; the supervisor opens another
-│   ├── Nacked              the broker refused messages: they are sent again
-│   │   └── ReplyNacked     only replies: they are sent again a few times
-│   └── StoreUnavailable    the batch in hand is tried again
-├── StoreConflict           somebody else was first: load and decide again
-│   └── StoreAborted        or the server had no room: a smaller batch may have
-├── Fenced                  another worker has taken the queue over: end the session
-└── Unprocessable           one batch can't be stored: find the culprit
+├── Unavailable             a server is away: back off and retry for ever
+│   ├── BrokerUnavailable   ends the session; the worker opens another one
+│   ├── Nacked              the broker nacked messages: publish them again
+│   │   └── ReplyNacked     it nacked replies only: publish them again a few times
+│   └── StoreUnavailable    retry the batch
+├── StoreConflict           another writer was first: load and decide again
+│   └── StoreAborted        or the server had no room: a smaller batch may fit
+├── Fenced                  another worker has claimed the queue: end the session
+└── Unprocessable           the batch cannot be stored: split it
 """
 
 from typing import ClassVar
 
 
 class OutplanError(Exception):
-    """The root: ``except OutplanError`` catches whatever the service itself raises."""
+    """The root: ``except OutplanError`` catches every exception of the service."""
 
 
 class Fatal(OutplanError):
-    """Raised when only a person can mend it. The text says what to do."""
+    """Raised when only a person can fix it. The text says what to do."""
 
     exit_code: ClassVar[int] = 1
 
@@ -45,23 +45,23 @@ class StoreUnsuitable(Fatal):
 
 
 class PortTaken(Fatal):
-    """Raised when the HTTP port cannot be listened on."""
+    """Raised when the HTTP port is taken or not allowed."""
 
 
 class Unavailable(OutplanError):
-    """Raised when a server is away. Waiting mends it; nothing was lost."""
+    """Raised when a server is away. Waiting helps; nothing is lost."""
 
 
 class BrokerUnavailable(Unavailable):
-    """Raised when a connection or channel to RabbitMQ is gone."""
+    """Raised when a connection or channel to RabbitMQ has ended."""
 
 
 class Nacked(Unavailable):
-    """Raised when the broker refuses messages, as it does for a subscriber's full queue."""
+    """Raised when the broker nacks messages, as it does when a subscriber's queue is full."""
 
 
 class ReplyNacked(Nacked):
-    """Raised when all that it refuses is replies."""
+    """Raised when the broker nacks replies only."""
 
 
 class StoreUnavailable(Unavailable):
@@ -69,16 +69,16 @@ class StoreUnavailable(Unavailable):
 
 
 class StoreConflict(OutplanError):
-    """Raised when the transaction met another writer's: nothing was stored."""
+    """Raised when another writer was first. Nothing is stored."""
 
 
 class StoreAborted(StoreConflict):
-    """Raised when the server has aborted the transaction: for another's, or for want of room."""
+    """Raised when the server aborted the transaction, for another one or for lack of room."""
 
 
 class Fenced(OutplanError):
-    """Raised when the queue's fence carries another epoch: nothing was stored."""
+    """Raised when the queue's fence has another epoch. Nothing is stored."""
 
 
 class Unprocessable(OutplanError):
-    """Raised when a batch fails for a reason that no waiting mends: nothing was stored."""
+    """Raised when a batch fails and waiting does not help. Nothing is stored."""

@@ -1,4 +1,4 @@
-"""Settings from the environment (contract, section 8). Nothing is read at import."""
+"""Read settings from the environment (contract, section 8). Nothing is read at import."""
 
 import os
 from typing import Annotated, Literal
@@ -20,12 +20,12 @@ def _mongo_scheme(url: str) -> str:
 
 def _never_or_in_time(seconds: float) -> float:
     if 0 < seconds < 1:
-        raise ValueError("should be 0, or at least 1: a healthy batch takes its time, too")
+        raise ValueError("should be 0, or at least 1: a healthy batch may take a while")
     return seconds
 
 
 class Settings(BaseSettings):
-    """One worker's settings; each field is the variable ``OUTPLAN_<FIELD>``."""
+    """A worker's settings; the variable of a field is ``OUTPLAN_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment; WrongSetting names every variable that is wrong, in one line."""
+    """Read the environment. Raises WrongSetting, which names every wrong variable in one line."""
     try:
         return Settings()
     except ValidationError as error:
@@ -55,7 +55,7 @@ def load_settings() -> Settings:
 
 
 def usable_settings() -> tuple[Settings, dict[str, str]]:
-    """Read the environment, with the default where it is wrong; what is wrong, by field."""
+    """Read the environment, with defaults for wrong variables; also return the errors by field."""
     try:
         return Settings(), {}
     except ValidationError as error:
@@ -65,12 +65,12 @@ def usable_settings() -> tuple[Settings, dict[str, str]]:
 
 
 def variable(field: str) -> str:
-    """The variable that a field of the settings is read from."""
+    """Return the name of a field's variable."""
     return f"{ENV_PREFIX}{field.upper()}"
 
 
 def unknown_variables() -> tuple[str, ...]:
-    """The OUTPLAN_ variables that no setting reads: most likely misspelt."""
+    """List the OUTPLAN_ variables that no setting reads; most are misspelt."""
     known = {variable(field) for field in Settings.model_fields}
     return tuple(
         name
@@ -80,8 +80,8 @@ def unknown_variables() -> tuple[str, ...]:
 
 
 def wrong_fields(error: ValidationError) -> dict[str, str]:
-    """What is wrong, by field."""
-    # The value is left out: a URL may carry a password.
+    """Return a validation error's texts by field, without the values."""
+    # A URL may contain a password.
     return {
         str(item["loc"][0]): item["msg"].removeprefix("Value error, ")
         for item in error.errors(include_url=False, include_input=False)

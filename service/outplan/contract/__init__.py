@@ -1,1 +1,1 @@
-"""What both sides share: field types, messages, schemas and the topology."""
+"""The contract that worker and client share: fields, messages, schemas, topology."""

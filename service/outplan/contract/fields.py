@@ -1,4 +1,4 @@
-"""The contract's field types: patterns, limits, and what pydantic makes of them."""
+"""The contract's field types: patterns, limits, and their pydantic form."""
 
 import re
 from typing import Annotated, Any, Final, Literal
@@ -19,12 +19,12 @@ TIMESTAMP_PATTERN: Final = (
     r" ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}$"
 )
 NO_CONTROL_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
-# The address form of HTML's <input type=email>, the most widely shared definition there is.
+# The definition of HTML's <input type=email>, which is the most widely shared one.
 EMAIL_PATTERN: Final = (
     r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
     r"(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$"
 )
-# 64 before the @ and 255 behind it are the most that mail carries (RFC 5321).
+# RFC 5321 allows 64 characters before the @ and 255 after it.
 MAX_EMAIL: Final = 320
 E164_PATTERN: Final = r"^\+[0-9]{7,15}$"
 SIP_PATTERN: Final = r"^[^@]+@[^@]+$"
@@ -38,14 +38,14 @@ def _refuse_nil(value: str) -> str:
 
 
 def refuse_null(value: Any) -> Any:
-    """Say that a field which may be left out may not be null."""
+    """Refuse null for a field that may be left out."""
     if value is None:
         raise ValueError("null is not a value here; leave the field out")
     return value
 
 
 def _whole_number(value: Any) -> Any:
-    """JSON Schema calls 30000.0 an integer; it is stored as one."""
+    """Read 30000.0 as an integer, as JSON Schema does."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 

@@ -1,7 +1,7 @@
-"""The messages of the contract as types: documents, commands, events, replies, problems.
+"""The contract's messages as types: documents, commands, events, replies, problems.
 
-The JSON Schema files in ``schemas/`` are the source of truth; these models are their typed
-form, and a property test holds the two together in both directions.
+The JSON Schema files in ``schemas/`` are the source of truth. These models are their typed form;
+a property test compares the two in both directions.
 """
 
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
@@ -44,13 +44,13 @@ from outplan.contract.fields import (
 
 
 class Model(BaseModel):
-    """Immutable, and strict about unknown fields, as the contract is everywhere."""
+    """A message: immutable, and without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Address(Model):
-    """One end of a call. ``target`` is judged by ``type`` (contract, section 1)."""
+    """One end of a call. ``type`` decides the form of ``target`` (contract, section 1)."""
 
     type: AddressType
     target: Text
@@ -78,7 +78,7 @@ class Address(Model):
 
 
 def _stored_form(value: Any, info: ValidationInfo) -> Any:
-    """In JSON a stored address is whole and its UUID lower; only Python may lean on defaults."""
+    """Require all members and a lower-case UUID in JSON; Python code may use the defaults."""
     if info.mode == "json" and isinstance(value, dict):
         _require(value, tuple(Address.model_fields))
         kind, target = value["type"], value["target"]
@@ -184,7 +184,7 @@ EventType = Literal["outplan_created", "outplan_updated", "outplan_deleted"]
 
 
 class Event(Model):
-    """What an accepted command became; ``id`` is that command's id. VoIPBIN's envelope."""
+    """The event of an accepted command, in VoIPBIN's envelope; ``id`` is the command's id."""
 
     id: MessageId
     type: EventType
@@ -198,7 +198,7 @@ class Event(Model):
     @model_validator(mode="before")
     @classmethod
     def _whole_on_the_wire(cls, value: Any, info: ValidationInfo) -> Any:
-        """Only Python code may lean on the defaults; JSON always has these."""
+        """Require the envelope's members in JSON; Python code may use the defaults."""
         if info.mode == "json" and isinstance(value, dict):
             _require(value, ("publisher", "data_type"))
         return value
@@ -224,7 +224,7 @@ def _refuse_other_than_changeable(changed: tuple[str, ...]) -> None:
 
 
 class ProblemCode(NamedTuple):
-    """A row of the contract's table of codes: HTTP-like status and a title."""
+    """The status and the title of one of the contract's problem codes."""
 
     status: int
     title: str
@@ -244,7 +244,7 @@ PROBLEM_CODES: Final[dict[str, ProblemCode]] = {
 }
 
 
-# These are found by what is stored, which is looked up only for commands that have an id.
+# Only a command with an id is looked up in the store, where these are found.
 _NEED_MESSAGE_ID: Final = frozenset(
     {"not_found", "already_exists", "message_id_reused", "version_conflict"}
 )
@@ -255,14 +255,14 @@ def _problem_type(code: str) -> str:
 
 
 class ProblemError(Model):
-    """One broken rule: a JSON Pointer (RFC 6901) and what is wrong there."""
+    """One validation error: a JSON Pointer (RFC 6901) and what is wrong there."""
 
     pointer: Annotated[str, Strict(), StringConstraints(pattern=POINTER_PATTERN)]
     detail: Text
 
 
 class Problem(Model):
-    """An RFC 9457 problem: why a command was rejected."""
+    """An RFC 9457 problem: the reason of a rejection."""
 
     type: Text
     title: Text
@@ -288,7 +288,7 @@ class Problem(Model):
 
     @classmethod
     def of(cls, code: str, detail: str, command_id: str | None, **extra: Any) -> Self:
-        """Build the problem for one of the contract's codes (KeyError for any other)."""
+        """Build the problem for a code. Raises KeyError for a code that the contract lacks."""
         row = PROBLEM_CODES[code]
         return cls(
             type=_problem_type(code),
@@ -302,7 +302,7 @@ class Problem(Model):
 
 
 class Reply(Model):
-    """What a sender with ``reply_to`` hears: the outcome of its command."""
+    """The outcome of a command, for a sender that set ``reply_to``."""
 
     command_id: Text | None
     status: Literal["accepted", "unchanged", "rejected"]
@@ -314,7 +314,7 @@ class Reply(Model):
     @model_validator(mode="before")
     @classmethod
     def _whole_on_the_wire(cls, value: Any, info: ValidationInfo) -> Any:
-        """Only Python code may lean on the default; JSON always has it."""
+        """Require ``duplicate`` in JSON; Python code may use the default."""
         if info.mode == "json" and isinstance(value, dict):
             _require(value, ("duplicate",))
         return value

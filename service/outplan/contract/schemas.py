@@ -1,7 +1,7 @@
-"""The contract's JSON Schema files, compiled once, and what they say of an instance.
+"""Validate against the contract's JSON Schema files, and describe every error.
 
-The files are the source of truth: rules, units and most of the wording of an error stand in
-them and not here. Patterns run on an engine without backtracking, so no text makes them slow.
+The files are the source of truth: they hold the rules, the units and most of an error's wording.
+Patterns run on an engine without backtracking, so no text makes them slow.
 """
 
 import json
@@ -21,7 +21,7 @@ from outplan.contract.messages import ProblemError
 _BASE: Final = "https://outplan.invalid/schemas/"
 _MAX_DETAIL: Final = 300
 _MAX_QUOTE: Final = 100
-# A valid message nests four deep; what lies deeper can only be wrong and is not looked at.
+# A valid message nests four deep; deeper parts are wrong in any case.
 _MAX_DEPTH: Final = 8
 _UNIT: Final = re.compile(r"\bin (milliseconds|seconds)\b")
 _NOT_QUOTABLE: Final = ProblemError(
@@ -30,20 +30,20 @@ _NOT_QUOTABLE: Final = ProblemError(
 
 
 def schema_names() -> tuple[str, ...]:
-    """Name every schema file, sorted, without its ``.json``; ``definitions`` is one of them."""
+    """List the schemas' names, sorted; ``definitions`` is one of them."""
     names = (file.name.partition(".json") for file in _folder().iterdir())
     return tuple(sorted(stem for stem, suffix, rest in names if suffix and not rest))
 
 
 def schema_text(name: str) -> bytes:
-    """Return a schema file as it stands (KeyError for a name that is not a schema's)."""
+    """Return a schema file's bytes. Raises KeyError if there is no such schema."""
     if name not in schema_names():
         raise KeyError(name)
     return (_folder() / f"{name}.json").read_bytes()
 
 
 def is_valid(name: str, instance: object) -> bool:
-    """Say whether parsed JSON fits the schema ``name`` (KeyError where there is none)."""
+    """Tell whether parsed JSON fits a schema. Raises KeyError if there is no such schema."""
     try:
         return _validator(name).is_valid(instance)
     except ValueError:  # lone surrogates, or nested past the validator's limit
@@ -51,21 +51,21 @@ def is_valid(name: str, instance: object) -> bool:
 
 
 def violations(name: str, instance: object) -> tuple[ProblemError, ...]:
-    """List every broken rule, at most 32, none for a valid instance.
+    """List the validation errors, at most 32; none for a valid instance.
 
-    A pointer leads to the offending member itself, also to one that is missing or unknown.
-    Takes what a strict JSON parser returns (lone surrogates are its business, and not always
-    noticed here); KeyError where there is no schema ``name``.
+    A pointer leads to the wrong member itself, even if that is missing or unknown. ``instance``
+    comes from a strict JSON parser, which refuses lone surrogates. Raises KeyError if there is no
+    such schema.
     """
     if is_valid(name, instance):
         return ()
-    errors = _validator(name).iter_errors(_trimmed(instance))
-    broken = dict.fromkeys(pair for error in errors for pair in _broken(error))
+    errors = _validator(name).iter_errors(_trim(instance))
+    broken = dict.fromkeys(pair for error in errors for pair in _list_errors(error))
     found = tuple(
-        ProblemError(pointer=pointer, detail=_clipped(detail, _MAX_DETAIL))
+        ProblemError(pointer=pointer, detail=_shorten(detail, _MAX_DETAIL))
         for pointer, detail in islice(broken, MAX_PROBLEM_ERRORS)
     )
-    # What was cut off or replaced may have been all that was wrong.
+    # The trimmed or replaced parts may have been the only wrong ones.
     return found or (_NOT_QUOTABLE,)
 
 
@@ -74,7 +74,7 @@ def violations(name: str, instance: object) -> tuple[ProblemError, ...]:
 
 @cache
 def _folder() -> Traversable:
-    """The wheel has the schemas inside the package; a checkout has them beside it."""
+    """Return the schemas' folder: inside the package in a wheel, beside it in a checkout."""
     package = resources.files("outplan")
     shipped = package / "schemas"
     return shipped if shipped.is_dir() else package / ".." / ".." / "schemas"
@@ -114,9 +114,9 @@ def _property_names(schema: object) -> Iterator[str]:
             yield from _property_names(part)
 
 
-# --- what is wrong, in words -------------------------------------------------------------------
+# --- wording -----------------------------------------------------------------------------------
 
-# By keyword: {value} is the offending value, {limit} what the schema demands of it.
+# By keyword: {value} is the wrong value, {limit} the schema's demand.
 _WORDING: Final = {
     "type": "{value} is not {limit}",
     "enum": "{value} is not one of {limit}",
@@ -143,8 +143,8 @@ _TYPES: Final = {
 }
 
 
-def _broken(error: jsonschema_rs.ValidationError) -> Iterator[tuple[str, str]]:
-    """Turn a validator's error into pointers and details: one for each unknown field."""
+def _list_errors(error: jsonschema_rs.ValidationError) -> Iterator[tuple[str, str]]:
+    """Turn a validator's error into pointers and details, one for each unknown field."""
     keyword, path = error.kind.name, error.instance_path
     if keyword == "required":
         yield _pointer([*path, error.kind.value]), "is required"
@@ -156,7 +156,7 @@ def _broken(error: jsonschema_rs.ValidationError) -> Iterator[tuple[str, str]]:
 
 def _unknown(path: list[str | int], field: str) -> tuple[str, str]:
     if len(field) > _MAX_QUOTE:  # a pointer can't be clipped, and must fit into a header
-        return _pointer(path), f"{_quoted(field)} is not a known field"
+        return _pointer(path), f"{_quote(field)} is not a known field"
     return _pointer([*path, field]), "is not a known field"
 
 
@@ -165,7 +165,7 @@ def _detail(error: jsonschema_rs.ValidationError, keyword: str) -> str:
         return error.message
     rule = {} if keyword == "falseSchema" else _rule(error)
     words = _WORDING[keyword].format(
-        value=_quoted(error.instance), limit=_limit(keyword, rule.get(keyword), rule)
+        value=_quote(error.instance), limit=_limit(keyword, rule.get(keyword), rule)
     )
     unit = _UNIT.search(rule.get("description", ""))
     if unit and error.instance_path:
@@ -174,22 +174,22 @@ def _detail(error: jsonschema_rs.ValidationError, keyword: str) -> str:
 
 
 def _rule(error: jsonschema_rs.ValidationError) -> dict[str, Any]:
-    """The schema that the broken keyword stands in."""
+    """Return the schema around the keyword of an error."""
     location = str(error.absolute_keyword_location).rpartition("/")[0]
     rule = _registry().resolver(_BASE).lookup(location).contents
     return rule if isinstance(rule, dict) else {}
 
 
 def _limit(keyword: str, demand: Any, rule: dict[str, Any]) -> str:
-    """Say what a keyword demands; for some the schema says it in its title or description."""
+    """Describe a keyword's demand; some schemas do so in their title or description."""
     wording: dict[str, Callable[[], str]] = {
         "type": lambda: _one_of(_TYPES[t] for t in ([demand] if type(demand) is str else demand)),
-        "enum": lambda: ", ".join(map(_quoted, demand)),
+        "enum": lambda: ", ".join(map(_quote, demand)),
         "not": lambda: str(demand.get("description", "is not allowed")),
         "pattern": lambda: _form(rule),
         "anyOf": lambda: _alternatives(demand, rule),
     }
-    return wording.get(keyword, lambda: _quoted(demand))()
+    return wording.get(keyword, lambda: _quote(demand))()
 
 
 def _alternatives(branches: list[dict[str, Any]], rule: dict[str, Any]) -> str:
@@ -198,7 +198,7 @@ def _alternatives(branches: list[dict[str, Any]], rule: dict[str, Any]) -> str:
 
 
 def _form(rule: dict[str, Any]) -> str:
-    """The title names the form, and the description's first sentence explains it."""
+    """Describe a form by its title and by the first sentence of its description."""
     explanation = str(rule["description"]).partition(". ")[0].rstrip(".")
     return f"a valid {rule['title']}: {explanation}"
 
@@ -207,13 +207,13 @@ def _one_of(words: Iterable[str]) -> str:
     return " or ".join(words)
 
 
-def _quoted(value: object) -> str:
-    """Write a value as JSON, clipped."""
+def _quote(value: object) -> str:
+    """Write a value as JSON, shortened."""
     short = value[: _MAX_QUOTE + 1] if isinstance(value, str) else value
-    return _clipped(json.dumps(short, ensure_ascii=False), _MAX_QUOTE)
+    return _shorten(json.dumps(short, ensure_ascii=False), _MAX_QUOTE)
 
 
-def _clipped(text: str, limit: int) -> str:
+def _shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -225,14 +225,14 @@ def _pointer(path: Iterable[str | int]) -> str:
 # --- hostile input -----------------------------------------------------------------------------
 
 
-def _trimmed(value: object, depth: int = 0) -> object:
-    """Cut an invalid instance down to what its first 32 errors need, and to valid Unicode."""
+def _trim(value: object, depth: int = 0) -> object:
+    """Reduce an invalid instance to the parts of its first 32 errors, in valid Unicode."""
     if depth > _MAX_DEPTH:
         return None
     if isinstance(value, dict):
-        return {_text(k): _trimmed(value[k], depth + 1) for k in _kept_fields(value)}
+        return {_text(k): _trim(value[k], depth + 1) for k in _kept_fields(value)}
     if isinstance(value, list):
-        return [_trimmed(item, depth + 1) for item in value[: MAX_PROBLEM_ERRORS + 1]]
+        return [_trim(item, depth + 1) for item in value[: MAX_PROBLEM_ERRORS + 1]]
     return _text(value) if isinstance(value, str) else value
 
 

@@ -1,7 +1,7 @@
-"""Exchanges, queues and bindings as data; ``broker`` declares what stands here.
+"""Define exchanges, queues and bindings; ``rabbitmq.session`` declares them.
 
-Every argument is one that RabbitMQ 3.10 and 4 both know and read alike, so that an upgrade of
-the broker does not turn the declaration of an existing queue into a conflict.
+RabbitMQ 3.10 and 4 both know every argument here and read it alike. So an upgrade of the broker
+does not turn the declaration of an existing queue into a conflict.
 """
 
 from collections.abc import Mapping
@@ -10,15 +10,14 @@ from typing import Final
 
 Arguments = Mapping[str, str | int | bool]
 
-# How many messages the broker sends ahead of acknowledgements, per queue. The same for every
-# worker there ever was: a quorum queue puts what comes back behind what came back before and is
-# not taken yet, so order holds only while each consumer takes at once all that its predecessor
-# gave back.
+# The prefetch of each queue's consumer. Never change it: a quorum queue requeues messages behind
+# those that were requeued before and not redelivered yet. So order holds only while each consumer
+# is sent at once everything that its predecessor returned (ADR 0004).
 PREFETCH: Final = 1_000
-# The last resort. Everything prefetched is counted when a worker dies, healthy commands too, so
-# the worker finds killers out itself, long before this (see handler).
+# The last resort. A worker's death raises the delivery count of every prefetched message, healthy
+# ones too. So the worker finds poison messages by itself, long before this (ADR 0006).
 DELIVERY_LIMIT: Final = 1_000
-# "Never" in a form that both take: 3.10 refuses -1, and 4 would drop at its default of 20.
+# No limit, in a form that both versions take: 3.10 refuses -1, and 4 drops at 20 by default.
 NO_DELIVERY_LIMIT: Final = 2_000_000_000
 
 
@@ -41,7 +40,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """From ``source`` (an exchange) to ``destination`` (a queue, or an exchange)."""
+    """A binding from an exchange to a queue, or to an exchange."""
 
     source: str
     destination: str
@@ -51,7 +50,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """All that the service declares, in the order in which it can be declared."""
+    """The exchanges, queues and bindings of a service, in the order of their declaration."""
 
     commands: Exchange
     events: Exchange

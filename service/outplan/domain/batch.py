@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Event
-from outplan.domain.codec import Outcome, ParsedCommand, rejected
+from outplan.domain.codec import Outcome, ParsedCommand, reject
 from outplan.domain.decider import Refusal, State, Unchanged, decide, evolve
 from outplan.domain.dedup import DeduplicationWindow
 from outplan.domain.records import Record, RecordedOutcome, Snapshot
@@ -72,9 +72,10 @@ class Batch:
         if record is None:
             return self._decide_anew(item, queue)
         if record.digest == item.digest:
-            return _accepted(item, record.event, duplicate=True)
+            return _accept(item, record.event, duplicate=True)
         detail = "this message_id was accepted before with other content"
-        return self._repeat(item, _recorded(item, Refusal("message_id_reused", detail)), queue)
+        reused = Refusal("message_id_reused", detail)
+        return self._repeat(item, _record_outcome(item, reused), queue)
 
     def outcomes_to_record(self) -> dict[str, tuple[RecordedOutcome, ...]]:
         """Return what each queue's fence has to keep once this batch is stored."""
@@ -92,28 +93,28 @@ class Batch:
         except Exception as error:
             raise Unprocessable(f"decide failed: {error!r}") from error
         if not isinstance(decision, Event):
-            return self._repeat(item, _recorded(item, decision, state), queue)
+            return self._repeat(item, _record_outcome(item, decision, state), queue)
         record = self._known[item.command_id] = Record(decision, item.digest)
         self.records.append(record)
         queue.accepted.append(item.delivery)
-        return _accepted(item, decision)
+        return _accept(item, decision)
 
     def _repeat(self, item: ParsedCommand, recorded: RecordedOutcome, queue: _Queue) -> Outcome:
         """Answer as recorded, and keep the record under this session's delivery tag."""
         queue.recorded.append(replace(recorded, tag=item.delivery.tag))
         if recorded.code is not None:
             extra = {"current_version": recorded.version} if recorded.version else {}
-            return rejected(item.delivery, recorded.code, recorded.detail, **extra)
+            return reject(item.delivery, recorded.code, recorded.detail, **extra)
         version = (item.outplan_id, recorded.version or 0)
         state = self._past.get(version, self._states[item.outplan_id])
         return Outcome(item.delivery, "unchanged", version=state.version, outplan=state.outplan)
 
 
-def _accepted(item: ParsedCommand, event: Event, *, duplicate: bool = False) -> Outcome:
+def _accept(item: ParsedCommand, event: Event, *, duplicate: bool = False) -> Outcome:
     return Outcome(item.delivery, "accepted", duplicate, event, event.version, event.data)
 
 
-def _recorded(
+def _record_outcome(
     item: ParsedCommand, decision: Refusal | Unchanged, state: State | None = None
 ) -> RecordedOutcome:
     fingerprint, tag = item.delivery.fingerprint, item.delivery.tag

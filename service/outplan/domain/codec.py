@@ -44,8 +44,8 @@ class Outcome:
     problem: Problem | None = None
 
 
-def rejected(delivery: Delivery, code: str, detail: str, **extra: Any) -> Outcome:
-    """Make the outcome of a command with a problem; ``code`` is one of the contract's."""
+def reject(delivery: Delivery, code: str, detail: str, **extra: Any) -> Outcome:
+    """Make the outcome of a rejected command; ``code`` is one of the contract's."""
     problem = Problem.of(code, detail, delivery.command_id, **extra)
     return Outcome(delivery, "rejected", problem=problem)
 
@@ -55,11 +55,11 @@ def parse(delivery: Delivery) -> ParsedCommand | Outcome:
     command_id, name = delivery.command_id, delivery.command_name
     if command_id is None:
         detail = "set the AMQP property message_id: 1 to 255 bytes of UTF-8"
-        return rejected(delivery, "missing_message_id", detail)
+        return reject(delivery, "missing_message_id", detail)
     model = COMMANDS.get(name)
     if model is None:
         detail = f"{_quote(name)} is none of {', '.join(COMMANDS)}"
-        return rejected(delivery, "unknown_command", detail)
+        return reject(delivery, "unknown_command", detail)
     body = _json_object(delivery)
     if isinstance(body, Outcome):
         return body
@@ -140,34 +140,34 @@ def reply_body(outcome: Outcome) -> bytes:
 def _json_object(delivery: Delivery) -> dict[str, Any] | Outcome:
     if len(delivery.body) > MAX_BODY_BYTES:
         detail = f"the body has {len(delivery.body)} bytes; the limit is {MAX_BODY_BYTES}"
-        return rejected(delivery, "too_large", detail)
+        return reject(delivery, "too_large", detail)
     encoding = delivery.properties.content_encoding
     if encoding is not None and encoding.lower() not in _ENCODINGS:
         detail = f"content_encoding {_quote(encoding)} is not read; send plain UTF-8"
-        return rejected(delivery, "invalid_json", detail)
+        return reject(delivery, "invalid_json", detail)
     try:
         body = orjson.loads(delivery.body)
     except orjson.JSONDecodeError as error:
-        return rejected(delivery, "invalid_json", str(error))
+        return reject(delivery, "invalid_json", str(error))
     if not isinstance(body, dict):
-        return rejected(delivery, "invalid_json", "the body is JSON, but no object")
+        return reject(delivery, "invalid_json", "the body is JSON, but no object")
     return body
 
 
 def _invalid(delivery: Delivery, errors: tuple[ProblemError, ...]) -> Outcome:
     rules = "1 rule" if len(errors) == 1 else f"{len(errors)} rules"
     detail = f"{rules} broken; errors lists them with JSON Pointers"
-    return rejected(delivery, "invalid_command", detail, errors=errors)
+    return reject(delivery, "invalid_command", detail, errors=errors)
 
 
 def _model_errors(error: ValidationError) -> tuple[ProblemError, ...]:
     return tuple(
-        ProblemError(pointer="".join(_escaped(part) for part in item["loc"]), detail=item["msg"])
+        ProblemError(pointer="".join(_escape(part) for part in item["loc"]), detail=item["msg"])
         for item in error.errors(include_url=False, include_input=False)[:MAX_PROBLEM_ERRORS]
     )
 
 
-def _escaped(part: int | str) -> str:
+def _escape(part: int | str) -> str:
     return "/" + str(part).replace("~", "~0").replace("/", "~1")
 
 

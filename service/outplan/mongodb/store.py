@@ -99,7 +99,7 @@ class MongoTransaction:
         """Read the fence as it is stored now. Raises Fenced."""
         document = await self._database[FENCES].find_one(_claim_of(fence), session=self._session)
         if document is None:
-            raise _fenced(fence)
+            raise _fence_lost(fence)
         return fence_of(document)
 
     async def _find(self, collection: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ class MongoTransaction:
             _claim_of(fence), update, session=self._session
         )
         if result.matched_count != 1:
-            raise _fenced(fence)
+            raise _fence_lost(fence)
 
     async def _write(self, collection: str, writes: Sequence[Any]) -> Any:
         return await self._database[collection].bulk_write(
@@ -213,7 +213,7 @@ class MongoStore:
                 _claim_of(fence), {"$set": {"trial": attempt_document(attempt)}}
             )
         if result.matched_count != 1:
-            raise _fenced(fence)
+            raise _fence_lost(fence)
 
     async def transact(self, work: Callable[[MongoTransaction], Awaitable[T]]) -> T:
         """Run ``work`` in one transaction, acknowledged by a majority's journals.
@@ -278,7 +278,7 @@ def _claim_of(fence: Fence) -> dict[str, Any]:
     return {"_id": fence.queue, "epoch": fence.epoch}
 
 
-def _fenced(fence: Fence) -> Fenced:
+def _fence_lost(fence: Fence) -> Fenced:
     return Fenced(f"another worker has claimed {fence.queue}")
 
 

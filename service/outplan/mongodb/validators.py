@@ -46,7 +46,7 @@ def _number(minimum: int, maximum: int) -> Schema:
     return {"bsonType": ["int", "long"], "minimum": minimum, "maximum": maximum}
 
 
-def _closed(**properties: Schema) -> Schema:
+def _closed_object(**properties: Schema) -> Schema:
     """Describe an object with these members and no others."""
     return {
         "bsonType": "object",
@@ -70,7 +70,7 @@ def _version() -> Schema:
 
 def _address() -> Schema:
     return {
-        **_closed(
+        **_closed_object(
             type=_text(),
             target=_text(),
             target_name=_text(),
@@ -105,7 +105,7 @@ def _fields() -> dict[str, Schema]:
 
 def validators() -> dict[str, Schema]:
     """Return each collection's validator, as ``{"$jsonSchema": …}``."""
-    event = _closed(
+    event = _closed_object(
         _id=_text(minLength=1, maxLength=255),
         outplan_id=_uuid(),
         customer_id=_uuid(),
@@ -114,21 +114,21 @@ def validators() -> dict[str, Schema]:
         time=_time(),
         changed={"bsonType": "array", "minItems": 1, "items": {"enum": list(m.Update.CHANGEABLE)}},
         digest=_text(pattern=r"^[0-9a-f]{64}$"),
-        data=_closed(id=_uuid(), **_fields()),
+        data=_closed_object(id=_uuid(), **_fields()),
     )
     event["required"].remove("changed")
-    fence = _closed(
+    fence = _closed_object(
         _id=_text(minLength=1),
         epoch=_number(1, 2**53),
         worker=_text(),
         session={"bsonType": "binData"},
         batches=_number(0, 2**53),
         verdicts={"bsonType": "array"},
-        trial=_closed(message=_text(), times=_number(0, 100)),
+        trial=_closed_object(message=_text(), times=_number(0, 100)),
     )
     fence["required"].remove("trial")
     schemas = {
-        OUTPLANS: _closed(_id=_uuid(), **_fields(), version=_version()),
+        OUTPLANS: _closed_object(_id=_uuid(), **_fields(), version=_version()),
         EVENTS: event,
         FENCES: fence,
     }

@@ -10,7 +10,7 @@ from typing import Final
 from outplan.contract.amqp import Delivery
 from outplan.contract.times import Clock, text_time
 from outplan.domain.batch import decide_batch
-from outplan.domain.codec import Outcome, ParsedCommand, parse, rejected
+from outplan.domain.codec import Outcome, ParsedCommand, parse, reject
 from outplan.domain.dedup import DeduplicationWindow
 from outplan.domain.poison import MAX_ATTEMPTS, PoisonGuard
 from outplan.domain.records import Fence, OutplanVersion
@@ -217,4 +217,4 @@ def _recalled_versions(
 
 def _give_up(delivery: Delivery) -> Outcome:
     detail = "each worker that tried it ended, or failed; see the workers' logs"
-    return rejected(delivery, "delivery_limit", detail)
+    return reject(delivery, "delivery_limit", detail)

@@ -26,12 +26,12 @@ class Readiness:
         *,
         health: Health,
         metrics: Metrics,
-        blocked: Callable[[], Awaitable[bool]],
+        is_blocked: Callable[[], Awaitable[bool]],
         ping: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._health = health
         self._metrics = metrics
-        self._blocked = blocked
+        self._is_blocked = is_blocked
         self._ping = ping
         self._pinging: asyncio.Task[None] | None = None
 
@@ -46,7 +46,7 @@ class Readiness:
             self._pinging.cancel()
 
     async def _ask_servers(self) -> dict[str, str]:
-        blocked, store = await asyncio.gather(self._blocked(), self._ping_store())
+        blocked, store = await asyncio.gather(self._is_blocked(), self._ping_store())
         answers = {"broker": _ALARM if blocked else "", "store": store}
         return {component: reason for component, reason in answers.items() if reason}
 

@@ -72,7 +72,7 @@ class Worker:
         if self._session is not None:
             self._session.stop_receiving()
 
-    async def blocked(self) -> bool:
+    async def is_blocked(self) -> bool:
         """Tell whether the broker blocks this worker's publishing."""
         return self._session is not None and await self._session.is_blocked()
 
