@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tests.support.process_state import find_listener
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PROC: Final = Path("/proc")
-_LISTENING: Final = "0A"  # the state of a listening socket in proc(5), net/tcp
 
 
 class Usage(NamedTuple):
@@ -53,26 +54,7 @@ def find_broker(cluster_name: str, port: int) -> int | None:
     # A container maps the port to another one, but its host name is part of the node's name.
     host = f"\0HOSTNAME={cluster_name.partition('@')[2]}\0"
     found = [pid for pid in nodes if host in f"\0{_read(pid, 'environ')}"]
-    found = found or [pid for pid in nodes if _listens(pid, port)]
-    return found[0] if len(found) == 1 else None
-
-
-def _listens(pid: int, port: int) -> bool:
-    """Return True if a socket of the process listens on this TCP port."""
-    sockets = {
-        f"socket:[{fields[9]}]"
-        for table in ("net/tcp", "net/tcp6")
-        for fields in map(str.split, _read(pid, table).splitlines()[1:])
-        if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port
-    }
-    return not sockets.isdisjoint(_open_files(pid))
-
-
-def _open_files(pid: int) -> set[str]:
-    try:
-        return {os.readlink(file) for file in (_PROC / str(pid) / "fd").iterdir()}
-    except OSError:  # It closed a file meanwhile, or belongs to another user.
-        return set()
+    return found[0] if len(found) == 1 else find_listener("beam.smp", port)
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:

@@ -112,7 +112,7 @@ async def test_an_event_keeps_its_raw_bytes_with_unknown_fields(
     assert event.raw == body
 
 
-async def test_repeats_are_dropped_and_a_gap_is_ids_and_versions(
+async def test_repeats_are_dropped_and_a_gap_is_reported(
     deployment: Deployment, world: World
 ) -> None:
     async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
