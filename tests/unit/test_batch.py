@@ -45,16 +45,16 @@ def decide_all(batch: Batch, *commands: ParsedCommand) -> list[Outcome]:
     return [batch.decide(each) for each in commands]
 
 
-def known(version: int = 1, *records: Record, **fields: Any) -> Snapshot:
+def snapshot_of(version: int = 1, *records: Record, **fields: Any) -> Snapshot:
     return Snapshot({ID: state(version, **fields)}, {r.event.id: r for r in records})
 
 
-def recorded_by(batch: Batch) -> tuple[RecordedOutcome, ...]:
+def read_recorded(batch: Batch) -> tuple[RecordedOutcome, ...]:
     return batch.outcomes_to_record()[QUEUE]
 
 
-def recorded(of: ParsedCommand, version: int = 1) -> Record:
-    outcome = new_batch(Snapshot() if version == 1 else known(version - 1)).decide(of)
+def record_of(of: ParsedCommand, version: int = 1) -> Record:
+    outcome = new_batch(Snapshot() if version == 1 else snapshot_of(version - 1)).decide(of)
     assert outcome.event is not None
     return Record(outcome.event, of.digest)
 
@@ -82,7 +82,7 @@ def test_three_commands_for_one_outplan_in_one_batch_see_each_other() -> None:
 
 def test_a_rejected_command_has_no_effect_on_the_next() -> None:
     outcomes = decide_all(
-        new_batch(known()), update("c-1", name="x", expected_version=9), delete("c-2")
+        new_batch(snapshot_of()), update("c-1", name="x", expected_version=9), delete("c-2")
     )
     assert [code(o) for o in outcomes] == ["version_conflict", "accepted"]
     assert outcomes[1].version == 2
@@ -101,9 +101,9 @@ def test_an_update_before_its_create_is_not_found_and_the_create_is_accepted() -
 
 def test_deciding_does_not_change_the_snapshot() -> None:
     """Stored documents are replaced only if they still have the snapshot's versions."""
-    before = known()
+    before = snapshot_of()
     decide_all(new_batch(before), update("c-1", name="x"))
-    assert before == known()
+    assert before == snapshot_of()
 
 
 def test_an_invalid_delivery_is_rejected_and_the_others_are_decided() -> None:
@@ -113,7 +113,7 @@ def test_an_invalid_delivery_is_rejected_and_the_others_are_decided() -> None:
     outcomes = [each.decide(create("c-0")), each.decide(rejection), each.decide(delete("c-2"))]
     assert [code(o) for o in outcomes] == ["accepted", "invalid_json", "accepted"]
     assert outcomes[1].delivery is bad
-    assert recorded_by(each) == ()
+    assert read_recorded(each) == ()
 
 
 # --- duplicates --------------------------------------------------------------------------------
@@ -127,12 +127,12 @@ def test_a_duplicate_in_the_same_batch_has_the_first_event() -> None:
     assert (again.status, again.version, again.outplan) == ("accepted", 1, first.outplan)
     assert again.delivery.tag == 2
     assert len(each.records) == 1
-    assert recorded_by(each) == ()
+    assert read_recorded(each) == ()
 
 
 def test_a_duplicate_of_a_stored_command_has_the_stored_event_and_outcome() -> None:
-    record = recorded(update("c-2", name="x"), version=2)
-    each = new_batch(known(5, record, name="much later"))
+    record = record_of(update("c-2", name="x"), version=2)
+    each = new_batch(snapshot_of(5, record, name="much later"))
     outcome = each.decide(update("c-2", name="x"))
     assert outcome.duplicate
     assert outcome.event is record.event
@@ -141,19 +141,19 @@ def test_a_duplicate_of_a_stored_command_has_the_stored_event_and_outcome() -> N
 
 
 def test_a_duplicate_is_recognised_by_its_values_and_not_by_its_bytes() -> None:
-    record = recorded(create("c-1"))
+    record = record_of(create("c-1"))
     spelt = request(create_body(dial_timeout=30_000.0, detail=""), message_id="c-1")
-    assert new_batch(known(1, record)).decide(spelt).duplicate
+    assert new_batch(snapshot_of(1, record)).decide(spelt).duplicate
 
 
 def test_other_content_under_an_accepted_message_id_is_rejected() -> None:
-    record = recorded(create("c-1"))
-    each = new_batch(known(1, record))
+    record = record_of(create("c-1"))
+    each = new_batch(snapshot_of(1, record))
     outcomes = decide_all(each, update("c-1", name="x"), delete("c-1"))
     assert [code(o) for o in outcomes] == ["message_id_reused"] * 2
     assert all(o.problem and o.problem.status == 409 for o in outcomes)
     assert each.records == []
-    assert len(recorded_by(each)) == 2
+    assert len(read_recorded(each)) == 2
 
 
 def test_a_message_id_can_be_reused_within_a_batch() -> None:
@@ -172,12 +172,14 @@ def test_a_rejected_command_leaves_its_message_id_free() -> None:
 
 
 def test_an_unchanged_command_leaves_its_message_id_free() -> None:
-    outcomes = decide_all(new_batch(known()), update("c-1", name="first"), update("c-1", name="x"))
+    outcomes = decide_all(
+        new_batch(snapshot_of()), update("c-1", name="first"), update("c-1", name="x")
+    )
     assert [code(o) for o in outcomes] == ["unchanged", "accepted"]
 
 
 def test_message_id_reused_does_not_quote_the_other_command() -> None:
-    theirs = recorded(request(create_body(name="private"), message_id="c-1"))
+    theirs = record_of(request(create_body(name="private"), message_id="c-1"))
     mine = request(create_body(customer_id=OTHER_CUSTOMER, id=OTHER_ID), message_id="c-1")
     outcome = new_batch(Snapshot({}, {"c-1": theirs})).decide(mine)
     assert outcome.problem is not None
@@ -190,14 +192,14 @@ def test_message_id_reused_does_not_quote_the_other_command() -> None:
 
 
 def test_an_unchanged_outcome_has_the_current_document_and_no_event() -> None:
-    outcome = new_batch(known(4)).decide(update("c-1", name="first"))
+    outcome = new_batch(snapshot_of(4)).decide(update("c-1", name="first"))
     assert (outcome.status, outcome.version, outcome.event) == ("unchanged", 4, None)
     assert outcome.outplan == state().outplan
 
 
 def test_only_a_version_conflict_tells_the_current_version() -> None:
     outcomes = decide_all(
-        new_batch(known(4)), update("c-1", name="x", expected_version=3), create("c-2"),
+        new_batch(snapshot_of(4)), update("c-1", name="x", expected_version=3), create("c-2"),
         update("c-3", name="x", customer_id=OTHER_CUSTOMER, expected_version=3),
     )  # fmt: skip
     problems = [outcome.problem for outcome in outcomes]
@@ -207,14 +209,14 @@ def test_only_a_version_conflict_tells_the_current_version() -> None:
 
 
 def test_outcomes_without_an_event_are_recorded_by_delivery_tag() -> None:
-    each = new_batch(known(2))
+    each = new_batch(snapshot_of(2))
     requests = [
         update("c-1", tag=11, name="first"),
         update("c-2", tag=12, name="x", expected_version=9),
         update("c-3", tag=13, name="x"),
     ]
     decide_all(each, *requests)
-    assert [(o.fingerprint, o.tag, o.code) for o in recorded_by(each)] == [
+    assert [(o.fingerprint, o.tag, o.code) for o in read_recorded(each)] == [
         (requests[0].delivery.fingerprint, 11, None),
         (requests[1].delivery.fingerprint, 12, "version_conflict"),
     ]
@@ -230,45 +232,47 @@ def conflict_recorded_for(command: ParsedCommand) -> RecordedOutcome:
 def test_a_recorded_outcome_precedes_the_acceptance_of_a_resend() -> None:
     """The event of the resend may not be published yet, nor those before it."""
     sent = update("c-2", redelivered=True, name="x")
-    each = new_batch(known(2, recorded(sent, version=2)), (conflict_recorded_for(sent),))
+    each = new_batch(snapshot_of(2, record_of(sent, version=2)), (conflict_recorded_for(sent),))
     assert code(each.decide(sent)) == "version_conflict"
 
 
 def test_a_stored_command_without_a_recorded_outcome_is_a_duplicate() -> None:
     sent = update("c-2", redelivered=True, name="x")
-    assert new_batch(known(2, recorded(sent, version=2))).decide(sent).duplicate
+    assert new_batch(snapshot_of(2, record_of(sent, version=2))).decide(sent).duplicate
 
 
 def test_a_recorded_outcome_precedes_message_id_reused() -> None:
     """The message_id was accepted with other content after its sender had a reply."""
     sent = update("c-2", redelivered=True, name="x")
-    record = recorded(update("c-2", name="y"), version=2)
-    each = new_batch(known(2, record), (conflict_recorded_for(sent),))
+    record = record_of(update("c-2", name="y"), version=2)
+    each = new_batch(snapshot_of(2, record), (conflict_recorded_for(sent),))
     assert code(each.decide(sent)) == "version_conflict"
 
 
 def test_a_recorded_outcome_precedes_a_new_decision() -> None:
     sent = update("c-2", tag=3, redelivered=True, name="x", expected_version=2)
-    each = new_batch(known(2), (conflict_recorded_for(sent),))
+    each = new_batch(snapshot_of(2), (conflict_recorded_for(sent),))
     outcome = each.decide(sent)
     assert outcome.problem is not None
     assert (outcome.problem.code, outcome.problem.current_version, outcome.problem.detail) == (
         "version_conflict", 1, "said before",
     )  # fmt: skip
     assert each.records == []
-    [again] = recorded_by(each)
+    [again] = read_recorded(each)
     assert again.tag == 3, "it is kept under this session's delivery tag"
 
 
 def test_a_message_that_is_not_redelivered_is_decided_anew() -> None:
     sent = update("c-2", redelivered=False, name="x", expected_version=2)
-    assert code(new_batch(known(2), (conflict_recorded_for(sent),)).decide(sent)) == "accepted"
+    assert (
+        code(new_batch(snapshot_of(2), (conflict_recorded_for(sent),)).decide(sent)) == "accepted"
+    )
 
 
 def test_a_redelivered_unchanged_command_is_unchanged_against_the_same_version() -> None:
     sent = update("c-2", redelivered=True, name="first")
     kept = RecordedOutcome(sent.delivery.fingerprint, 900, version=2)
-    then = replace(known(3, name="later"), past={(ID, 2): state(2, name="first")})
+    then = replace(snapshot_of(3, name="later"), past={(ID, 2): state(2, name="first")})
     outcome = new_batch(then, (kept,)).decide(sent)
     # The reply shows the version that the command was compared with, not the current one.
     assert (outcome.status, outcome.version, outcome.event) == ("unchanged", 2, None)
@@ -279,10 +283,10 @@ def test_a_redelivered_unchanged_command_is_unchanged_against_the_same_version()
 def test_a_bug_in_a_decision_makes_the_batch_unprocessable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(batch_module, "decide", broken)
+    monkeypatch.setattr(batch_module, "decide", fail)
     with pytest.raises(Unprocessable, match="ZeroDivisionError"):
         new_batch().decide(create())
 
@@ -292,11 +296,11 @@ def test_a_bug_in_a_decision_makes_the_batch_unprocessable(
 
 def test_after_a_crash_an_earlier_rejection_stands_although_it_would_be_accepted_now() -> None:
     early, late = story()
-    first = new_batch(known(1))
+    first = new_batch(snapshot_of(1))
     assert [code(o) for o in decide_all(first, early, late)] == ["version_conflict", "accepted"]
     # Version 2 is committed, and the outcome is on the fence. The worker dies before its ack.
-    kept = recorded_by(first)
-    after = known(2, *first.records, name="late", tm_update=first.records[0].event.time)
+    kept = read_recorded(first)
+    after = snapshot_of(2, *first.records, name="late", tm_update=first.records[0].event.time)
 
     second = new_batch(after, kept)
     again = decide_all(second, redelivered(early, 1), redelivered(late, 2))
@@ -309,7 +313,7 @@ def test_after_a_crash_an_earlier_rejection_stands_although_it_would_be_accepted
 def test_without_the_recorded_outcome_the_earlier_command_would_be_applied_last() -> None:
     """If this test failed, the deduplication window would be needless."""
     early, late = story()
-    first = new_batch(known(1))
+    first = new_batch(snapshot_of(1))
     decide_all(first, early, late)
-    forgetful = new_batch(known(2, *first.records, tm_update=first.records[0].event.time))
+    forgetful = new_batch(snapshot_of(2, *first.records, tm_update=first.records[0].event.time))
     assert code(forgetful.decide(redelivered(early, 1))) == "accepted"

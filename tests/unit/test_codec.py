@@ -1,4 +1,4 @@
-"""Bytes and properties to messages, and back, with senders that mean no good."""
+"""Parse deliveries, hostile ones too; digests of commands."""
 
 import hashlib
 import json
@@ -40,9 +40,9 @@ def code(body: object, name: str = "outplan_create", **properties: Any) -> str:
     return "" if isinstance(found, ParsedCommand) else problem(found).code
 
 
-# --- the order of judgement --------------------------------------------------------------------
+# --- the order of the checks -------------------------------------------------------------------
 
-WRONG_FROM_HERE_ON: list[tuple[str, dict[str, Any]]] = [
+CHECKS_IN_ORDER: list[tuple[str, dict[str, Any]]] = [
     ("missing_message_id", {"message_id": None}),
     ("unknown_command", {"name": "outplan_erase"}),
     ("too_large", {"body": b"{" + b" " * MAX_BODY_BYTES}),
@@ -52,16 +52,16 @@ WRONG_FROM_HERE_ON: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("first", range(len(WRONG_FROM_HERE_ON)))
-def test_the_first_thing_wrong_is_what_a_command_is_rejected_for(first: int) -> None:
+@pytest.mark.parametrize("first", range(len(CHECKS_IN_ORDER)))
+def test_a_command_is_rejected_for_the_first_failing_check(first: int) -> None:
     wrong: dict[str, Any] = {"body": b"{}"}
-    for _, change in reversed(WRONG_FROM_HERE_ON[first:]):
+    for _, change in reversed(CHECKS_IN_ORDER[first:]):
         wrong |= change
-    assert problem(parse(delivery(**wrong))).code == WRONG_FROM_HERE_ON[first][0]
+    assert problem(parse(delivery(**wrong))).code == CHECKS_IN_ORDER[first][0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_command_that_keeps_to_its_schema_is_read(name: str) -> None:
+def test_a_valid_command_is_parsed(name: str) -> None:
     body = {
         "outplan_create": create_body(),
         "outplan_update": {"id": ID, "name": "x"},
@@ -74,7 +74,7 @@ def test_a_command_that_keeps_to_its_schema_is_read(name: str) -> None:
     assert found.digest == digest(name, found.command)
 
 
-def test_the_property_type_decides_before_the_routing_key() -> None:
+def test_the_type_property_overrides_the_routing_key() -> None:
     body = {"id": ID}
     assert code(body, "whatever.key", message_type="outplan_delete") == ""
     assert code(body, "outplan_delete", message_type="outplan_create") == "invalid_command"
@@ -82,23 +82,23 @@ def test_the_property_type_decides_before_the_routing_key() -> None:
 
 
 @pytest.mark.parametrize("id_", [None, "", "\udcff", "good\udc80"])
-def test_a_message_id_that_is_no_text_is_none(id_: str | None) -> None:
+def test_a_message_id_must_be_nonempty_utf_8(id_: str | None) -> None:
     found = problem(parse(delivery(create_body(), message_id=id_)))
     assert (found.code, found.status, found.command_id) == ("missing_message_id", 400, None)
 
 
 @pytest.mark.parametrize("id_", ["\0", " ", "é" * 127, "x" * 255, "🦫", "\ue000"])
-def test_any_text_does_for_a_message_id(id_: str) -> None:
+def test_any_text_can_be_a_message_id(id_: str) -> None:
     assert code(create_body(), message_id=id_) == ""
 
 
 @pytest.mark.parametrize("encoding", [None, "", "utf-8", "identity", "UTF-8"])
-def test_plain_utf_8_is_read(encoding: str | None) -> None:
+def test_plain_utf_8_encodings_are_accepted(encoding: str | None) -> None:
     assert code(create_body(), content_encoding=encoding) == ""
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "utf-16", "utf8 ", "\udcff", "x" * 255])
-def test_another_encoding_is_said_not_to_be_read(encoding: str) -> None:
+def test_other_encodings_are_rejected(encoding: str) -> None:
     found = problem(parse(delivery(create_body(), content_encoding=encoding)))
     assert found.code == "invalid_json"
     assert "content_encoding" in found.detail
@@ -108,7 +108,7 @@ def test_another_encoding_is_said_not_to_be_read(encoding: str) -> None:
 # --- hostile bodies ----------------------------------------------------------------------------
 
 
-def nested(levels: int, left: bytes = b"[", right: bytes = b"]") -> bytes:
+def nest(levels: int, left: bytes = b"[", right: bytes = b"]") -> bytes:
     return left * levels + right * levels
 
 
@@ -140,13 +140,13 @@ def nested(levels: int, left: bytes = b"[", right: bytes = b"]") -> bytes:
         b"{} // no comments",
         b'{"a": 1,}',
         b'{"a": 01}',
-        nested(10_000),
+        nest(10_000),
         b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
-        nested(100_000, b"[", b""),
+        nest(100_000, b"[", b""),
     ],
     ids=lambda body: repr(body[:20]),
 )
-def test_what_is_no_json_object_in_utf_8_is_invalid_json(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_in_utf_8_is_invalid_json(body: bytes) -> None:
     found = problem(parse(delivery(body)))
     assert (found.code, found.status, found.errors) == ("invalid_json", 400, None)
     assert schemas.violations("problem", json.loads(problem_body(found))) == ()
@@ -182,7 +182,7 @@ def test_what_is_no_json_object_in_utf_8_is_invalid_json(body: bytes) -> None:
     ],
     ids=repr,
 )
-def test_a_create_that_breaks_its_schema_lists_what_is_broken(field: dict[str, Any]) -> None:
+def test_an_invalid_create_lists_its_errors(field: dict[str, Any]) -> None:
     found = problem(parse(delivery(create_body(**field))))
     assert found.code == "invalid_command"
     assert found.errors is not None
@@ -192,24 +192,24 @@ def test_a_create_that_breaks_its_schema_lists_what_is_broken(field: dict[str, A
 
 
 @pytest.mark.parametrize("levels", [10, 200, 1_000])
-def test_an_object_nested_past_any_sane_depth_is_refused(levels: int) -> None:
-    body = b'{"name":' + nested(levels) + b"}"
+def test_a_deeply_nested_object_is_rejected(levels: int) -> None:
+    body = b'{"name":' + nest(levels) + b"}"
     assert code(body) in ("invalid_command", "invalid_json")
 
 
-def padded(size: int) -> bytes:
+def pad(size: int) -> bytes:
     body = json.dumps(create_body()).encode()
     return body + b" " * (size - len(body))
 
 
-def test_exactly_the_limit_is_read_and_one_byte_more_is_not() -> None:
-    assert code(padded(MAX_BODY_BYTES)) == ""
-    found = problem(parse(delivery(padded(MAX_BODY_BYTES + 1))))
+def test_a_body_of_the_limit_is_parsed_and_one_byte_more_is_rejected() -> None:
+    assert code(pad(MAX_BODY_BYTES)) == ""
+    found = problem(parse(delivery(pad(MAX_BODY_BYTES + 1))))
     assert (found.code, found.status) == ("too_large", 413)
     assert str(MAX_BODY_BYTES) in found.detail
 
 
-def test_no_more_than_32_errors_are_listed_and_they_fit_into_a_header() -> None:
+def test_at_most_32_errors_are_listed_and_they_fit_into_a_header() -> None:
     body = {f"{n:03}" + "\x01" * 97: "x" for n in range(300)}
     found = problem(parse(delivery(body)))
     assert found.errors is not None
@@ -238,7 +238,7 @@ bodies = st.binary(max_size=200) | st.dictionaries(
 @given(bodies, st.sampled_from(NAMES) | wire_text, wire_text, wire_text)
 @example(b"{}", "outplan_create", "\udcff", "\udcff")
 @settings(deadline=None)
-def test_whatever_comes_there_is_one_judgement_that_can_be_replied_and_copied(
+def test_any_body_has_an_outcome_that_can_be_replied_and_copied(
     body: bytes, name: str, message_id: str, encoding: str
 ) -> None:
     sent = delivery(body, name, message_id=message_id, content_encoding=encoding, reply_to="me")
@@ -253,14 +253,14 @@ def test_whatever_comes_there_is_one_judgement_that_can_be_replied_and_copied(
 
 @given(json_values, st.sampled_from(NAMES))
 @settings(deadline=None)
-def test_what_orjson_parses_is_never_too_much_for_the_judge(value: Any, name: str) -> None:
+def test_validation_handles_everything_that_orjson_parses(value: Any, name: str) -> None:
     assert code(json.dumps(value).encode(), name) in ("", "invalid_json", "invalid_command")
 
 
 @pytest.mark.parametrize(
     "name", ["", "x" * 300, "\udcff", "outplan.commands", "'\n\"", "Outplan_create"]
 )
-def test_an_unknown_command_is_quoted_so_that_it_can_be_written_as_json(name: str) -> None:
+def test_the_name_of_an_unknown_command_can_be_written_as_json(name: str) -> None:
     found = problem(parse(delivery({}, name)))
     assert found.code == "unknown_command"
     assert len(found.detail) < 600
@@ -275,7 +275,7 @@ def digest_of(body: object, name: str = "outplan_create") -> str:
     return request(body, name).digest
 
 
-def test_key_order_and_spacing_do_not_count() -> None:
+def test_a_digest_ignores_key_order_and_spacing() -> None:
     body = create_body(detail="d", dial_timeout=1_000)
     backwards = dict(reversed(body.items()))
     assert digest_of(json.dumps(body, indent=4).encode()) == digest_of(body)
@@ -283,14 +283,14 @@ def test_key_order_and_spacing_do_not_count() -> None:
     assert digest_of(create_body(source=dict(reversed(SOURCE.items())))) == digest_of(create_body())
 
 
-def test_an_integer_written_with_a_point_does_not_count() -> None:
+def test_a_digest_ignores_an_integers_decimal_point() -> None:
     spelt = json.dumps(create_body(dial_timeout=45_000)).replace("45000", "45000.0").encode()
     also = json.dumps(create_body(dial_timeout=45_000)).replace("45000", "4.5e4").encode()
     assert digest_of(spelt) == digest_of(also) == digest_of(create_body(dial_timeout=45_000))
     assert digest_of(create_body(max_try_count_0=-0.0)) == digest_of(create_body())
 
 
-def test_upper_case_in_a_uuid_does_not_count() -> None:
+def test_a_digest_ignores_the_case_of_a_uuid() -> None:
     shouted = create_body(id=ID.upper(), customer_id=CUSTOMER.upper())
     assert digest_of(shouted) == digest_of(create_body())
     by_id = {"type": "agent", "target": ID}
@@ -299,13 +299,13 @@ def test_upper_case_in_a_uuid_does_not_count() -> None:
     )
 
 
-def test_upper_case_in_any_other_target_counts() -> None:
+def test_a_digest_heeds_the_case_of_other_targets() -> None:
     lower = create_body(source={"type": "email", "target": "a@b.example"})
     upper = create_body(source={"type": "email", "target": "A@b.example"})
     assert digest_of(lower) != digest_of(upper)
 
 
-def test_a_default_that_is_given_counts_as_left_out() -> None:
+def test_a_digest_ignores_explicit_defaults() -> None:
     spelt_out = create_body(
         detail="", dial_timeout=30_000, try_interval=60_000,
         **{f"max_try_count_{n}": 0 for n in range(5)},
@@ -314,18 +314,18 @@ def test_a_default_that_is_given_counts_as_left_out() -> None:
     assert digest_of(spelt_out) == digest_of(create_body())
 
 
-def test_an_update_to_a_value_that_a_create_has_by_default_counts() -> None:
+def test_a_digest_heeds_an_update_to_a_creates_default() -> None:
     one = {"id": ID, "name": "x"}
     bare = digest_of(one, "outplan_update")
     for field, value in {"detail": "", "dial_timeout": 30_000, "max_try_count_3": 0}.items():
         assert digest_of({**one, field: value}, "outplan_update") != bare
 
 
-def test_the_name_counts() -> None:
+def test_a_digest_heeds_the_commands_name() -> None:
     assert digest("outplan_update", delete()) != digest("outplan_delete", delete())
 
 
-def test_everything_that_is_asked_for_counts() -> None:
+def test_a_digest_heeds_every_field() -> None:
     guarded = [
         {"id": ID, "name": "x"},
         {"id": ID, "name": "y"},

@@ -1,4 +1,4 @@
-"""What is published of an outcome: events, replies, problems and rejected copies."""
+"""Publications of outcomes: events, replies, problems and rejected copies."""
 
 import json
 from dataclasses import replace
@@ -42,21 +42,21 @@ def update_event() -> Event:
     return event
 
 
-def accepted(event: Event, **properties: Any) -> Outcome:
+def accept(event: Event, **properties: Any) -> Outcome:
     return Outcome(
         delivery({}, **properties), "accepted",
         event=event, version=event.version, outplan=event.data,
     )  # fmt: skip
 
 
-def rejected(found: Problem, **properties: Any) -> Outcome:
+def reject(found: Problem, **properties: Any) -> Outcome:
     return Outcome(delivery({}, **properties), "rejected", problem=found)
 
 
 # --- events ------------------------------------------------------------------------------------
 
 
-def test_an_events_bytes_have_the_contracts_order() -> None:
+def test_an_events_members_have_the_contracts_order() -> None:
     envelope = ["id", "type", "publisher", "data_type", "version", "time"]
     document = [
         "id", "customer_id", "name", "detail", "source", "dial_timeout", "try_interval",
@@ -70,7 +70,7 @@ def test_an_events_bytes_have_the_contracts_order() -> None:
     assert list(updated["data"]["source"]) == ["type", "target", "target_name", "name", "detail"]
 
 
-def test_an_events_bytes_are_these() -> None:
+def test_an_event_has_these_bytes() -> None:
     assert event_body(update_event()).decode() == (
         '{"id":"command-2","type":"outplan_updated","publisher":"outplan-service",'
         '"data_type":"application/json","version":2,"time":"2026-11-23 06:10:00.123457",'
@@ -85,16 +85,16 @@ def test_an_events_bytes_are_these() -> None:
 
 
 @pytest.mark.parametrize("event", [create_event(), update_event()], ids=["created", "updated"])
-def test_an_event_read_back_has_the_same_bytes(event: Event) -> None:
+def test_a_stored_event_has_the_same_bytes(event: Event) -> None:
     wire = event_body(event)
     assert event_body(Event.model_validate_json(wire)) == wire
     assert schemas.violations(event.type, orjson.loads(wire)) == ()
 
 
-def test_an_event_is_published_as_the_contract_says() -> None:
+def test_an_event_has_the_contracts_properties_and_headers() -> None:
     event = update_event()
     [found] = publications(
-        accepted(event, correlation_id="c-1", headers={"traceparent": "00-a-b-01", "x": 1}),
+        accept(event, correlation_id="c-1", headers={"traceparent": "00-a-b-01", "x": 1}),
         TOPOLOGY, NOW_MOMENT,
     )  # fmt: skip
     assert found == Publication(
@@ -114,8 +114,8 @@ def test_an_event_is_published_as_the_contract_says() -> None:
     assert not found.best_effort
 
 
-def test_a_duplicates_event_is_published_byte_for_byte() -> None:
-    first = accepted(update_event())
+def test_a_duplicate_publishes_the_same_event_byte_for_byte() -> None:
+    first = accept(update_event())
     again = replace(first, duplicate=True, delivery=delivery({}, tag=9, redelivered=True))
     assert publications(again, TOPOLOGY, LATER_MOMENT) == publications(first, TOPOLOGY, NOW_MOMENT)
 
@@ -127,17 +127,17 @@ def outcomes() -> list[Outcome]:
     found = Problem.of("version_conflict", "no", "command-1", current_version=3)
     nameless = Problem.of("missing_message_id", "no", None)
     return [
-        accepted(create_event(), reply_to="me"),
-        replace(accepted(update_event(), reply_to="me"), duplicate=True),
+        accept(create_event(), reply_to="me"),
+        replace(accept(update_event(), reply_to="me"), duplicate=True),
         Outcome(delivery({}, reply_to="me"), "unchanged", version=4, outplan=create_event().data),
-        rejected(found, reply_to="me"),
-        rejected(nameless, reply_to="me", message_id=None),
-        rejected(nameless, reply_to="me", message_id="\udcff"),
+        reject(found, reply_to="me"),
+        reject(nameless, reply_to="me", message_id=None),
+        reject(nameless, reply_to="me", message_id="\udcff"),
     ]
 
 
 @pytest.mark.parametrize("outcome", outcomes(), ids=lambda o: f"{o.status}-{o.duplicate}")
-def test_a_reply_fits_its_schema_and_its_model(outcome: Outcome) -> None:
+def test_a_reply_is_valid_by_schema_and_model(outcome: Outcome) -> None:
     reply = publications(outcome, TOPOLOGY, NOW_MOMENT)[-1]
     assert reply.body == reply_body(outcome)
     assert schemas.violations("reply", json.loads(reply.body)) == ()
@@ -145,7 +145,7 @@ def test_a_reply_fits_its_schema_and_its_model(outcome: Outcome) -> None:
 
 
 def test_an_accepted_reply_has_the_contracts_members() -> None:
-    body = json.loads(reply_body(accepted(update_event(), message_id="command-2")))
+    body = json.loads(reply_body(accept(update_event(), message_id="command-2")))
     assert list(body) == ["command_id", "status", "duplicate", "version", "outplan"]
     assert (body["command_id"], body["status"], body["duplicate"], body["version"]) == (
         "command-2", "accepted", False, 2,
@@ -155,13 +155,13 @@ def test_an_accepted_reply_has_the_contracts_members() -> None:
 
 def test_a_rejected_reply_has_the_problem_and_no_outplan() -> None:
     found = Problem.of("not_found", "none", "command-1")
-    body = json.loads(reply_body(rejected(found)))
+    body = json.loads(reply_body(reject(found)))
     assert list(body) == ["command_id", "status", "duplicate", "problem"]
     assert body["problem"] == json.loads(problem_body(found))
 
 
-def test_a_reply_goes_through_the_default_exchange_to_whoever_asked() -> None:
-    reply = publications(accepted(create_event(), reply_to="me"), TOPOLOGY, NOW_MOMENT)[-1]
+def test_a_reply_goes_to_reply_to_through_the_default_exchange() -> None:
+    reply = publications(accept(create_event(), reply_to="me"), TOPOLOGY, NOW_MOMENT)[-1]
     assert (reply.exchange, reply.routing_key, reply.type) == ("", "me", "outplan_reply")
     assert reply.correlation_id == "command-1"
     assert not reply.mandatory
@@ -175,13 +175,13 @@ def test_a_reply_echoes_the_correlation_id_or_else_the_message_id(
     sent: str | None, echoed: str
 ) -> None:
     reply = publications(
-        accepted(create_event(), reply_to="me", correlation_id=sent), TOPOLOGY, NOW_MOMENT
+        accept(create_event(), reply_to="me", correlation_id=sent), TOPOLOGY, NOW_MOMENT
     )[-1]
     assert reply.correlation_id == echoed
 
 
 @pytest.mark.parametrize("reply_to", [None, ""])
-def test_nobody_asked_and_nobody_is_told(reply_to: str | None) -> None:
+def test_without_reply_to_there_is_no_reply(reply_to: str | None) -> None:
     unchanged = Outcome(
         delivery({}, reply_to=reply_to), "unchanged", version=1, outplan=create_event().data
     )
@@ -192,7 +192,7 @@ def test_nobody_asked_and_nobody_is_told(reply_to: str | None) -> None:
 
 
 @pytest.mark.parametrize("code_", PROBLEM_CODES)
-def test_every_problem_fits_its_schema(code_: str) -> None:
+def test_every_problem_is_valid_by_schema(code_: str) -> None:
     body = json.loads(problem_body(Problem.of(code_, "why", "command-1")))
     assert schemas.violations("problem", body) == ()
     assert body["type"] == f"urn:outplan:problem:{code_.replace('_', '-')}"
@@ -200,14 +200,14 @@ def test_every_problem_fits_its_schema(code_: str) -> None:
     assert "current_version" not in body
 
 
-def test_a_problem_without_a_command_id_says_null() -> None:
+def test_a_problem_without_a_message_id_has_a_null_command_id() -> None:
     body = json.loads(problem_body(Problem.of("missing_message_id", "why", None)))
     assert body["command_id"] is None
 
 
 def test_a_rejected_copy_has_the_contracts_headers() -> None:
     found = Problem.of("not_found", "ä", "command-1")
-    outcome = rejected(found, headers={"traceparent": "00-a-b-01"})
+    outcome = reject(found, headers={"traceparent": "00-a-b-01"})
     [copy] = publications(outcome, TOPOLOGY, NOW_MOMENT)
     assert (copy.exchange, copy.routing_key) == ("", "outplan.rejected")
     assert copy.body is outcome.delivery.body
@@ -226,9 +226,9 @@ def test_a_rejected_copy_has_the_contracts_headers() -> None:
 # --- trace context -----------------------------------------------------------------------------
 
 
-def traced(headers: dict[str, Any]) -> list[dict[str, Any]]:
+def publish_with(headers: dict[str, Any]) -> list[dict[str, Any]]:
     found = publications(
-        accepted(create_event(), reply_to="me", headers=headers), TOPOLOGY, NOW_MOMENT
+        accept(create_event(), reply_to="me", headers=headers), TOPOLOGY, NOW_MOMENT
     )
     return [
         {k: v for k, v in p.headers.items() if k not in ("outplan_id", "customer_id", "version")}
@@ -236,29 +236,31 @@ def traced(headers: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def test_the_trace_context_goes_on_in_event_and_reply() -> None:
+def test_event_and_reply_carry_the_trace_context() -> None:
     context = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
                "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"}  # fmt: skip
-    assert traced({**context, "outplan_id": "spoofed", "other": "x"}) == [context, context]
+    assert publish_with({**context, "outplan_id": "spoofed", "other": "x"}) == [
+        context,
+        context,
+    ]
 
 
 @pytest.mark.parametrize("value", [None, 1, b"00", ["00"], {"a": "b"}, "x" * 513])
-def test_what_is_no_trace_context_is_left_behind(value: Any) -> None:
-    assert traced({"traceparent": value, "tracestate": "a=b"}) == [{"tracestate": "a=b"}] * 2
+def test_an_invalid_trace_context_is_dropped(value: Any) -> None:
+    assert publish_with({"traceparent": value, "tracestate": "a=b"}) == [{"tracestate": "a=b"}] * 2
 
 
-def test_a_trace_state_of_512_characters_is_carried() -> None:
-    assert traced({"tracestate": "x" * 512}) == [{"tracestate": "x" * 512}] * 2
+def test_a_tracestate_of_512_characters_is_carried() -> None:
+    assert publish_with({"tracestate": "x" * 512}) == [{"tracestate": "x" * 512}] * 2
 
 
-def test_a_header_without_a_python_form_is_no_trace_context() -> None:
-    """The others go on."""
+def test_an_unreadable_header_does_not_hide_the_trace_context() -> None:
     parent = b"\x0btraceparentS\x00\x00\x00\x02\xff\xfe"
     table = parent + write_table({"tracestate": "a=b"})[4:]
     raw = len(table).to_bytes(4, "big") + table
     sent = read_content_header(b"\x00\x3c\x00\x00" + bytes(8) + b"\x20\x00" + raw)
     event = create_event()
-    outcome = replace(accepted(event), delivery=replace(delivery({}), properties=sent))
+    outcome = replace(accept(event), delivery=replace(delivery({}), properties=sent))
     [found] = publications(outcome, TOPOLOGY, NOW_MOMENT)
     assert found.headers["tracestate"] == "a=b"
     assert "traceparent" not in found.headers
@@ -278,7 +280,7 @@ def test_a_header_without_a_python_form_is_no_trace_context() -> None:
         (True, {"x-delivery-count": None}, 0),
     ],
 )
-def test_earlier_deliveries_are_counted_by_the_broker_and_not_by_the_sender(
+def test_the_delivery_count_is_the_brokers_and_not_the_senders(
     redelivered: bool, headers: dict[str, Any], count: int
 ) -> None:
     found: Delivery = delivery({}, redelivered=redelivered, headers=headers)

@@ -1,4 +1,4 @@
-"""The rules of contract section 3, each by an example and all together by properties."""
+"""The rules of contract section 3, by examples and by properties."""
 
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -43,12 +43,12 @@ EVERY_CHANGE: dict[str, Any] = {
 }
 
 
-def accepted(decision: Decision) -> Event:
+def accept(decision: Decision) -> Event:
     assert isinstance(decision, Event), decision
     return decision
 
 
-def refused(decision: Decision) -> Refusal:
+def reject(decision: Decision) -> Refusal:
     assert isinstance(decision, Refusal), decision
     return decision
 
@@ -56,16 +56,16 @@ def refused(decision: Decision) -> Refusal:
 # --- create ------------------------------------------------------------------------------------
 
 
-def test_a_create_becomes_version_1_with_the_commands_id() -> None:
-    event = accepted(decide(None, create(), "command-1", NOW))
+def test_a_create_causes_version_1_with_the_commands_id() -> None:
+    event = accept(decide(None, create(), "command-1", NOW))
     assert (event.id, event.type, event.version, event.time) == (
         "command-1", "outplan_created", 1, NOW,
     )  # fmt: skip
     assert event.changed is None
 
 
-def test_a_create_takes_every_field_and_fills_in_the_defaults() -> None:
-    event = accepted(decide(None, create(), "command-1", NOW))
+def test_a_create_keeps_every_field_and_adds_the_defaults() -> None:
+    event = accept(decide(None, create(), "command-1", NOW))
     assert event.data.model_dump() == {
         "id": ID,
         "customer_id": CUSTOMER,
@@ -82,21 +82,21 @@ def test_a_create_takes_every_field_and_fills_in_the_defaults() -> None:
 
 
 def test_a_create_keeps_what_its_sender_chose() -> None:
-    event = accepted(decide(None, create(**EVERY_CHANGE), "command-1", NOW))
+    event = accept(decide(None, create(**EVERY_CHANGE), "command-1", NOW))
     given_ = create(**EVERY_CHANGE).model_dump()
     assert event.data.model_dump(include=set(given_)) == given_
 
 
-def test_a_create_of_an_id_in_use_is_refused() -> None:
-    assert refused(decide(state(), create(), "command-2", NOW)).code == "already_exists"
+def test_a_create_with_a_used_id_is_rejected() -> None:
+    assert reject(decide(state(), create(), "command-2", NOW)).code == "already_exists"
 
 
-def test_a_create_of_an_id_that_was_in_use_is_refused() -> None:
-    assert refused(decide(deleted_state(), create(), "command-2", NOW)).code == "already_exists"
+def test_a_create_with_a_deleted_outplans_id_is_rejected() -> None:
+    assert reject(decide(deleted_state(), create(), "command-2", NOW)).code == "already_exists"
 
 
-def test_a_create_of_another_customers_id_is_refused_without_a_word_about_that_customer() -> None:
-    refusal = refused(
+def test_a_create_with_another_customers_id_reveals_nothing_of_that_customer() -> None:
+    refusal = reject(
         decide(state(name="private"), create(customer_id=OTHER_CUSTOMER), "command-2", NOW)
     )
     assert refusal.code == "already_exists"
@@ -105,7 +105,7 @@ def test_a_create_of_another_customers_id_is_refused_without_a_word_about_that_c
     assert "private" not in refusal.detail
 
 
-def test_an_id_is_derived_from_the_message_id_and_from_nothing_else() -> None:
+def test_a_derived_id_depends_on_the_message_id_alone() -> None:
     one = Create.model_validate({"customer_id": CUSTOMER, "name": "a", "source": SOURCE})
     two = Create.model_validate({"customer_id": OTHER_CUSTOMER, "name": "b", "source": SOURCE})
     assert outplan_id(one, "command-1") == outplan_id(two, "command-1")
@@ -119,11 +119,11 @@ def test_a_derived_id_is_a_stored_uuid_whatever_the_message_id(command_id: str) 
     command = Create.model_validate({"customer_id": CUSTOMER, "name": "a", "source": SOURCE})
     id_ = outplan_id(command, command_id)
     assert str(UUID(id_)) == id_
-    event = accepted(decide(None, command, command_id, NOW))
+    event = accept(decide(None, command, command_id, NOW))
     assert event.data.id == id_
 
 
-def test_an_id_that_was_given_is_used() -> None:
+def test_a_given_id_is_used() -> None:
     assert outplan_id(create(), "command-1") == ID
     assert outplan_id(update(name="x"), "command-1") == ID
     assert outplan_id(delete(), "command-1") == ID
@@ -136,7 +136,7 @@ def test_an_id_that_was_given_is_used() -> None:
 def test_an_update_changes_its_field_and_no_other(field: str) -> None:
     before = state()
     command = update(**{field: EVERY_CHANGE[field]})
-    event = accepted(decide(before, command, "command-2", LATER))
+    event = accept(decide(before, command, "command-2", LATER))
     expected = {
         **before.outplan.model_dump(),
         field: command.model_dump()[field],
@@ -150,14 +150,14 @@ def test_an_update_changes_its_field_and_no_other(field: str) -> None:
 
 
 def test_an_update_of_everything_lists_every_field_in_the_documents_order() -> None:
-    event = accepted(decide(state(), update(**EVERY_CHANGE), "command-2", LATER))
+    event = accept(decide(state(), update(**EVERY_CHANGE), "command-2", LATER))
     assert event.changed == Update.CHANGEABLE
     assert [name for name in Outplan.model_fields if name in event.changed] == list(event.changed)
 
 
-def test_changed_lists_only_what_has_another_value_now() -> None:
+def test_changed_lists_only_fields_with_a_new_value() -> None:
     command = update(name="second", detail="", dial_timeout=30_000, try_interval=0)
-    event = accepted(decide(state(), command, "command-2", LATER))
+    event = accept(decide(state(), command, "command-2", LATER))
     assert event.changed == ("name", "try_interval")
 
 
@@ -174,27 +174,27 @@ def test_a_source_is_compared_in_its_stored_form() -> None:
 
 def test_a_source_is_replaced_whole() -> None:
     before = state(source={**SOURCE, "name": "Ann", "detail": "desk"})
-    event = accepted(decide(before, update(source={**SOURCE, "name": "Bob"}), "c", LATER))
+    event = accept(decide(before, update(source={**SOURCE, "name": "Bob"}), "c", LATER))
     assert event.data.source.model_dump() == {
         **SOURCE, "target_name": "", "name": "Bob", "detail": "",
     }  # fmt: skip
     assert event.changed == ("source",)
 
 
-def test_an_update_of_nothing_that_exists_is_not_found() -> None:
-    refusal = refused(decide(None, update(name="x"), "command-2", NOW))
+def test_an_update_of_an_absent_outplan_is_not_found() -> None:
+    refusal = reject(decide(None, update(name="x"), "command-2", NOW))
     assert refusal.code == "not_found"
     assert refusal.current_version is None
 
 
 def test_an_update_of_a_deleted_outplan_is_not_found() -> None:
-    assert refused(decide(deleted_state(), update(name="x"), "c", LATER)).code == "not_found"
+    assert reject(decide(deleted_state(), update(name="x"), "c", LATER)).code == "not_found"
 
 
-def test_the_owners_own_id_on_a_command_changes_nothing() -> None:
+def test_the_owners_customer_id_is_let_through() -> None:
     command = update(name="x", customer_id=CUSTOMER)
-    assert accepted(decide(state(), command, "c", LATER)).data.name == "x"
-    assert accepted(decide(state(), delete(customer_id=CUSTOMER), "c", LATER)).data.deleted
+    assert accept(decide(state(), command, "c", LATER)).data.name == "x"
+    assert accept(decide(state(), delete(customer_id=CUSTOMER), "c", LATER)).data.deleted
 
 
 COMMANDS: list[Command] = [update(name="x"), delete()]
@@ -206,38 +206,36 @@ def with_fields(command: Command, **fields: Any) -> Command:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["update", "delete"])
 @pytest.mark.parametrize("before", [state(7), deleted_state(7)], ids=["living", "deleted"])
-def test_another_customers_outplan_is_not_found_whatever_else_is_wrong(
+def test_another_customers_outplan_is_not_found_before_other_checks(
     command: Command, before: State
 ) -> None:
     asked = with_fields(command, customer_id=OTHER_CUSTOMER, expected_version=3)
-    refusal = refused(decide(before, asked, "command-2", LATER))
-    nothing = refused(decide(None, asked, "command-2", LATER))
+    refusal = reject(decide(before, asked, "command-2", LATER))
+    nothing = reject(decide(None, asked, "command-2", LATER))
     assert refusal == nothing, "it can be told from one that does not exist"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["update", "delete"])
 @pytest.mark.parametrize("expected", [1, 3, 9_007_199_254_740_991])
-def test_another_version_than_expected_is_a_conflict_that_tells_the_current_one(
-    command: Command, expected: int
-) -> None:
+def test_a_version_conflict_tells_the_current_version(command: Command, expected: int) -> None:
     asked = with_fields(command, expected_version=expected)
-    refusal = refused(decide(state(2), asked, "command-2", LATER))
+    refusal = reject(decide(state(2), asked, "command-2", LATER))
     assert (refusal.code, refusal.current_version) == ("version_conflict", 2)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["update", "delete"])
 def test_the_expected_version_is_let_through(command: Command) -> None:
     asked = with_fields(command, expected_version=2)
-    assert accepted(decide(state(2), asked, "command-2", LATER)).version == 3
+    assert accept(decide(state(2), asked, "command-2", LATER)).version == 3
 
 
-def test_an_update_that_would_change_nothing_still_conflicts_on_the_version() -> None:
-    refusal = refused(decide(state(2), update(name="first", expected_version=1), "c", LATER))
+def test_a_version_conflict_comes_before_unchanged() -> None:
+    refusal = reject(decide(state(2), update(name="first", expected_version=1), "c", LATER))
     assert refusal.code == "version_conflict"
 
 
 def test_an_update_of_a_deleted_outplan_is_not_found_before_any_conflict() -> None:
-    refusal = refused(decide(deleted_state(2), update(name="x", expected_version=1), "c", LATER))
+    refusal = reject(decide(deleted_state(2), update(name="x", expected_version=1), "c", LATER))
     assert (refusal.code, refusal.current_version) == ("not_found", None)
 
 
@@ -245,7 +243,7 @@ def test_an_update_of_a_deleted_outplan_is_not_found_before_any_conflict() -> No
 
 
 def test_a_delete_sets_the_time_and_keeps_the_rest() -> None:
-    event = accepted(decide(state(), delete(), "command-2", LATER))
+    event = accept(decide(state(), delete(), "command-2", LATER))
     expected = {**outplan().model_dump(), "tm_update": LATER, "tm_delete": LATER}
     assert event.data.model_dump() == expected
     assert (event.id, event.type, event.version, event.time, event.changed) == (
@@ -253,13 +251,13 @@ def test_a_delete_sets_the_time_and_keeps_the_rest() -> None:
     )  # fmt: skip
 
 
-def test_a_delete_of_what_is_already_deleted_is_unchanged() -> None:
+def test_a_delete_of_a_deleted_outplan_is_unchanged() -> None:
     assert decide(deleted_state(2), delete(), "command-3", LATER) == Unchanged()
     assert decide(deleted_state(2), delete(expected_version=2), "c", LATER) == Unchanged()
 
 
-def test_a_delete_of_nothing_is_not_found() -> None:
-    assert refused(decide(None, delete(), "command-2", NOW)).code == "not_found"
+def test_a_delete_of_an_absent_outplan_is_not_found() -> None:
+    assert reject(decide(None, delete(), "command-2", NOW)).code == "not_found"
 
 
 # --- time --------------------------------------------------------------------------------------
@@ -267,23 +265,23 @@ def test_a_delete_of_nothing_is_not_found() -> None:
 
 @pytest.mark.parametrize("clock", [BEFORE, NOW, "0001-01-01 00:00:00.000000"])
 @pytest.mark.parametrize("command", COMMANDS, ids=["update", "delete"])
-def test_tm_update_grows_by_a_microsecond_where_the_clock_does_not(
+def test_tm_update_grows_by_a_microsecond_if_the_clock_does_not(
     command: Command, clock: str
 ) -> None:
-    event = accepted(decide(state(), command, "command-2", clock))
+    event = accept(decide(state(), command, "command-2", clock))
     assert event.data.tm_update == LATER
     assert event.time == LATER
     assert event.data.tm_create == NOW
 
 
-def test_a_microsecond_more_carries_into_the_seconds() -> None:
+def test_a_microsecond_carries_into_the_seconds() -> None:
     before = state(tm_update="2026-12-31 23:59:59.999999")
-    event = accepted(decide(before, update(name="x"), "command-2", NOW))
+    event = accept(decide(before, update(name="x"), "command-2", NOW))
     assert event.data.tm_update == "2027-01-01 00:00:00.000000"
 
 
 def test_a_delete_behind_the_clock_has_one_time_for_both() -> None:
-    event = accepted(decide(state(), delete(), "command-2", BEFORE))
+    event = accept(decide(state(), delete(), "command-2", BEFORE))
     assert event.data.tm_delete == event.data.tm_update == LATER
 
 
@@ -295,13 +293,13 @@ def test_a_time_is_written_with_six_decimals_and_no_zone() -> None:
 # --- evolve ------------------------------------------------------------------------------------
 
 
-def test_evolve_takes_the_event_for_the_document() -> None:
-    event = accepted(decide(None, create(), "command-1", NOW))
+def test_evolve_returns_the_events_document() -> None:
+    event = accept(decide(None, create(), "command-1", NOW))
     assert evolve(None, event) == State(event.data, 1)
 
 
 @pytest.mark.parametrize("version", [1, 3])
-def test_evolve_refuses_a_gap_and_a_repeat(version: int) -> None:
+def test_evolve_rejects_a_gap_and_a_repeat(version: int) -> None:
     event = Event.model_construct(
         id="e", type="outplan_updated", version=version, time=NOW, data=outplan()
     )
@@ -394,8 +392,8 @@ def test_a_decision_is_pure(command: Command, now: str, gone: bool, version: int
 
 
 @given(commands, clocks)
-def test_what_has_been_done_is_not_done_twice(command: Command, now: str) -> None:
-    """Whatever is accepted changes nothing, or is refused, straight afterwards."""
+def test_an_applied_command_is_not_applied_twice(command: Command, now: str) -> None:
+    """Decided again at once, an accepted command is unchanged or rejected."""
     before = state(1)
     decision = decide(before, command, "command-1", now)
     if isinstance(decision, Event):
@@ -403,6 +401,6 @@ def test_what_has_been_done_is_not_done_twice(command: Command, now: str) -> Non
         assert not isinstance(again, Event)
 
 
-def test_another_outplan_can_be_created_beside_it() -> None:
-    event = accepted(decide(None, create(id=OTHER_ID), "command-2", NOW))
+def test_another_outplan_can_be_created() -> None:
+    event = accept(decide(None, create(id=OTHER_ID), "command-2", NOW))
     assert (event.data.id, event.version) == (OTHER_ID, 1)

@@ -226,7 +226,7 @@ def test_a_resend_does_not_get_the_outcome_of_two_sessions_ago() -> None:
 # --- a commit of unknown result ----------------------------------------------------------------
 
 
-def stored_by(
+def advance_by(
     window: DeduplicationWindow, *recorded: RecordedOutcome
 ) -> tuple[RecordedOutcome, ...]:
     """Return what the store holds after a commit whose answer was lost."""
@@ -235,7 +235,7 @@ def stored_by(
 
 def test_a_stored_outcome_is_recalled_for_the_very_delivery() -> None:
     window, kept = new_window(), outcome_of(command(), tag=1)
-    window.reconcile(stored_by(window, kept))
+    window.reconcile(advance_by(window, kept))
     assert window.recall(command(redelivered=False, tag=1).delivery) == kept
     assert window.recall(command(redelivered=False, tag=2).delivery) is None, "another copy"
     assert window.recall(command(name="y", redelivered=False, tag=1).delivery) is None, (
@@ -251,7 +251,7 @@ def test_a_command_that_was_not_stored_has_no_outcome() -> None:
 
 def test_stored_outcomes_are_forgotten_at_the_next_commit() -> None:
     window, kept = new_window(), outcome_of(command(), tag=1)
-    window.reconcile(stored_by(window, kept))
+    window.reconcile(advance_by(window, kept))
     assert commit(window, at(1), replace(kept)) == (kept,)
     assert window.recall(command(redelivered=False, tag=1).delivery) is None
 
@@ -262,7 +262,7 @@ def test_stored_outcomes_of_a_split_batch_are_kept_until_their_turn() -> None:
         outcome_of(command("c-1"), tag=1),
         outcome_of(command("c-2"), tag=2),
     )
-    window.reconcile(stored_by(window, one, two))
+    window.reconcile(advance_by(window, one, two))
     assert commit(window, at(1), replace(one)) == (one, two)
     assert window.recall(command("c-2", redelivered=False, tag=2).delivery) == two
     assert commit(window, at(2), replace(two)) == (one, two)

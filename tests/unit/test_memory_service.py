@@ -1,4 +1,4 @@
-"""The service in memory: how fast it is, and what only it can be asked."""
+"""The service in memory: its speed, and the questions that only it can answer."""
 
 import asyncio
 import time
@@ -28,18 +28,18 @@ def awake() -> asyncio.Event:
     return found
 
 
-async def a_whole_test() -> None:
+async def run_one_test() -> None:
     async with memory_service() as service:
         created = await service.create(**outplan_fields())
         assert (await service.next_event()).data == created.outplan
 
 
-async def test_a_whole_test_takes_less_than_ten_milliseconds() -> None:
-    await a_whole_test()  # The first one compiles the contract's schemas.
+async def test_one_test_takes_less_than_ten_milliseconds() -> None:
+    await run_one_test()  # The first one compiles the contract's schemas.
     worked, passed = [], []
     for _ in range(15):
         since = time.process_time(), time.perf_counter()
-        await a_whole_test()
+        await run_one_test()
         worked.append(time.process_time() - since[0])
         passed.append(time.perf_counter() - since[1])
     assert median(worked) < 0.010
@@ -47,13 +47,13 @@ async def test_a_whole_test_takes_less_than_ten_milliseconds() -> None:
     assert min(passed) < 0.010
 
 
-async def test_nothing_is_left_of_it() -> None:
+async def test_no_task_is_left_behind() -> None:
     before = asyncio.all_tasks()
-    await a_whole_test()
+    await run_one_test()
     assert asyncio.all_tasks() == before
 
 
-async def test_two_at_a_time_know_nothing_of_each_other() -> None:
+async def test_two_services_are_independent() -> None:
     async with memory_service() as one, memory_service() as other:
         await one.create(**outplan_fields())
         assert (len(await one.events()), len(await other.events())) == (1, 0)
@@ -71,7 +71,7 @@ async def test_without_an_answer_the_outcome_is_unknown() -> None:
         assert (again.duplicate, len(await service.documents())) == (True, 1)
 
 
-async def test_while_the_broker_is_stopped_calls_wait_and_give_up() -> None:
+async def test_calls_wait_for_a_stopped_broker_and_time_out() -> None:
     async with memory_service(within=0.05) as service:
         await service.stop_broker()
         await service.stop_broker()
@@ -84,7 +84,7 @@ async def test_while_the_broker_is_stopped_calls_wait_and_give_up() -> None:
         assert await service.events() == ()
 
 
-async def test_a_worker_killed_between_commit_and_publication_is_made_up_for_by_the_next() -> None:
+async def test_the_next_worker_publishes_what_a_killed_one_committed() -> None:
     id_ = str(uuid4())
     async with memory_service() as service:
         await service.publish("outplan_create", outplan_fields(id=id_))
@@ -108,7 +108,7 @@ def a_command(id_: str) -> Message:
     return Message("outplan_delete", Basic.Properties(message_id=id_), b"{}")
 
 
-async def test_what_was_not_settled_comes_again_and_first_and_says_how_often(
+async def test_unacked_messages_are_redelivered_first_with_their_count(
     broker: MemoryBroker, awake: asyncio.Event
 ) -> None:
     for n in range(3):
@@ -128,7 +128,7 @@ async def test_what_was_not_settled_comes_again_and_first_and_says_how_often(
     ]  # fmt: skip
 
 
-async def test_no_more_is_sent_ahead_than_real_ones_send(
+async def test_the_prefetch_is_that_of_the_real_broker(
     broker: MemoryBroker, awake: asyncio.Event
 ) -> None:
     for n in range(PREFETCH + 1):
@@ -140,12 +140,12 @@ async def test_no_more_is_sent_ahead_than_real_ones_send(
         assert [d.command_id for d in await session.receive(2)] == [str(PREFETCH)]
 
 
-async def test_what_amqp_has_no_room_for_is_refused(broker: MemoryBroker) -> None:
+async def test_a_message_that_amqp_cannot_carry_is_an_error(broker: MemoryBroker) -> None:
     with pytest.raises(TypeError, match="255"):
         broker.send(a_command("x" * 256))
 
 
-async def test_what_ends_the_worker_by_itself_is_told_at_once_and_at_the_end(
+async def test_the_error_that_ended_the_worker_is_raised_at_once_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def bug(*_: object) -> object:

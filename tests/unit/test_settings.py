@@ -1,4 +1,4 @@
-"""Every variable: its default, what it takes, and one clear line where it is wrong."""
+"""Every variable: its default, its values, and one clear line for a wrong one."""
 
 import os
 from typing import Any
@@ -102,11 +102,11 @@ def variable(field: str) -> str:
     return f"OUTPLAN_{field.upper()}"
 
 
-def test_the_defaults_are_these() -> None:
+def test_defaults() -> None:
     assert load_settings().model_dump() == DEFAULTS
 
 
-def test_every_field_is_tried_here() -> None:
+def test_every_field_is_tested_here() -> None:
     assert Settings.model_fields.keys() == DEFAULTS.keys()
     assert Settings.model_fields.keys() == {field for field, _, _ in RIGHT}
     assert Settings.model_fields.keys() == {field for field, _ in WRONG}
@@ -150,7 +150,7 @@ SECRETS = [
 def test_a_wrong_value_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, field: str, text: str
 ) -> None:
-    """It may be a URL with a password, or a password in the wrong place."""
+    """The value may be a URL with a password, or a password in the wrong place."""
     monkeypatch.setenv(variable(field), text)
     with pytest.raises(WrongSetting) as caught:
         load_settings()
@@ -159,7 +159,7 @@ def test_a_wrong_value_is_not_repeated(
     assert caught.value.__suppress_context__, "a traceback would show the value"
 
 
-def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_errors_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTPLAN_PARTITIONS", "none")
     monkeypatch.setenv("OUTPLAN_HTTP_PORT", "99999")
     with pytest.raises(WrongSetting) as caught:
@@ -174,7 +174,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     ["amqp://broker:port/", "amqp://broker:99999/", "amqp://user:pass/word@broker/",
      "amqp://user:pass#word@broker/", "amqp://[::1/"],
 )  # fmt: skip
-def test_an_amqp_url_that_cannot_be_taken_apart_is_a_wrong_setting(
+def test_an_amqp_url_that_cannot_be_parsed_is_a_wrong_setting(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("OUTPLAN_AMQP_URL", url)
@@ -197,7 +197,7 @@ def refusal_of(url: str, driver: str) -> WrongSetting:
 
 @pytest.mark.parametrize("driver", ["motor", "pymongo"])
 @pytest.mark.parametrize("url", WRONG_MONGO_URLS)
-def test_a_mongo_url_that_cannot_be_taken_apart_is_exit_2(url: str, driver: str) -> None:
+def test_a_mongo_url_that_cannot_be_parsed_exits_with_2(url: str, driver: str) -> None:
     error = refusal_of(url, driver)
     assert error.exit_code == 2
     assert error.__suppress_context__, "a traceback would show the URL"
@@ -209,7 +209,7 @@ def test_a_mongo_url_that_cannot_be_taken_apart_is_exit_2(url: str, driver: str)
      "[hunter2]/"],
 )  # fmt: skip
 def test_a_wrong_mongo_url_is_not_repeated(password: str) -> None:
-    """Not even the piece that an unescaped password is cut to."""
+    """Not even a part of an unescaped password is repeated."""
     text = str(refusal_of(f"mongodb://user:{password}@server/", "pymongo"))
     assert all(piece not in text for piece in ("hunt", "nter", "ter2", "2@server", "user:"))
 
@@ -234,7 +234,7 @@ def test_every_setting_is_known() -> None:
             del os.environ[variable(field)]
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     settings = load_settings()
     with pytest.raises(ValidationError, match="frozen"):
         setattr(settings, "partitions", 2)  # noqa: B010  mypy knows that it cannot be

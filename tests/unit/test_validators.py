@@ -1,4 +1,4 @@
-"""MongoDB's validators, as far as they can be judged without MongoDB."""
+"""MongoDB's validators, as far as they can be tested without MongoDB."""
 
 import re
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ ONE_LINE = [(pattern, value) for pattern, value in FITTING if pattern != fields.
 
 
 def as_python_has_it(pattern: str) -> str:
-    """MongoDB's regular expressions are PCRE, where the very end of a text is ``\\z``."""
+    """Rewrite a PCRE pattern for Python: MongoDB's end of text is ``\\z``."""
     assert pattern.endswith(r"\z"), pattern
     return f"{pattern[:-2]}\\Z"
 
 
 def of_the_validators(pattern: str) -> str:
-    """A pattern of the contract's, as MongoDB is given it."""
+    """Return a pattern of the contract as MongoDB has it."""
     assert pattern.endswith("$"), pattern
     return f"{pattern[:-1]}\\z"
 
@@ -58,7 +58,7 @@ def patterns() -> set[str]:
     }
 
 
-def test_the_collections_are_these() -> None:
+def test_there_are_three_collections() -> None:
     assert validators().keys() == {OUTPLANS, EVENTS, FENCES}
 
 
@@ -77,15 +77,15 @@ def test_a_stored_event_has_the_contracts_fields() -> None:
 
 
 @pytest.mark.parametrize("name", [OUTPLANS, EVENTS, FENCES])
-def test_no_object_takes_unknown_fields(name: str) -> None:
+def test_no_object_allows_unknown_fields(name: str) -> None:
     for path, each in objects(schema_of(name)):
         if each.get("bsonType") == "object":
             assert each["additionalProperties"] is False, path
 
 
 @pytest.mark.parametrize("name", [OUTPLANS, EVENTS, FENCES])
-def test_only_keywords_that_mongodb_reads_are_used(name: str) -> None:
-    """Anything else is an error when the collection is made."""
+def test_only_mongodbs_keywords_are_used(name: str) -> None:
+    """MongoDB refuses to create a collection with any other keyword."""
     known = {
         "bsonType", "properties", "required", "additionalProperties", "enum", "pattern",
         "minLength", "maxLength", "minimum", "maximum", "items", "minItems", "anyOf", "not",
@@ -104,33 +104,33 @@ def test_a_source_is_checked_by_its_type(name: str) -> None:
     )
 
 
-def test_the_patterns_let_the_right_values_through() -> None:
+def test_patterns_match_valid_values() -> None:
     assert {of_the_validators(pattern) for pattern, _ in FITTING} <= patterns()
     for pattern, value in FITTING:
         assert re.search(as_python_has_it(of_the_validators(pattern)), value), pattern
 
 
 @pytest.mark.parametrize(("pattern", "value"), ONE_LINE, ids=lambda text: text[:12])
-def test_no_pattern_lets_a_final_line_break_through(pattern: str, value: str) -> None:
+def test_no_pattern_allows_a_final_line_break(pattern: str, value: str) -> None:
     assert not re.search(as_python_has_it(of_the_validators(pattern)), value + "\n")
 
 
 def test_a_sip_target_may_have_a_line_break_here_as_in_the_schemas() -> None:
-    """Two parts that are not empty is all that the contract asks for."""
+    """The contract asks for two non-empty parts only."""
     target = "a@b\n"
     assert re.search(as_python_has_it(of_the_validators(fields.SIP_PATTERN)), target)
     body = create_body(source={"type": "sip", "target": target})
     assert schemas.violations("outplan_create", body) == ()
 
 
-def test_every_pattern_is_for_the_whole_text() -> None:
+def test_every_pattern_matches_the_whole_text() -> None:
     for pattern in patterns():
         assert pattern.startswith("^")
         assert pattern.endswith(r"\z")
         assert "$" not in re.sub(r"\[[^\]]*\]", "", pattern), "nor does a part of it end earlier"
 
 
-def test_an_addresss_name_is_as_printable_as_the_outplans() -> None:
+def test_an_address_name_has_no_control_characters() -> None:
     source = schema_of(OUTPLANS)["properties"]["source"]
     assert source["properties"]["name"].get("pattern") == of_the_validators(
         fields.NO_CONTROL_PATTERN
