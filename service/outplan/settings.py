@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outplan.errors import WrongSetting
-from outplan.urls import check_amqp_url
+from outplan.urls import PREFIX_PATTERN, check_amqp_url
 
 ENV_PREFIX = "OUTPLAN_"
 
@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
     mongo_database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")] = "outplan"
     mongo_driver: Literal["motor", "pymongo"] = "motor"
-    prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "outplan"
+    prefix: Annotated[str, StringConstraints(pattern=PREFIX_PATTERN)] = "outplan"
     partitions: Annotated[int, Field(ge=1, le=256)] = 1
     batch_size: Annotated[int, Field(ge=1, le=1_000)] = 500
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080

@@ -1,6 +1,11 @@
-"""Check the addresses that people configure."""
+"""Check the addresses and names that people configure."""
+
+from typing import Final
 
 from yarl import URL
+
+# The prefix of exchanges, queues and the like.
+PREFIX_PATTERN: Final = r"^[A-Za-z0-9._-]{1,100}$"
 
 
 def check_amqp_url(url: str) -> str:

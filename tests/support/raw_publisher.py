@@ -28,8 +28,7 @@ class _Confirms(FrameHandler):
         """Wait until all are confirmed."""
         while self.pending:
             self._changed.clear()
-            async with asyncio.timeout(_STALLED_SECONDS):
-                await self._changed.wait()
+            await self._changed.wait()
 
     def on_confirm(self, tag: int, multiple: bool, confirmed: bool) -> None:
         assert confirmed, "the broker nacked a message"
@@ -54,7 +53,8 @@ class RawPublisher:
         self._confirms.pending = set(range(first, self._last_tag + 1))
         try:
             await self._connection.write(data)
-            await self._connection.guard.wait(self._confirms.wait())
+            async with asyncio.timeout(_STALLED_SECONDS):
+                await self._connection.guard.wait(self._confirms.wait())
         except BrokerUnavailable as error:
             raise ConnectionError(str(error)) from error
 
@@ -63,7 +63,7 @@ class RawPublisher:
 async def open_raw_publisher(url: str) -> AsyncIterator[RawPublisher]:
     """Open a raw publisher on a connection of its own."""
     confirms = _Confirms()
-    async with open_connection(url, "hostile", confirms) as connection:
+    async with open_connection(url, "raw publisher", confirms) as connection:
         yield RawPublisher(connection, await connection.open_channel(), confirms)
 
 

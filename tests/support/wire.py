@@ -1,4 +1,4 @@
-"""What the tests of the wire draw, and whole messages to and from it."""
+"""Draw AMQP content, and read and write whole messages."""
 
 import struct
 from collections.abc import Mapping
@@ -107,7 +107,7 @@ def table_bytes(fields: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def content_header(size: int = 0, **values: Any) -> bytes:
-    """A content header frame's payload, by the library."""
+    """Encode a content header frame's payload with the driver's codec."""
     return header.ContentHeader(
         body_size=size, properties=commands.Basic.Properties(**values)
     ).marshal()

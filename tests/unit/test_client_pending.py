@@ -1,4 +1,4 @@
-"""Which answer is a verdict: any "accepted", and else only the latest attempt's."""
+"""A reply is final if it is accepted, or if it answers the latest attempt."""
 
 import json
 
@@ -39,7 +39,7 @@ async def pending_replies() -> PendingReplies:
     return PendingReplies("client")
 
 
-async def test_an_answer_to_the_only_attempt_is_the_verdict(
+async def test_a_reply_to_the_only_attempt_is_final(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
@@ -47,7 +47,7 @@ async def test_an_answer_to_the_only_attempt_is_the_verdict(
     assert call.reply.result().status == "rejected"
 
 
-async def test_accepted_counts_whichever_attempt_it_answers(
+async def test_an_accepted_reply_is_final_whichever_attempt_it_answers(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
@@ -56,7 +56,7 @@ async def test_accepted_counts_whichever_attempt_it_answers(
     assert call.reply.result().status == "accepted"
 
 
-async def test_a_rejection_of_an_earlier_attempt_leaves_the_verdict_to_the_latest(
+async def test_a_rejection_of_an_earlier_attempt_is_not_final(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
@@ -67,7 +67,7 @@ async def test_a_rejection_of_an_earlier_attempt_leaves_the_verdict_to_the_lates
     assert call.reply.result().status == "accepted"
 
 
-async def test_a_second_answer_changes_nothing(pending_replies: PendingReplies) -> None:
+async def test_a_second_reply_changes_nothing(pending_replies: PendingReplies) -> None:
     call = PendingCall(pending_replies)
     attempt = call.start_attempt()
     pending_replies.on_reply(attempt, accepted(1))
@@ -76,14 +76,16 @@ async def test_a_second_answer_changes_nothing(pending_replies: PendingReplies) 
     assert call.reply.result().version == 1
 
 
-async def test_an_answer_that_cannot_be_read_is_trouble(pending_replies: PendingReplies) -> None:
+async def test_an_unreadable_reply_makes_the_client_try_again(
+    pending_replies: PendingReplies,
+) -> None:
     call = PendingCall(pending_replies)
     pending_replies.on_reply(call.start_attempt(), b"{}")
     with pytest.raises(BrokerUnavailable, match="could not be read"):
         call.reply.result()
 
 
-async def test_calls_do_not_hear_each_others_answers_nor_those_after_their_end(
+async def test_calls_do_not_receive_each_others_replies_nor_any_after_discard(
     pending_replies: PendingReplies,
 ) -> None:
     one, other = PendingCall(pending_replies), PendingCall(pending_replies)
@@ -96,7 +98,7 @@ async def test_calls_do_not_hear_each_others_answers_nor_those_after_their_end(
     assert not other.reply.done()
 
 
-def test_every_code_of_the_contract_has_an_error_of_its_own() -> None:
+def test_each_problem_code_has_its_own_error() -> None:
     assert REJECTIONS.keys() == PROBLEM_CODES.keys()
     assert len(set(REJECTIONS.values())) == len(PROBLEM_CODES)
     for code in PROBLEM_CODES:
@@ -107,7 +109,7 @@ def test_every_code_of_the_contract_has_an_error_of_its_own() -> None:
         assert "the reason" in str(error)
 
 
-def test_a_conflict_tells_the_version_and_the_unknown_what_to_ask_for() -> None:
+def test_a_version_conflict_has_the_current_version_and_an_unknown_outcome_the_message_id() -> None:
     conflict = rejection(Problem.of("version_conflict", "no", "c", current_version=4))
     assert isinstance(conflict, VersionConflict)
     assert conflict.current_version == 4

@@ -50,13 +50,13 @@ def test_the_outplan_is_the_one_that_the_worker_will_name(body: dict[str, Any]) 
 def test_models_and_uuids_become_plain_json() -> None:
     id_ = uuid4()
     source = Address(type="tel", target="+15559876543")
-    body = json.loads(Request.update(id_, source=source, name="\N{SNOWMAN}").encoded())
+    body = json.loads(Request.update(id_, source=source, name="\N{SNOWMAN}").encode())
     assert body == {"id": str(id_), "source": source.model_dump(), "name": "\N{SNOWMAN}"}
 
 
 def test_every_broken_rule_is_told_before_anything_is_sent() -> None:
     with pytest.raises(InvalidCommand) as invalid:
-        Request.update(ID, name="", dial_timeout=30, message_id="c-1").encoded()
+        Request.update(ID, name="", dial_timeout=30, message_id="c-1").encode()
     assert {e.pointer for e in invalid.value.errors} == {"/name", "/dial_timeout"}
     assert invalid.value.problem.command_id == "c-1"
 
@@ -66,7 +66,7 @@ def test_every_broken_rule_is_told_before_anything_is_sent() -> None:
 )
 def test_what_has_no_form_in_json_is_told_like_any_broken_rule(value: Any) -> None:
     with pytest.raises(InvalidCommand) as invalid:
-        Request.update(ID, dial_timeout=value, name="x").encoded()
+        Request.update(ID, dial_timeout=value, name="x").encode()
     [error] = invalid.value.errors
     assert error.pointer == "/dial_timeout"
     assert "has no form in JSON" in error.detail
@@ -74,7 +74,7 @@ def test_what_has_no_form_in_json_is_told_like_any_broken_rule(value: Any) -> No
 
 def test_a_command_that_there_is_not_is_told_before_it_is_sent() -> None:
     with pytest.raises(UnknownCommand, match="outplan_paint"):
-        Request(cast(CommandName, "outplan_paint"), {}).encoded()
+        Request(cast(CommandName, "outplan_paint"), {}).encode()
 
 
 def test_a_message_id_may_be_a_uuid_and_nothing_else_but_text() -> None:
@@ -88,18 +88,18 @@ def test_a_message_id_may_be_a_uuid_and_nothing_else_but_text() -> None:
 @pytest.mark.parametrize("text", ["\ud800", "x" * 65_536])
 def test_text_that_the_worker_would_not_take_is_invalid(text: str) -> None:
     with pytest.raises(InvalidCommand):
-        Request.update(ID, detail=text).encoded()
+        Request.update(ID, detail=text).encode()
 
 
 def test_a_body_over_the_limit_is_too_large() -> None:
     # As many characters as are allowed, of four bytes, and a few bytes more.
     with pytest.raises(TooLarge):
-        Request.create(**create_body(detail="\N{PILE OF POO}" * 65_535)).encoded()
+        Request.create(**create_body(detail="\N{PILE OF POO}" * 65_535)).encode()
 
 
 def test_unvalidated_anything_that_has_a_form_in_json_is_sent() -> None:
     request = Request(cast(CommandName, "outplan_paint"), {"id": "7", "colour": "\ud800"})
-    assert b"colour" in request.encoded(validate=False)
+    assert b"colour" in request.encode(validate=False)
     assert request.outplan_id == "7"
 
 

@@ -58,7 +58,7 @@ def present(target: Target) -> list[int]:
 
 
 def open_indexes(outplan: Outplan, target: Target) -> list[int]:
-    """The rules' "a destination and tries left", said a second time."""
+    """Compute "a destination and tries left" of the rules independently."""
     return [each for each in present(target) if target.try_counts[each] < maximum(outplan, each)]
 
 

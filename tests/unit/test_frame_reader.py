@@ -1,4 +1,4 @@
-"""The tap takes content out of the stream, and the library notices nothing but silence."""
+"""The frame reader takes content out of the stream and leaves the rest to the driver."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ PULSE: Final = frame.marshal(heartbeat.Heartbeat(), 0)
 
 
 @dataclass
-class Heard(FrameHandler):
-    """All that a tap handed over."""
+class RecordingHandler(FrameHandler):
+    """Record everything that a frame reader hands over."""
 
     deliveries: list[Delivery] = field(default_factory=list)
     confirms: list[tuple[int, bool, bool]] = field(default_factory=list)
@@ -42,11 +42,11 @@ class Heard(FrameHandler):
 
 @dataclass(frozen=True)
 class Item:
-    """Some frames of the stream, and which of them the library is to see."""
+    """Some frames of the stream; ``taken`` says that the driver does not see them."""
 
     frames: tuple[bytes, ...]
     taken: bool
-    heard: Any = None
+    expected: Any = None
 
 
 def frames_of_content(method: Any, content: bytes, frame_max: int, **values: Any) -> list[bytes]:
@@ -114,8 +114,8 @@ def chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
         yield data[start:end]
 
 
-async def library(reader: FrameReader) -> bytes:
-    """Read frames as the library does, until there are no more."""
+async def read_as_driver(reader: FrameReader) -> bytes:
+    """Read frames as the driver does, until there are no more."""
     found = b""
     try:
         while not reader.at_eof():
@@ -126,19 +126,19 @@ async def library(reader: FrameReader) -> bytes:
     return found
 
 
-async def through_the_tap(pieces: list[bytes]) -> tuple[Heard, bytes]:
-    heard, source = Heard(), asyncio.StreamReader()
-    reading = asyncio.create_task(library(FrameReader(source, heard)))
+async def read_through(pieces: list[bytes]) -> tuple[RecordingHandler, bytes]:
+    handler, source = RecordingHandler(), asyncio.StreamReader()
+    reading = asyncio.create_task(read_as_driver(FrameReader(source, handler)))
     await asyncio.sleep(0)
     for piece in pieces:
         source.feed_data(piece)
         await asyncio.sleep(0)  # the reading task takes each piece by itself
     source.feed_eof()
-    return heard, await reading
+    return handler, await reading
 
 
 def expected_to_pass(frames: list[tuple[bytes, bool]], pieces: list[bytes]) -> bytes:
-    """What the library is to see: a heartbeat for each piece of which it gets no frame."""
+    """Return the bytes for the driver: a heartbeat for each piece of which it gets no frame."""
     passed, waiting, arrived, done = b"", list(frames), 0, 0
     for piece in pieces:
         arrived += len(piece)
@@ -151,47 +151,47 @@ def expected_to_pass(frames: list[tuple[bytes, bool]], pieces: list[bytes]) -> b
     return passed
 
 
-def compared(heard: Heard) -> list[Any]:
+def compared(handler: RecordingHandler) -> list[Any]:
     found: list[Any] = [
         ("delivery", d.tag, d.body, d.redelivered)
-        for d in heard.deliveries
+        for d in handler.deliveries
         if (d.queue, d.exchange, d.routing_key) == ("a queue", "an exchange", "a key")
         and d.properties.message_id == f"m-{d.tag}"
     ]
-    found += [("return", reason) for reason in heard.returns]
-    return found + [("confirm", *each) for each in heard.confirms]
+    found += [("return", reason) for reason in handler.returns]
+    return found + [("confirm", *each) for each in handler.confirms]
 
 
 def in_kinds(items: list[Item]) -> list[Any]:
-    heard = [item.heard for item in items if item.heard]
-    return [h for kind in ("delivery", "return", "confirm") for h in heard if h[0] == kind]
+    expected = [item.expected for item in items if item.expected]
+    return [h for kind in ("delivery", "return", "confirm") for h in expected if h[0] == kind]
 
 
 @given(streams(), st.lists(st.integers(0, 10_000), max_size=12))
-def test_wherever_the_stream_is_cut_the_same_arrives(
+def test_content_arrives_whole_wherever_the_stream_is_cut(
     stream: tuple[list[Item], list[tuple[bytes, bool]]], cuts: list[int]
 ) -> None:
     items, frames = stream
     pieces = list(chunks(b"".join(raw for raw, _ in frames), cuts))
-    heard, passed = asyncio.run(through_the_tap(pieces))
-    assert compared(heard) == in_kinds(items)
+    handler, passed = asyncio.run(read_through(pieces))
+    assert compared(handler) == in_kinds(items)
     assert passed == expected_to_pass(frames, pieces)
 
 
 @given(streams())
-def test_byte_by_byte_the_same_arrives(
+def test_content_arrives_whole_byte_by_byte(
     stream: tuple[list[Item], list[tuple[bytes, bool]]],
 ) -> None:
     items, frames = stream
     data = b"".join(raw for raw, _ in frames)
-    heard, passed = asyncio.run(through_the_tap([data[n : n + 1] for n in range(len(data))]))
-    assert compared(heard) == in_kinds(items)
+    handler, passed = asyncio.run(read_through([data[n : n + 1] for n in range(len(data))]))
+    assert compared(handler) == in_kinds(items)
     assert passed.replace(HEARTBEAT, b"") == b"".join(
         raw for raw, is_taken in frames if not is_taken
     ).replace(HEARTBEAT, b"")
 
 
-async def test_a_heartbeat_stands_in_only_where_all_was_taken() -> None:
+async def test_the_driver_gets_a_heartbeat_only_where_every_frame_was_taken() -> None:
     confirm, other = a_confirm(1, False, True).frames[0], frame.marshal(commands.Basic.QosOk(), 1)
     for pieces, expected in (
         ([confirm], HEARTBEAT),
@@ -201,8 +201,8 @@ async def test_a_heartbeat_stands_in_only_where_all_was_taken() -> None:
         ([confirm[:5], confirm[5:]], HEARTBEAT),
         ([other[:5]], b""),
     ):
-        heard, source = Heard(), asyncio.StreamReader()
-        reader = FrameReader(source, heard)
+        handler, source = RecordingHandler(), asyncio.StreamReader()
+        reader = FrameReader(source, handler)
         reading = asyncio.create_task(reader.readexactly(10_000))
         await asyncio.sleep(0)
         for piece in pieces:
@@ -214,10 +214,10 @@ async def test_a_heartbeat_stands_in_only_where_all_was_taken() -> None:
         assert caught.value.partial == expected
 
 
-async def test_the_end_of_the_stream_is_told_by_the_read_that_meets_it() -> None:
-    """And not by ``at_eof``, at which the library stops without a word."""
+async def test_the_read_at_the_end_of_the_stream_reports_it() -> None:
+    """At ``at_eof`` the driver would stop without an error."""
     source = asyncio.StreamReader()
-    reader = FrameReader(source, Heard())
+    reader = FrameReader(source, RecordingHandler())
     source.feed_data(PULSE)
     source.feed_eof()
     assert await reader.readexactly(1) == PULSE[:1]
@@ -229,42 +229,42 @@ async def test_the_end_of_the_stream_is_told_by_the_read_that_meets_it() -> None
 
 
 async def test_a_heartbeat_between_the_frames_of_a_message_is_passed_on() -> None:
-    source, heard = asyncio.StreamReader(), Heard()
+    source, handler = asyncio.StreamReader(), RecordingHandler()
     method, head, part = a_delivery(1, b"x", False, 20).frames
     other = frame.marshal(commands.Basic.QosOk(), 1)
     source.feed_data(method + PULSE + head + PULSE + part + other)
     source.feed_eof()
-    assert await library(FrameReader(source, heard)) == PULSE + PULSE + other
+    assert await read_as_driver(FrameReader(source, handler)) == PULSE + PULSE + other
 
 
-async def test_a_close_is_heard_and_left_to_the_library() -> None:
-    source, heard = asyncio.StreamReader(), Heard()
+async def test_a_connection_close_reaches_handler_and_driver() -> None:
+    source, handler = asyncio.StreamReader(), RecordingHandler()
     close = frame.marshal(commands.Connection.Close(530, "NOT_ALLOWED - vhost é", 10, 40), 0)
     source.feed_data(close)
     source.feed_eof()
-    assert await library(FrameReader(source, heard)) == close
-    assert heard.closes == [(530, "NOT_ALLOWED - vhost é")]
+    assert await read_as_driver(FrameReader(source, handler)) == close
+    assert handler.closes == [(530, "NOT_ALLOWED - vhost é")]
 
 
-async def test_content_that_nobody_announced_is_left_to_the_library() -> None:
-    """Such as the answer to basic.get, which does not come as a delivery."""
+async def test_content_of_basic_get_is_left_to_the_driver() -> None:
+    """It does not come as a delivery."""
     source = asyncio.StreamReader()
     get_ok = commands.Basic.GetOk(1, False, "", "k", 0)
     data = b"".join(frames_of_content(get_ok, b"content", 4_096))
     source.feed_data(data)
-    heard = Heard()
-    assert await FrameReader(source, heard).readexactly(len(data)) == data
-    assert heard == Heard()
+    handler = RecordingHandler()
+    assert await FrameReader(source, handler).readexactly(len(data)) == data
+    assert handler == RecordingHandler()
 
 
 async def test_undecodable_properties_arrive_as_they_are() -> None:
     frames = frames_of_content(commands.Basic.Deliver("q", 1, False, "", "k"), b"", 4_096)
     raw = b"\x00\x3c\x00\x00" + bytes(8) + b"\x00\xc0" + b"\x02\xff\xfe" + b"\x7f" * 8
     frames[1] = FRAME_HEAD.pack(2, 1, len(raw)) + raw + b"\xce"
-    source, heard = asyncio.StreamReader(), Heard()
+    source, handler = asyncio.StreamReader(), RecordingHandler()
     source.feed_data(b"".join(frames))
-    assert await FrameReader(source, heard).readexactly(8) == HEARTBEAT
-    [found] = heard.deliveries
+    assert await FrameReader(source, handler).readexactly(8) == HEARTBEAT
+    [found] = handler.deliveries
     assert found.properties.message_id == "\udcff\udcfe"
     assert found.properties.timestamp == 0x7F7F7F7F7F7F7F7F
 
@@ -273,9 +273,9 @@ REFUSAL: Final = b"AMQP\x00\x00\x09\x01"
 
 
 @pytest.mark.parametrize("cut", range(8))
-async def test_another_versions_answer_reaches_the_library_whole(cut: int) -> None:
+async def test_the_answer_of_another_protocol_version_reaches_the_driver_whole(cut: int) -> None:
     source = asyncio.StreamReader()
-    reading = asyncio.create_task(FrameReader(source, Heard()).readexactly(len(REFUSAL)))
+    reading = asyncio.create_task(FrameReader(source, RecordingHandler()).readexactly(len(REFUSAL)))
     for piece in (REFUSAL[:cut], REFUSAL[cut:]):
         source.feed_data(piece)
         await asyncio.sleep(0)

@@ -121,7 +121,7 @@ class Importer:
         """Validate the lines, without a broker."""
         async for line, request in self._parse_requests():
             try:
-                request.encoded()
+                request.encode()
                 self.stats.counts["valid"] += 1
             except CommandRejected as error:
                 self._reject(line, request.message_id, error.problem)

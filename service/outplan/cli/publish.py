@@ -128,7 +128,7 @@ async def _send(request: Request, options: PublishOptions) -> PublishOutcome:
     )
     try:
         # Validate before connecting: an invalid body needs no broker.
-        request.encoded(validate=options.validate)
+        request.encode(validate=options.validate)
         async with client:
             if options.wait:
                 return PublishOutcome(request, result=await client.ask(request))

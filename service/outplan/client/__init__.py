@@ -1,6 +1,6 @@
-"""For programs that speak to the service: publishers of commands, subscribers to events.
+"""Publish commands and subscribe to events.
 
-It needs no MongoDB and none of the worker's code.
+Needs no MongoDB and none of the worker's code.
 """
 
 from outplan.client.bulk import CommandResult, Progress

@@ -216,7 +216,7 @@ class OutplanClient:
         headers = trace_headers()
         if (outplan_id := request.outplan_id) is not None:
             headers["outplan_id"] = outplan_id
-        body = request.encoded(validate=self._validate)
+        body = request.encode(validate=self._validate)
         return _EncodedCommand(request, body, headers, self._route.reply_queue)
 
     async def _close(self) -> None:

@@ -139,7 +139,7 @@ def ended(target: TargetT, when: datetime, success: bool) -> TargetT:
 
 
 class _Strategy(BaseModel):
-    """What of an outplan a dialer obeys; any other field may come and go.
+    """The fields of an outplan that a dialer obeys; any other field may come and go.
 
     Below 0 the interval and the maxima mean what 0 means (rule 6).
     """

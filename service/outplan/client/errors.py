@@ -1,10 +1,10 @@
-"""What a client's calls raise, as one tree.
+"""The exceptions that the client raises, as one tree.
 
 ClientError
 ├── Refused             RabbitMQ refuses the credentials, the permission or a declaration
 ├── Unreachable         no session with the broker in time
-├── OutcomeUnknown      no verdict by the deadline: ask again with the same message_id
-└── CommandRejected     the verdict is no; ``problem`` says why
+├── OutcomeUnknown      no outcome by the deadline: ask again with the same message_id
+└── CommandRejected     the worker rejected the command; ``problem`` says why
     ├── InvalidJson, MissingMessageId, UnknownCommand, InvalidCommand, TooLarge
     ├── NotFound, AlreadyExists, MessageIdReused, VersionConflict
     └── GivenUp         the code ``delivery_limit``
@@ -16,11 +16,11 @@ from outplan.contract.messages import Problem, ProblemError
 
 
 class ClientError(Exception):
-    """The root: ``except ClientError`` catches whatever the client itself raises."""
+    """The root: ``except ClientError`` catches whatever the client raises."""
 
 
 class Refused(ClientError):
-    """Raised when RabbitMQ refuses what no waiting mends. The text says what."""
+    """Raised when RabbitMQ refuses something for good. The text says what."""
 
 
 class Unreachable(ClientError):
@@ -28,10 +28,10 @@ class Unreachable(ClientError):
 
 
 class OutcomeUnknown(ClientError):
-    """Raised when there is no verdict by the deadline: the command may or may not take effect.
+    """Raised when there is no outcome by the deadline: the command may or may not take effect.
 
-    Ask again under the same ``message_id``: it is not applied twice. ``trouble`` is what stood in
-    the way last, in words.
+    Ask again under the same ``message_id``: it is not applied twice. ``trouble`` says what went
+    wrong last.
     """
 
     def __init__(self, message_id: str, trouble: str) -> None:
@@ -40,7 +40,7 @@ class OutcomeUnknown(ClientError):
         self.trouble = trouble
 
     def __str__(self) -> str:
-        return f"no verdict on {self.message_id} by the deadline: {self.trouble}"
+        return f"no outcome of {self.message_id} by the deadline: {self.trouble}"
 
 
 class CommandRejected(ClientError):
@@ -51,8 +51,8 @@ class CommandRejected(ClientError):
         self.problem = problem
 
     def __str__(self) -> str:
-        broken = "".join(f"\n  {e.pointer or '/'}: {e.detail}" for e in self.errors)
-        return f"{self.problem.title}: {self.problem.detail}{broken}"
+        errors = "".join(f"\n  {e.pointer or '/'}: {e.detail}" for e in self.errors)
+        return f"{self.problem.title}: {self.problem.detail}{errors}"
 
     @property
     def code(self) -> str:
@@ -60,12 +60,12 @@ class CommandRejected(ClientError):
 
     @property
     def errors(self) -> tuple[ProblemError, ...]:
-        """The broken rules, each with its JSON Pointer; none for most codes."""
+        """The validation errors, each with its JSON Pointer; none for most codes."""
         return self.problem.errors or ()
 
 
 class InvalidJson(CommandRejected):
-    """Raised when the body is no JSON object in UTF-8."""
+    """Raised when the body is not a JSON object in UTF-8."""
 
 
 class MissingMessageId(CommandRejected):
@@ -105,7 +105,7 @@ class VersionConflict(CommandRejected):
 
 
 class GivenUp(CommandRejected):
-    """Raised when workers ended on the command again and again, and it was given up."""
+    """Raised when the command was rejected as a poison message, after repeated crashes."""
 
 
 REJECTIONS: Final[dict[str, type[CommandRejected]]] = {

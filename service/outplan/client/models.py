@@ -1,8 +1,7 @@
-"""What comes back, read leniently: times in three forms, and fields of later versions.
+"""Read replies and events leniently: times in three forms, and fields of later versions.
 
-The seed's form, ``2022-04-28 01:50:23.414000``, is what the service writes; VoIPBIN's newest code
-writes RFC 3339, and null for "never". All three become the seed's form here, so that a received
-outplan is an ordinary one.
+The service writes times as ``2022-04-28 01:50:23.414000``. VoIPBIN's newest code writes RFC 3339,
+and null for "never". These models turn all three into the service's form.
 """
 
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from outplan.contract import messages
 from outplan.contract.fields import NEVER, Timestamp, refuse_null
 
 
-def _in_the_seeds_form(value: Any) -> Any:
+def _normalize_time(value: Any) -> Any:
     if value is None:
         return NEVER
     if not isinstance(value, str):
@@ -27,15 +26,15 @@ def _in_the_seeds_form(value: Any) -> Any:
     return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
-def _moment(text: str) -> datetime | None:
+def _parse_time(text: str) -> datetime | None:
     return None if text == NEVER else datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-AnyTime = Annotated[Timestamp, BeforeValidator(_in_the_seeds_form)]
+AnyTime = Annotated[Timestamp, BeforeValidator(_normalize_time)]
 
 
 class Outplan(messages.Outplan):
-    """An outplan as received; the properties are its times as aware datetimes, or None."""
+    """An outplan as received. ``created_at`` and the like are aware datetimes, or None."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -45,16 +44,16 @@ class Outplan(messages.Outplan):
 
     @property
     def created_at(self) -> datetime | None:
-        return _moment(self.tm_create)
+        return _parse_time(self.tm_create)
 
     @property
     def updated_at(self) -> datetime | None:
-        return _moment(self.tm_update)
+        return _parse_time(self.tm_update)
 
     @property
     def deleted_at(self) -> datetime | None:
-        """None while it lives."""
-        return _moment(self.tm_delete)
+        """None while the outplan exists."""
+        return _parse_time(self.tm_delete)
 
 
 class Event(messages.Event):
@@ -68,19 +67,19 @@ class Event(messages.Event):
 
     @classmethod
     def read(cls, body: bytes) -> Self:
-        """Read a message's body. ValueError for what is no event."""
+        """Read a message's body. Raises ValueError for what is no event."""
         event = cls.model_validate_json(body)
         event._raw = body
         return event
 
     @property
     def raw(self) -> bytes:
-        """As published, with whatever this version of the client does not know."""
+        """The bytes as published, with fields that this version of the client does not know."""
         return self._raw
 
     @property
     def at(self) -> datetime | None:
-        return _moment(self.time)
+        return _parse_time(self.time)
 
 
 class Reply(messages.Reply):

@@ -1,24 +1,22 @@
-"""Commands as a caller writes them, and as bytes."""
+"""Build commands and encode them."""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Required, Self, TypedDict, Unpack
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from outplan.client.errors import InvalidCommand, TooLarge, UnknownCommand
 from outplan.client.ids import new_id
 from outplan.contract import schemas
-from outplan.contract.fields import MAX_BODY_BYTES, MAX_MESSAGE_ID_BYTES
+from outplan.contract.fields import MAX_BODY_BYTES, MAX_MESSAGE_ID_BYTES, derive_outplan_id
 from outplan.contract.messages import COMMANDS, Address, CommandName, Problem, ProblemError
 
-# The worker derives the id of an outplan that is created without one in the same way.
-_CREATED: Final = UUID("6f7c2f0e-3c1d-5b8e-9a55-0d1c4a1f6b7e")
 _NO_UNICODE: Final = ProblemError(pointer="", detail="holds text that is not valid Unicode")
 
 
 class OutplanSettings(TypedDict, total=False):
-    """What an update may change: the times in milliseconds, ``source`` as a whole."""
+    """The fields that an update may change: times in milliseconds, ``source`` as a whole."""
 
     name: str
     detail: str
@@ -33,29 +31,29 @@ class OutplanSettings(TypedDict, total=False):
 
 
 class CreateFields(OutplanSettings, total=False):
-    """What a create may set. Without ``id`` the worker derives one from the message_id."""
+    """The fields that a create may set. Without ``id``, the worker derives one from message_id."""
 
     id: str | UUID
     customer_id: Required[str | UUID]
 
 
 class Preconditions(TypedDict, total=False):
-    """On what terms an outplan may be changed: whose it is, and in which version it stands."""
+    """The owner and the version that an outplan must have for the command to apply."""
 
     customer_id: str | UUID
     expected_version: int
 
 
 class UpdateFields(OutplanSettings, Preconditions, total=False):
-    """What an update may say, apart from the outplan's id."""
+    """The fields of an update, apart from the outplan's id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A command to be sent. Sent again under the same ``message_id`` it is not applied twice.
+    """A command to send. Resent under the same ``message_id``, it is not applied twice.
 
-    ValueError for a message_id that is not 1 to 255 bytes of UTF-8, TypeError for one that is
-    neither text nor a UUID.
+    Raises ValueError for a message_id that is not 1 to 255 bytes of UTF-8, TypeError for one that
+    is neither text nor a UUID.
     """
 
     name: CommandName
@@ -63,13 +61,13 @@ class Request:
     message_id: str = field(default_factory=new_id)
 
     def __post_init__(self) -> None:
-        usable_id(self.message_id)
+        require_message_id(self.message_id)
 
     @classmethod
     def create(
         cls, *, message_id: str | UUID | None = None, **fields: Unpack[CreateFields]
     ) -> Self:
-        """Ask for a new outplan."""
+        """Create an outplan."""
         return cls._of("outplan_create", fields, message_id)
 
     @classmethod
@@ -81,7 +79,7 @@ class Request:
         message_id: str | UUID | None = None,
         **fields: Unpack[UpdateFields],
     ) -> Self:
-        """Ask for other values of any subset of an outplan's fields."""
+        """Change any subset of an outplan's fields."""
         return cls._of("outplan_update", {"id": outplan_id, **fields}, message_id)
 
     @classmethod
@@ -93,27 +91,28 @@ class Request:
         message_id: str | UUID | None = None,
         **fields: Unpack[Preconditions],
     ) -> Self:
-        """Ask for an outplan's end."""
+        """Delete an outplan, softly."""
         return cls._of("outplan_delete", {"id": outplan_id, **fields}, message_id)
 
     @classmethod
     def _of(
         cls, name: CommandName, fields: Mapping[str, Any], message_id: str | UUID | None
     ) -> Self:
-        return cls(name, fields, usable_id(message_id))
+        return cls(name, fields, require_message_id(message_id))
 
     @property
     def outplan_id(self) -> str | None:
-        """Which outplan it is about; None where the body says that in no readable way."""
+        """The id of the command's outplan; None where the body has no readable one."""
         id_ = self.body.get("id")
         if id_ is None and self.name == "outplan_create":
-            return str(uuid5(_CREATED, self.message_id))
+            return derive_outplan_id(self.message_id)
         return str(id_).lower() if isinstance(id_, str | UUID) else None
 
-    def encoded(self, *, validate: bool = True) -> bytes:
-        """The body as JSON. The CommandRejected that fits for what the worker would refuse.
+    def encode(self, *, validate: bool = True) -> bytes:
+        """Encode the body as JSON; raise the CommandRejected for what the worker would reject.
 
-        Without ``validate`` the worker is left to judge it; TypeError for what JSON has no form of.
+        Without ``validate``, leave validation to the worker, and raise TypeError for values that
+        JSON cannot represent.
         """
         plain = {name: _plain(value) for name, value in self.body.items()}
         body = self._json(plain, strict=validate)
@@ -142,15 +141,15 @@ class Request:
         except (TypeError, ValueError):
             if not strict:
                 raise
-            raise self._invalid(tuple(_formless(plain))) from None
+            raise self._invalid(tuple(_unencodable(plain))) from None
 
     def _invalid(self, errors: tuple[ProblemError, ...]) -> InvalidCommand:
         detail = "found before it was sent; errors lists the broken rules with JSON Pointers"
         return InvalidCommand(Problem.of("invalid_command", detail, self.message_id, errors=errors))
 
 
-def usable_id(message_id: str | UUID | None) -> str:
-    """The message_id, or a new one. ValueError for one that the protocol does not carry."""
+def require_message_id(message_id: str | UUID | None) -> str:
+    """Return the message_id as text, or a new one. Raises ValueError and TypeError."""
     id_ = new_id() if message_id is None else message_id
     if isinstance(id_, UUID):
         id_ = str(id_)
@@ -169,8 +168,8 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, UUID) else value
 
 
-def _formless(body: Mapping[str, object]) -> Iterator[ProblemError]:
-    """What no JSON can be made of, and the schema has no word for."""
+def _unencodable(body: Mapping[str, object]) -> Iterator[ProblemError]:
+    """Yield an error for each field that JSON cannot represent, which the schema cannot name."""
     for name, value in body.items():
         try:
             json.dumps(value, allow_nan=False)

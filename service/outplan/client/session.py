@@ -168,7 +168,7 @@ class ReconnectingSession:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a session."""
+        """True while there is a session."""
         return self._session.done()
 
     async def session(self) -> CommandPublisher:

@@ -1,17 +1,17 @@
-"""The trace that a command belongs to, where OpenTelemetry is installed."""
+"""Propagate the current OpenTelemetry trace to commands."""
 
-try:
-    from opentelemetry.trace.propagation import tracecontext
-except ImportError:  # Tracing is the caller's to have.
+import sys
 
-    def trace_headers() -> dict[str, str]:
-        """No headers: nobody traces."""
+
+def trace_headers() -> dict[str, str]:
+    """Return ``traceparent`` and ``tracestate`` of the current span; nothing without one."""
+    # A span exists only where the application has imported OpenTelemetry.
+    if "opentelemetry.trace" not in sys.modules:
         return {}
-else:
-    _PROPAGATOR = tracecontext.TraceContextTextMapPropagator()
+    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
+        TraceContextTextMapPropagator,
+    )
 
-    def trace_headers() -> dict[str, str]:
-        """``traceparent`` and ``tracestate`` of the current span; nothing outside of one."""
-        carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier)
-        return carrier
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier

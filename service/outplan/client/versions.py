@@ -1,4 +1,4 @@
-"""Which events are news, which repeats, and what is missing in between. Pure: no I/O."""
+"""Drop repeated events and report missing ones. Pure: no I/O."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ _KINDS: Final = get_args(EventType)
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Says that the events ``first`` to ``last`` of an outplan (versions) did not arrive.
+    """Reports that an outplan's events of the versions ``first`` to ``last`` did not arrive.
 
-    What an event carries is the whole document, so the one that follows makes up for them.
+    Every event carries the whole document, so the next one makes up for them.
     """
 
     outplan_id: str
@@ -25,7 +25,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Says that something came that is no event; ``reason`` is why, in words."""
+    """Reports a message that is no event; ``reason`` says why."""
 
     routing_key: str
     body: bytes
@@ -34,7 +34,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which events are wanted; nothing given means all."""
+    """Selects events; a field not given selects all."""
 
     kinds: frozenset[EventType] = frozenset()
     customer_id: str | None = None
@@ -44,18 +44,18 @@ class Filter:
     def of(
         cls, kinds: Collection[EventType], customer_id: object | None, outplan_id: object | None
     ) -> "Filter":
-        """Take ids as text or UUID, in either case. ValueError for what no event would ever fit."""
+        """Take ids as text or UUID, in either case. Raises ValueError for what no event fits."""
         if unknown := set(kinds).difference(_KINDS):
             raise ValueError(f"kinds are among {', '.join(_KINDS)}; not {sorted(unknown)}")
         return cls(frozenset(kinds), _id("customer_id", customer_id), _id("outplan_id", outplan_id))
 
     @property
     def binding_keys(self) -> tuple[str, ...]:
-        whose = f"{self.customer_id or '*'}.{self.outplan_id or '*'}"
-        return tuple(f"{kind}.{whose}" for kind in sorted(self.kinds) or ("*",))
+        ids = f"{self.customer_id or '*'}.{self.outplan_id or '*'}"
+        return tuple(f"{kind}.{ids}" for kind in sorted(self.kinds) or ("*",))
 
     def wants(self, event: Event) -> bool:
-        """A durable queue may have bindings of earlier filters."""
+        """Return whether the event is selected: a durable queue may have earlier bindings."""
         return (
             (not self.kinds or event.type in self.kinds)
             and self.customer_id in (None, event.data.customer_id)
@@ -68,9 +68,9 @@ class Filter:
 
 
 class Versions:
-    """The last version seen of each outplan; ``seen`` is what the caller knows already.
+    """Tracks the last version of each outplan; ``seen`` are those the caller knows already.
 
-    The first event of an outplan that is not known opens no gap, whatever its version.
+    The first event of an unknown outplan opens no gap, whatever its version.
     """
 
     def __init__(self, wanted: Filter, seen: Mapping[str, int]) -> None:
@@ -78,15 +78,15 @@ class Versions:
         self._last = {id_.lower(): version for id_, version in seen.items()}
 
     def judge(self, event: Event) -> Iterator[Event | Gap]:
-        """The event if it is news, after a Gap if there is one."""
+        """Yield the event unless it is a repeat, after a Gap if versions are missing."""
         if not self._wanted.wants(event):
             return
         last = self._last.get(event.data.id)
         if last is not None and event.version <= last:
             return
         self._last[event.data.id] = event.version
-        # What lies between two events of an outplan are updates: its first event is the only
-        # creation, and after a deletion comes nothing.
+        # Between two events of an outplan there are only updates: it is created once, and nothing
+        # follows its deletion.
         if last is not None and event.version > last + 1 and self._wanted.has_updates:
             yield Gap(event.data.id, last + 1, event.version - 1)
         yield event

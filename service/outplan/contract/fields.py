@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Any, Final, Literal
+from uuid import UUID, uuid5
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
 
@@ -29,6 +30,13 @@ MAX_EMAIL: Final = 320
 E164_PATTERN: Final = r"^\+[0-9]{7,15}$"
 SIP_PATTERN: Final = r"^[^@]+@[^@]+$"
 POINTER_PATTERN: Final = r"^(/([^~/]|~[01])*)*$"
+
+_OUTPLAN_IDS: Final = UUID("6f7c2f0e-3c1d-5b8e-9a55-0d1c4a1f6b7e")
+
+
+def derive_outplan_id(message_id: str) -> str:
+    """Return the id of the outplan that a create without ``id`` makes: a UUIDv5 of message_id."""
+    return str(uuid5(_OUTPLAN_IDS, message_id))
 
 
 def _refuse_nil(value: str) -> str:

@@ -46,7 +46,7 @@ from outplan.contract.fields import (
 class Model(BaseModel):
     """A message: immutable, and without unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Address(Model):

@@ -3,15 +3,12 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
-from uuid import UUID, uuid5
 
-from outplan.contract.fields import NEVER
+from outplan.contract.fields import NEVER, derive_outplan_id
 from outplan.contract.messages import Command, Create, Delete, Event, EventType, Outplan, Update
 from outplan.contract.times import text_time
 
 _MICROSECOND: Final = timedelta(microseconds=1)
-# The namespace of ids that a create without one gets: UUIDv5 of its message_id.
-_CREATED: Final = UUID("6f7c2f0e-3c1d-5b8e-9a55-0d1c4a1f6b7e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ Decision = Event | Unchanged | Refusal
 
 def outplan_id(command: Command, command_id: str) -> str:
     """Return the id of a command's outplan; derive it for a create without one."""
-    return command.id or str(uuid5(_CREATED, command_id))
+    return command.id or derive_outplan_id(command_id)
 
 
 def decide(state: State | None, command: Command, command_id: str, now: str) -> Decision:

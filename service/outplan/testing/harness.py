@@ -220,7 +220,7 @@ class AsyncService:
         await self.backend.broker.start()
 
     async def _ask(self, request: Request) -> Result:
-        request.encoded()  # Raises what the client raises before it sends anything.
+        request.encode()  # Raises what the client raises before it sends anything.
         return await self._unless_exited(self.backend.ask(request))
 
     async def _unless_exited(self, call: Coroutine[Any, Any, T]) -> T:

@@ -9,7 +9,7 @@ from uuid import UUID
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from outplan.client.requests import usable_id
+from outplan.client.requests import require_message_id
 
 _PERSISTENT: Final = 2
 
@@ -33,7 +33,7 @@ class RawCommand:
         """Make a command. TypeError for a wrong body, ValueError for what AMQP does not carry."""
         properties = Basic.Properties(
             delivery_mode=_PERSISTENT,
-            message_id=usable_id(message_id),
+            message_id=require_message_id(message_id),
             message_type=name,
             headers=dict(headers or {}),
         )

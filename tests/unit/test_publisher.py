@@ -1,4 +1,4 @@
-"""What the broker refuses is sent again, in order, on another channel; a reply a few times."""
+"""Nacked messages are published again, in order, on another channel; replies a few times."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,22 +45,22 @@ async def publish(
     return publisher.sent, errors
 
 
-async def test_nothing_to_publish_is_not_sent() -> None:
+async def test_publishing_nothing_sends_nothing() -> None:
     assert await publish([]) == ([], [])
 
 
-async def test_a_reply_that_is_refused_is_sent_again_which_makes_nobody_unready() -> None:
+async def test_a_nacked_reply_is_published_again_and_not_reported() -> None:
     messages = [EVENT, REPLY, COPY, REPLY]
     assert await publish(messages, [1, 3], [0]) == ([messages, [REPLY, REPLY], [REPLY]], [])
 
 
-async def test_a_reply_that_is_refused_all_the_time_is_let_go() -> None:
+async def test_a_reply_nacked_six_times_is_dropped() -> None:
     sent, notices = await publish([EVENT, REPLY], [1], *([0] for _ in range(5)))
     assert sent == [[EVENT, REPLY], *([REPLY] for _ in range(5))]
     assert notices == []
 
 
-async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
+async def test_a_dropped_reply_leaves_fewer_attempts_for_the_next() -> None:
     refusals = [[0]] * 6 + [[1], [0]]
     publisher = RefusingPublisher(refusals, lambda error: pytest.fail(str(error)))
     await publisher.publish([REPLY])
@@ -69,14 +69,14 @@ async def test_a_reply_that_was_let_go_leaves_less_patience() -> None:
     await publisher.publish([EVENT])
 
 
-async def test_events_that_are_refused_for_long_leave_replies_their_patience() -> None:
+async def test_nacked_events_leave_replies_all_their_attempts() -> None:
     publisher = RefusingPublisher([*[[0]] * 6, [], [0], [0]], lambda _: None)
     await publisher.publish([EVENT])
     await publisher.publish([REPLY])
     assert publisher.sent == [[EVENT]] * 7 + [[REPLY]] * 3
 
 
-async def test_what_is_refused_is_sent_again_and_nothing_else() -> None:
+async def test_only_nacked_messages_are_published_again() -> None:
     messages = [EVENT, REPLY, COPY, EVENT]
     sent, [notice, other] = await publish(messages, [1, 2], [1])
     assert sent == [messages, [REPLY, COPY], [COPY]]
@@ -89,7 +89,7 @@ def an_event(outplan_id: str, version: int) -> Publication:
     return Publication("outplan.events", "k", b"{}", headers, outplan_id=outplan_id)
 
 
-async def test_an_event_waits_for_the_one_before_it_of_its_outplan() -> None:
+async def test_an_event_waits_for_the_confirm_of_its_outplans_previous_event() -> None:
     one, two, three = (an_event("a", version) for version in (1, 2, 3))
     other = an_event("b", 1)
     messages = [one, REPLY, two, REPLY, other, REPLY, COPY, REPLY, three]
@@ -99,7 +99,7 @@ async def test_an_event_waits_for_the_one_before_it_of_its_outplan() -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", None]), max_size=40))
-def test_no_wave_has_two_events_of_one_outplan_and_none_is_out_of_turn(
+def test_a_wave_has_one_event_an_outplan_and_waves_keep_their_order(
     whose: list[str | None],
 ) -> None:
     messages = [an_event(id_, n) if id_ else COPY for n, id_ in enumerate(whose)]
@@ -114,11 +114,11 @@ def test_no_wave_has_two_events_of_one_outplan_and_none_is_out_of_turn(
 
 
 @pytest.mark.parametrize("message", [REPLY, COPY])
-def test_what_is_no_event_waits_for_none(message: Publication) -> None:
+def test_replies_and_copies_do_not_wait(message: Publication) -> None:
     assert split_into_waves([message] * 3) == [[message] * 3]
 
 
-async def test_it_is_sent_again_until_it_is_confirmed() -> None:
+async def test_a_message_is_published_again_until_it_is_confirmed() -> None:
     sent, notices = await publish([REPLY, EVENT], [0, 1], [1], [0])
     assert sent == [[REPLY, EVENT], [REPLY, EVENT], [EVENT], [EVENT]]
     assert len(notices) == 3
