@@ -174,6 +174,18 @@ def test_without_servers_the_error_says_what_to_do(
     assert_nothing_remains(tmp_path)
 
 
+@pytest.mark.parametrize("options", [[], ["-n1"], ["--outplan-mode=memory"]])
+def test_without_the_extra_the_error_names_it_and_other_tests_pass(
+    suite: pytest.Pytester, options: list[str]
+) -> None:
+    suite.makeconftest("import sys; sys.modules['testcontainers'] = None")
+    tests = ALL_KINDS + "def test_other(): ..."
+    result = run_suite(suite, tests, *options)
+    result.assert_outcomes(errors=4, passed=1)
+    result.stdout.fnmatch_lines(["*pip install 'outplan-service?testing?'"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
 def test_a_test_can_stop_and_start_the_broker(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

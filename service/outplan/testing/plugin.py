@@ -7,6 +7,7 @@ Every pytest run loads it, if the package is installed. So it imports nothing of
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,6 +82,7 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session")
 def outplan_servers(request: pytest.FixtureRequest) -> Iterator["Servers"]:
     """Start RabbitMQ and MongoDB once per run, also under xdist."""
+    _require_extra()
     folder = getattr(request.config, "workerinput", {}).get(_RUN_FOLDER)
     if folder is None:
         yield from _start("auto")
@@ -136,6 +138,7 @@ def outplan_place(request: pytest.FixtureRequest) -> "Deployment":
 
 @pytest.fixture(scope="session")
 def _outplan_portal() -> Iterator["Portal"]:
+    _require_extra()
     from outplan.testing.portal import open_portal  # noqa: PLC0415
 
     with open_portal() as portal:
@@ -162,6 +165,13 @@ def _outplan_memory(_outplan_portal: "Portal") -> Iterator["Backend"]:
 
     with _outplan_portal.open(memory_service()) as service:
         yield service.backend
+
+
+def _require_extra() -> None:
+    """Fail the test if only the base, or another extra, is installed."""
+    if find_spec("testcontainers") is None:
+        text = "the fixtures of outplan need an extra: pip install 'outplan-service[testing]'"
+        pytest.fail(text, pytrace=False)
 
 
 def _mode(config: pytest.Config) -> str:
