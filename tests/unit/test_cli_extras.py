@@ -18,7 +18,7 @@ WORKER = [
     "aiohttp", "bson", "motor", "prometheus_client", "pydantic_settings", "pymongo", "structlog",
     "uvloop",
 ]  # fmt: skip
-TESTING = ["pytest", "testcontainers", "pika"]
+TESTING = ["anyio", "pytest", "testcontainers", "pika"]
 
 
 def run_without(missing: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +41,8 @@ def run_without(missing: list[str], *arguments: str) -> subprocess.CompletedProc
         (WORKER + TESTING, ["check", "--json"], "worker"),
         (WORKER + TESTING, ["demo"], "testing"),
         (WORKER + TESTING, ["sandbox"], "testing"),
+        (TESTING, ["demo"], "testing"),
+        (["testcontainers"], ["demo"], "testing"),
     ],
 )
 def test_a_missing_extra_is_named_in_one_line(
@@ -78,3 +80,9 @@ def test_the_modules_of_the_cli_extra_import_no_other_extra() -> None:
     )
     program += "".join(f"importlib.import_module('outplan.cli.{name}')\n" for name in modules)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_missing_module_of_the_package_itself_is_no_missing_extra() -> None:
+    broken = run_without(["outplan.cli.app"], "--help")
+    assert broken.returncode == 1
+    assert "Traceback" in broken.stderr
