@@ -31,7 +31,7 @@ def code(outcome: Outcome) -> str:
 
 
 def story() -> tuple[ParsedCommand, ParsedCommand]:
-    """An early command that is refused, and a later one after which it would be granted."""
+    """Build a command that is rejected, and a later one that would make it acceptable."""
     return update("early", tag=1, name="early", expected_version=2), update(
         "late", tag=2, name="late", expected_version=1
     )

@@ -17,7 +17,7 @@ from tests.support.world import Document, World, create_body, open_world
 
 @pytest.fixture
 async def world(deployment: Deployment) -> AsyncIterator[World]:
-    """A witness who leaves the rejected commands where they are."""
+    """Open a world that leaves the rejected commands in their queue."""
     async with open_world(deployment, watch_rejected=False) as found:
         yield found
 

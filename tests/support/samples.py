@@ -54,7 +54,7 @@ def delivery(
     redelivered: bool = False,
     **properties: Any,
 ) -> Delivery:
-    """A delivery of ``body``: bytes as they are, anything else as JSON."""
+    """Build a delivery of ``body``: bytes as they are, anything else as JSON."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     sent = Sent(**properties)
     return Delivery(tag, queue, "outplan.commands", name, redelivered, sent, raw)

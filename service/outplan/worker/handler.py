@@ -32,7 +32,7 @@ _RELEASE_SECONDS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """This session's claim on one queue."""
+    """Hold a session's fence, window and guard for one queue."""
 
     queue: str
     epoch: int
