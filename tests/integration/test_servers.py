@@ -7,12 +7,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 from uuid import uuid4
 
 import aio_pika
@@ -30,14 +28,20 @@ from outplan.testing import (
 )
 from outplan.testing.servers import ports
 from outplan.testing.servers import processes as child_processes
-from tests.support.brokers import skip_without_docker
+from tests.support.brokers import is_listening, list_containers, port_of, skip_without_docker
+from tests.support.leak_check import (
+    LOOPBACK,
+    SERVER_PROGRAMS,
+    Process,
+    any_alive,
+    find_descendants,
+    find_listening_addresses,
+    wait_until,
+)
 
 ROOT = Path(__file__).parents[2]
 AMQP_VARIABLE = "OUTPLAN_TEST_AMQP_URL"
 MONGO_VARIABLE = "OUTPLAN_TEST_MONGO_URL"
-PROGRAMS = {"beam.smp", "epmd", "mongod"}
-LOOPBACK = {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1 and ::1
-GONE_WITHIN = 30.0
 
 PARENT = """
 import sys
@@ -46,14 +50,6 @@ with start_servers(sys.argv[1]) as servers:
     print(servers.rabbitmq.url, servers.mongodb.url, flush=True)
     sys.stdin.read()
 """
-
-
-class Process(NamedTuple):
-    """A process, identified by its id and start time."""
-
-    pid: int
-    started: str
-    name: str
 
 
 @pytest.fixture(autouse=True)
@@ -265,8 +261,8 @@ def test_two_sessions_never_reserve_the_same_port(
 def test_child_processes_listen_on_loopback_in_a_session_of_their_own(
     processes: Servers,
 ) -> None:
-    members = {member for member in family(os.getpid()) if member.name in PROGRAMS}
-    assert {member.name for member in members} == PROGRAMS
+    members = {member for member in find_descendants(os.getpid()) if member.name in SERVER_PROGRAMS}
+    assert {member.name for member in members} == SERVER_PROGRAMS
     assert find_listening_addresses(members) <= LOOPBACK
     assert os.getsid(0) not in {os.getsid(member.pid) for member in members}
 
@@ -275,19 +271,19 @@ def test_processes_and_their_folder_are_gone_when_the_context_ends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    before = family(os.getpid())
+    before = find_descendants(os.getpid())
     with start_servers("processes"):
-        members = family(os.getpid()) - before
+        members = find_descendants(os.getpid()) - before
         assert any(tmp_path.iterdir())
-    assert {member.name for member in members} >= PROGRAMS
+    assert {member.name for member in members} >= SERVER_PROGRAMS
     assert not any(tmp_path.iterdir())
     wait_until(lambda: not any_alive(members))
 
 
 def test_processes_and_their_folder_are_gone_after_their_parent_was_killed(tmp_path: Path) -> None:
     with run_parent("processes", tmp_path) as (parent, _):
-        members = family(parent.pid)
-        assert {member.name for member in members} >= PROGRAMS
+        members = find_descendants(parent.pid)
+        assert {member.name for member in members} >= SERVER_PROGRAMS
         assert any(tmp_path.iterdir())
         parent.kill()
         wait_until(lambda: not any_alive(members))
@@ -297,9 +293,11 @@ def test_processes_and_their_folder_are_gone_after_their_parent_was_killed(tmp_p
 def test_a_server_dies_with_its_supervisor_and_can_be_started_again(
     processes: Servers,
 ) -> None:
-    (supervisor,) = [it for it in family(os.getpid()) if is_supervisor_of(processes.rabbitmq, it)]
-    members = family(supervisor.pid)
-    assert {member.name for member in members} >= PROGRAMS - {"mongod"}
+    (supervisor,) = [
+        it for it in find_descendants(os.getpid()) if is_supervisor_of(processes.rabbitmq, it)
+    ]
+    members = find_descendants(supervisor.pid)
+    assert {member.name for member in members} >= SERVER_PROGRAMS - {"mongod"}
     os.kill(supervisor.pid, signal.SIGKILL)
     wait_until(lambda: not any_alive(members))
     processes.rabbitmq.start()
@@ -363,20 +361,6 @@ def mongo(servers: Servers, patience: float = 10.0) -> Iterator[MongoClient[dict
         yield client
 
 
-def port_of(url: str) -> int:
-    port = urlsplit(url).port
-    assert port
-    return port
-
-
-def is_listening(server: Server) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port_of(server.url)), timeout=5).close()
-    except ConnectionRefusedError:
-        return False
-    return True
-
-
 def greeting(server: Server) -> bytes:
     """Send the protocol header and return the answer of one second."""
     with socket.create_connection(("127.0.0.1", port_of(server.url)), timeout=1) as connection:
@@ -401,41 +385,6 @@ def run_parent(mode: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str],
         yield parent, tuple(parent.stdout.readline().split())
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + GONE_WITHIN
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.05)
-
-
-def status_of(pid: int | str) -> tuple[Process, int] | None:
-    """Return the process and its parent's id, or None when it is gone or a zombie."""
-    try:
-        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = rest.split()
-    return None if fields[0] in "ZX" else (Process(int(pid), fields[19], name), int(fields[1]))
-
-
-def family(ancestor: int) -> set[Process]:
-    """Return all processes that descend from the ancestor."""
-    children: dict[int, set[Process]] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        if status := status_of(path.name):
-            children.setdefault(status[1], set()).add(status[0])
-    found, left = set[Process](), [ancestor]
-    while left:
-        born = children.get(left.pop(), set())
-        found |= born
-        left += [child.pid for child in born]
-    return found
-
-
-def any_alive(processes: set[Process]) -> bool:
-    return any((status := status_of(it.pid)) and status[0] == it for it in processes)
-
-
 def is_supervisor_of(rabbitmq: Server, process: Process) -> bool:
     place = Path(f"/proc/{process.pid}")
     try:
@@ -446,33 +395,10 @@ def is_supervisor_of(rabbitmq: Server, process: Process) -> bool:
     return "supervisor.py\0guard" in command and f":{port_of(rabbitmq.url)}\n" in configuration
 
 
-def find_listening_addresses(processes: set[Process]) -> set[str]:
-    """Return the addresses of all listening TCP sockets of the processes."""
-    inodes = {
-        os.readlink(descriptor).strip("socket:[]")
-        for process in processes
-        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir()
-        if descriptor.is_socket()
-    }
-    lines = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
-    ]
-    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
-
-
 def containers(url: str, form: str = "{{.Names}}") -> str:
     """Return what `docker ps` tells of the container that publishes the URL's port."""
-    return docker_ps("--filter", f"publish={port_of(url)}", "--format", form)
+    return list_containers("--filter", f"publish={port_of(url)}", "--format", form)
 
 
 def exists(container: str) -> bool:
-    return docker_ps("--all", "--filter", f"name={container}", "--quiet") != ""
-
-
-def docker_ps(*arguments: str) -> str:
-    listed = subprocess.run(
-        ["docker", "ps", *arguments], capture_output=True, check=True, text=True
-    )
-    return listed.stdout.strip()
+    return list_containers("--all", "--filter", f"name={container}", "--quiet") != ""

@@ -24,18 +24,22 @@ from outplan.testing.servers import ServerFailed
 from tests.faults.clusters.cluster import Cluster, start_cluster
 from tests.faults.clusters.nodes import MongoMember
 from tests.faults.clusters.status import read_status
-from tests.integration.test_servers import (
-    LOOPBACK,
-    PROGRAMS,
-    any_alive,
-    docker_ps,
-    family,
-    find_listening_addresses,
+from tests.support.balancer import run_balancer
+from tests.support.brokers import (
+    BROKERS,
+    Broker,
     is_listening,
+    list_containers,
+    skip_without_docker,
+)
+from tests.support.leak_check import (
+    LOOPBACK,
+    SERVER_PROGRAMS,
+    any_alive,
+    find_descendants,
+    find_listening_addresses,
     wait_until,
 )
-from tests.support.balancer import run_balancer
-from tests.support.brokers import BROKERS, Broker, skip_without_docker
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -203,7 +207,7 @@ def test_all_servers_can_be_killed_and_started_again(cluster: Cluster) -> None:
 
 
 def test_the_processes_listen_on_loopback_only(cluster: Cluster) -> None:
-    members = {member for member in family(os.getpid()) if member.name in PROGRAMS}
+    members = {member for member in find_descendants(os.getpid()) if member.name in SERVER_PROGRAMS}
     assert members
     assert find_listening_addresses(members) <= LOOPBACK
 
@@ -223,7 +227,7 @@ def test_nothing_is_left_after_the_parent_was_killed(broker: str, tmp_path: Path
     ) as parent:
         assert parent.stdout
         assert parent.stdout.readline() == "up\n"
-        members = family(parent.pid)
+        members = find_descendants(parent.pid)
         assert len([member for member in members if member.name == "mongod"]) == 3
         ours = outplan_containers() - before if broker == "4" else set()
         assert len(ours) == (4 if broker == "4" else 0)
@@ -236,7 +240,7 @@ def test_nothing_is_left_after_the_parent_was_killed(broker: str, tmp_path: Path
 def outplan_containers() -> set[str]:
     try:
         return set(
-            docker_ps("--all", "--filter", "name=outplan-", "--format", "{{.Names}}").split()
+            list_containers("--all", "--filter", "name=outplan-", "--format", "{{.Names}}").split()
         )
     except (OSError, subprocess.CalledProcessError):
         return set()
