@@ -12,6 +12,8 @@ from tests.support.leak_check import find_processes_with, wait_until
 
 pytest_plugins = ["pytester"]
 
+START_SECONDS = 100.0  # two workers start servers and a worker process each
+
 INI = """
 [pytest]
 asyncio_mode = auto
@@ -239,9 +241,11 @@ def test_that_hangs(outplan_service_sync, outplan_place, number):
     command = [sys.executable, "-m", "pytest", "-n2", "-p", "no:cacheprovider"]
     run = suite.popen(command, stdout=DEVNULL, stderr=DEVNULL)
     urls = [suite.path / f"{number}.url" for number in (0, 1)]
-    wait_until(lambda: all(url.exists() for url in urls))
-    run.kill()
-    run.wait()
+    try:
+        wait_until(lambda: all(url.exists() for url in urls), START_SECONDS)
+    finally:
+        run.kill()
+        run.wait()
 
     assert urls[0].read_text() == urls[1].read_text()
     assert_nothing_remains(tmp_path)

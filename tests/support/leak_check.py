@@ -28,9 +28,9 @@ def find_processes_with(setting: str) -> list[int]:
     ]
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Poll until ``condition`` is true; fail after WAIT_SECONDS."""
-    deadline = monotonic() + WAIT_SECONDS
+def wait_until(condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
+    """Poll until ``condition`` is true; fail after so many seconds."""
+    deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline
         sleep(0.05)
