@@ -202,7 +202,7 @@ def _users(port: int) -> None:
 @pytest.mark.parametrize(
     ("login", "expected", "words"),
     [
-        ("worker:pw", [], "worker@admin may do all"),
+        ("worker:pw", [], "worker@admin has every privilege needed"),
         ("writer:pw", ["mongodb privileges"], "collMod on outplans"),
         ("reader:pw", ["mongodb privileges", "mongodb majority"], "insert on outplans"),
         ("worker:wrong", ["mongodb"], ""),

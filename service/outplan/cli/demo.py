@@ -11,10 +11,6 @@ from outplan.testing.sandbox import keep_sandbox_running
 if find_spec("testcontainers") is None:
     raise ModuleNotFoundError("no module named testcontainers", name="testcontainers")
 
-# The harness imports it only to start containers; without it the extra is not installed.
-if find_spec("testcontainers") is None:
-    raise ModuleNotFoundError("no module named testcontainers", name="testcontainers")
-
 
 def run_demo() -> None:
     """Run the demo to its end."""
