@@ -26,9 +26,9 @@ from outplan.client.dialing import (
     NoAttempt,
     Target,
     dialable,
-    ended,
+    end_attempt,
     next_attempt,
-    started,
+    start_attempt,
 )
 
 
@@ -140,7 +140,7 @@ class Dialer:
         self._changed.set()
 
     def _start_call(self, campaign: Campaign, person: Person, attempt: Attempt) -> None:
-        campaign.people[person.name] = started(person, attempt.index)
+        campaign.people[person.name] = start_attempt(person, attempt.index)
         self.log(
             f"{campaign.name!r}: calls {person.name}, destination {attempt.index}, "
             f"attempt {attempt.number}, rings {attempt.dial_timeout} ms"
@@ -151,7 +151,7 @@ class Dialer:
         await asyncio.sleep(self._clock.real_seconds(attempt.ring_timeout))
         person = campaign.people[name]
         success = sum(person.try_counts) == person.answers
-        campaign.people[name] = ended(person, self._clock.now(), success)
+        campaign.people[name] = end_attempt(person, self._clock.now(), success)
         self.log(f"{campaign.name!r}: {name} {'answers' if success else 'does not answer'}")
         self._changed.set()
 

@@ -1,7 +1,7 @@
-"""How a dialer obeys an outplan, as pure functions: no clock, no I/O, no state.
+"""Apply an outplan's dialing rules. Pure functions: no clock, no I/O, no state.
 
-Times are aware datetimes, and a naive one raises ValueError; durations are milliseconds. The
-rules are numbered as in ``docs/dialing.md``.
+Times are aware datetimes; a naive one raises ValueError. Durations are milliseconds. The rules
+have the numbers of ``docs/dialing.md``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,11 +24,12 @@ Destination = Address | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Whom to reach: up to five destinations, how often each was tried, and how it stands.
+    """Up to five destinations for one person, a try count for each, and a status.
 
-    A destination that is None, ``{}`` or has an empty target counts as absent. ``last_ended`` is
-    when the last attempt ended, ``last_changed`` when anything changed (by default ``last_ended``);
-    both aware. Subclass it to carry an id. ValueError for what cannot be. Rules 1, 2 and 4.
+    A destination counts as absent if it is None, ``{}`` or has an empty target. ``last_ended`` is
+    the end of the last attempt, ``last_changed`` the time of the last change (by default
+    ``last_ended``); both are aware. Subclass it to carry an id. Raises ValueError for an invalid
+    field. Rules 1, 2 and 4.
     """
 
     destinations: tuple[Destination | None, ...]
@@ -39,19 +40,19 @@ class Target:
 
     def __post_init__(self) -> None:
         if len(self.destinations) > DESTINATIONS:
-            raise ValueError(f"a target has up to {DESTINATIONS} destinations")
+            raise ValueError(f"a target has at most {DESTINATIONS} destinations")
         if len(self.try_counts) != DESTINATIONS or min(self.try_counts) < 0:
-            raise ValueError(f"a target has {DESTINATIONS} try counts, none below 0")
+            raise ValueError(f"a target has {DESTINATIONS} try counts of 0 or more")
         if self.status not in get_args(Status):
             raise ValueError(f"status is one of {', '.join(get_args(Status))}")
         for moment in (self.last_ended, self.last_changed):
-            _utc(moment or _LONG_AGO)
+            _to_utc(moment or _LONG_AGO)
 
 
 class NoAttempt(StrEnum):
-    """Why a target gets no attempt, whatever the time; the first that applies.
+    """The first reason that keeps a target from any attempt, at any time.
 
-    An outplan whose maxima are all 0 leaves every target exhausted. Rules 1, 3, 5 and 6.
+    If all maxima of an outplan are 0, every target is exhausted. Rules 1, 3, 5 and 6.
     """
 
     OUTPLAN_DELETED = "outplan deleted"
@@ -62,10 +63,10 @@ class NoAttempt(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The attempt that a target gets next, unless the outplan or the target changes before.
+    """A target's next attempt, valid until the outplan or the target changes.
 
-    ``number`` counts from 1 for each destination, ``not_before`` is in UTC, and ``dial_timeout``
-    is how long to let it ring, in milliseconds. Rules 2, 3 and 8.
+    ``number`` counts from 1 for each destination. ``not_before`` is in UTC. Let it ring for
+    ``dial_timeout`` milliseconds. Rules 2, 3 and 8.
     """
 
     index: int
@@ -76,7 +77,7 @@ class Attempt:
 
     @property
     def ring_timeout(self) -> timedelta:
-        """How long to let it ring: ``dial_timeout`` as a timedelta. Rule 8."""
+        """``dial_timeout`` as a timedelta. Rule 8."""
         return timedelta(milliseconds=self.dial_timeout)
 
 
@@ -86,62 +87,62 @@ TargetT = TypeVar("TargetT", bound=Target)
 def next_attempt(
     outplan: Outplan | Mapping[str, Any], target: Target, now: datetime
 ) -> Attempt | NoAttempt:
-    """Say which attempt a target gets next and not before when, or why it gets none.
+    """Return a target's next attempt, or the reason why it gets none.
 
-    ``outplan`` is the document or an event's ``data``. ``not_before`` is ``now`` where it may be
-    dialled at once, and later while the interval runs. ValueError for a naive ``now`` and for
-    what is no outplan. Rules 2, 3, 6, 7 and 8.
+    ``outplan`` is the document or an event's ``data``. ``not_before`` is ``now`` if you may dial at
+    once, and the end of the interval while that runs. Raises ValueError for a naive ``now`` and for
+    an invalid outplan. Rules 2, 3, 6, 7 and 8.
     """
-    return _judge(_Strategy.of(outplan), target, _utc(now))
+    return _find_next(_Strategy.of(outplan), target, _to_utc(now))
 
 
 def dialable(
     outplan: Outplan | Mapping[str, Any], targets: Iterable[TargetT], now: datetime
 ) -> list[tuple[TargetT, Attempt]]:
-    """Pick the targets that may be dialled now, the one changed longest ago first.
+    """Return the targets that you may dial now with their attempts, the oldest change first.
 
-    One whose interval still runs is left out, so that it holds up nobody; targets changed at the
-    same time keep their order. ValueError as of ``next_attempt``. Rule 1.
+    A target whose interval still runs is left out, so it does not hold up the others. Targets that
+    changed at the same time keep their order. Raises ValueError as ``next_attempt`` does. Rule 1.
     """
-    strategy, moment = _Strategy.of(outplan), _utc(now)
-    judged = ((target, _judge(strategy, target, moment)) for target in targets)
+    strategy, moment = _Strategy.of(outplan), _to_utc(now)
+    answers = ((target, _find_next(strategy, target, moment)) for target in targets)
     due = [
         (target, attempt)
-        for target, attempt in judged
+        for target, attempt in answers
         if isinstance(attempt, Attempt) and attempt.not_before <= moment
     ]
-    return sorted(due, key=lambda pair: _changed(pair[0]))
+    return sorted(due, key=lambda pair: _get_last_change(pair[0]))
 
 
-def started(target: TargetT, index: int) -> TargetT:
-    """Note that an attempt at one destination starts: it counts from here on.
+def start_attempt(target: TargetT, index: int) -> TargetT:
+    """Return the target as ``progressing``, one destination's try count raised by 1.
 
-    ValueError where the target is not idle or has no destination of that index. Rule 4.
+    Raises ValueError if the target is not idle or has no destination at that index. Rule 4.
     """
     if target.status != "idle":
-        raise ValueError(f"an attempt starts at an idle target, and this one is {target.status}")
-    if index not in _present(target):
-        raise ValueError(f"there is no destination {index}")
+        raise ValueError(f"the target is {target.status}: only an idle one can start an attempt")
+    if index not in _find_present(target):
+        raise ValueError(f"the target has no destination {index}")
     counts = tuple(count + (each == index) for each, count in enumerate(target.try_counts))
     return replace(target, try_counts=counts, status="progressing")
 
 
-def ended(target: TargetT, when: datetime, success: bool) -> TargetT:
-    """Note that the attempt ended: success ends the target, anything else makes it idle again.
+def end_attempt(target: TargetT, when: datetime, success: bool) -> TargetT:
+    """Return the target as ``done`` after a success, and as ``idle`` after anything else.
 
-    The interval runs from ``when``. ValueError for a naive ``when`` and where no attempt is in
+    The interval runs from ``when``. Raises ValueError for a naive ``when`` and if no attempt is in
     progress. Rules 4 and 5.
     """
     if target.status != "progressing":
-        raise ValueError(f"no attempt is in progress, the target is {target.status}")
+        raise ValueError(f"the target is {target.status}: it has no attempt to end")
     status: Status = "done" if success else "idle"
-    return replace(target, last_ended=_utc(when), last_changed=_utc(when), status=status)
+    return replace(target, last_ended=_to_utc(when), last_changed=_to_utc(when), status=status)
 
 
 class _Strategy(BaseModel):
-    """The fields of an outplan that a dialer obeys; any other field may come and go.
+    """The fields of an outplan that a dialer obeys. Ignores any other field.
 
-    Below 0 the interval and the maxima mean what 0 means (rule 6).
+    An interval or a maximum below 0 means 0 (rule 6).
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, from_attributes=True)
@@ -153,7 +154,7 @@ class _Strategy(BaseModel):
     max_try_count_2: Integer
     max_try_count_3: Integer
     max_try_count_4: Integer
-    # VoIPBIN writes this as the contract does, in RFC 3339, or null, by its age.
+    # VoIPBIN writes the contract's form, RFC 3339 or null, depending on its version.
     tm_delete: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d[ T]")] | None
 
     @classmethod
@@ -161,7 +162,7 @@ class _Strategy(BaseModel):
         return cls.model_validate(dict(outplan) if isinstance(outplan, Mapping) else outplan)
 
     @property
-    def deleted(self) -> bool:
+    def is_deleted(self) -> bool:
         return self.tm_delete is not None and self.tm_delete[:10] != NEVER[:10]
 
     def max_try_count(self, index: int) -> int:
@@ -171,15 +172,15 @@ class _Strategy(BaseModel):
     def not_before(self, last_ended: datetime | None, now: datetime) -> datetime:
         if last_ended is None or self.try_interval <= 0:
             return now
-        return max(now, _utc(last_ended) + timedelta(milliseconds=self.try_interval))
+        return max(now, _to_utc(last_ended) + timedelta(milliseconds=self.try_interval))
 
 
-def _judge(strategy: _Strategy, target: Target, now: datetime) -> Attempt | NoAttempt:
-    if strategy.deleted:
+def _find_next(strategy: _Strategy, target: Target, now: datetime) -> Attempt | NoAttempt:
+    if strategy.is_deleted:
         return NoAttempt.OUTPLAN_DELETED
     if target.status != "idle":
         return NoAttempt.TARGET_NOT_IDLE
-    present = _present(target)
+    present = _find_present(target)
     for index, destination in present.items():
         tried = target.try_counts[index]
         if tried < strategy.max_try_count(index):
@@ -188,7 +189,7 @@ def _judge(strategy: _Strategy, target: Target, now: datetime) -> Attempt | NoAt
     return NoAttempt.ALL_EXHAUSTED if present else NoAttempt.NO_DESTINATIONS
 
 
-def _present(target: Target) -> dict[int, Destination]:
+def _find_present(target: Target) -> dict[int, Destination]:
     return {
         index: destination
         for index, destination in enumerate(target.destinations)
@@ -202,12 +203,12 @@ def _is_blank(destination: Destination) -> bool:
     return not destination.get("target")
 
 
-def _changed(target: Target) -> datetime:
-    return _utc(target.last_changed or target.last_ended or _LONG_AGO)
+def _get_last_change(target: Target) -> datetime:
+    return _to_utc(target.last_changed or target.last_ended or _LONG_AGO)
 
 
-def _utc(moment: datetime) -> datetime:
-    """In UTC, where sums and comparisons hold: within a zone Python does both by the wall clock."""
+def _to_utc(moment: datetime) -> datetime:
+    # Within a zone Python adds and compares wall clock times, wrong when the clocks change.
     if moment.utcoffset() is None:
-        raise ValueError(f"{moment} has no time zone; give aware datetimes")
+        raise ValueError(f"{moment} has no time zone: pass an aware datetime")
     return moment.astimezone(UTC)
