@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from outplan.rabbitmq.frames import PROPERTIES
-from tests.support.wire import table_bytes
+from tests.support.wire import encode_table
 
 Properties = dict[str, bytes | int]
 Table = list[tuple[bytes, bytes]]
@@ -24,7 +24,7 @@ def encode_content_header(properties: Properties, table: Table | None, size: int
     for flag, name, kind in PROPERTIES:
         if kind == "table" and table is not None:
             flags |= flag
-            data = table_bytes(table)
+            data = encode_table(table)
             parts.append(len(data).to_bytes(4, "big") + data)
         elif (value := properties.get(name)) is not None:
             flags |= flag

@@ -1,7 +1,7 @@
-"""Draw AMQP content, and read and write whole messages."""
+"""Draw AMQP properties and headers; encode and decode whole messages."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -23,18 +23,19 @@ from outplan.rabbitmq.frames import (
 FRAME_MAX: Final = 131_072
 Field = tuple[str, bytes]
 
-# --- what is drawn -----------------------------------------------------------------------------
+# --- strategies --------------------------------------------------------------------------------
 
 
-def fits(limit: int) -> Any:
+def has_at_most(limit: int) -> Callable[[str], bool]:
+    """Return a test for text of up to ``limit`` bytes."""
     return lambda text: len(text.encode()) <= limit
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
-short_text = text.filter(fits(255))
-# Hypothesis tries names that it finds in the code; what the broker reads has its own tests.
-BROKERS: Final = {"x-delivery-count", "x-acquired-count", "CC", "BCC"}
-names = text.filter(fits(128)).filter(lambda name: name not in BROKERS)
+short_text = text.filter(has_at_most(255))
+# Hypothesis draws names from the code; headers that RabbitMQ reads have their own tests.
+BROKER_HEADERS: Final = {"x-delivery-count", "x-acquired-count", "CC", "BCC"}
+names = text.filter(has_at_most(128)).filter(lambda name: name not in BROKER_HEADERS)
 moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)).map(
     lambda moment: moment.replace(microsecond=0, tzinfo=UTC)
 )
@@ -61,7 +62,7 @@ decimals = st.builds(
     st.integers(-(2**31), 2**31 - 1),
     st.integers(0, 9),
 )
-library_values = st.recursive(
+pamqp_values = st.recursive(
     st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | floats
@@ -73,79 +74,82 @@ library_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
     max_leaves=6,
 )
-library_tables = st.dictionaries(names, library_values, max_size=5)
+pamqp_tables = st.dictionaries(names, pamqp_values, max_size=5)
 
 
-def sized(kind: str, size: int) -> st.SearchStrategy[bytes]:
+def draw_value(kind: str, size: int) -> st.SearchStrategy[bytes]:
     return st.binary(min_size=size, max_size=size).map(lambda raw: kind.encode() + raw)
 
 
-# Whatever the protocol and its errata know, with any bits at all.
+# Every type of the protocol and of its errata, with random bits.
 raw_values = st.one_of(
-    *(sized(kind, 1) for kind in "tbB"),
-    *(sized(kind, 2) for kind in "su"),
-    *(sized(kind, 4) for kind in "Iif"),
-    *(sized(kind, 8) for kind in "lLdT"),
-    sized("D", 5),
-    sized("V", 0),
+    *(draw_value(kind, 1) for kind in "tbB"),
+    *(draw_value(kind, 2) for kind in "su"),
+    *(draw_value(kind, 4) for kind in "Iif"),
+    *(draw_value(kind, 8) for kind in "lLdT"),
+    draw_value("D", 5),
+    draw_value("V", 0),
     *(st.binary(max_size=60).map(lambda raw, k=kind: k + U32.pack(len(raw)) + raw)  # type: ignore[misc]
       for kind in (b"S", b"x", b"A", b"F")),
 )  # fmt: skip
-unread_names = st.binary(max_size=20).filter(lambda name: name not in (b"CC", b"BCC"))
-raw_names = unread_names | st.sampled_from(
+unrouted_names = st.binary(max_size=20).filter(lambda name: name not in (b"CC", b"BCC"))
+raw_names = unrouted_names | st.sampled_from(
     [b"x-problem", b"x-problem-code", b"x-delivery-count", b"x-acquired-count", b"x-death",
      b"traceparent", b"x-original-user-id"]
 )  # fmt: skip
 raw_tables = st.lists(st.tuples(raw_names, raw_values), max_size=6)
 
 
-def table_bytes(fields: list[tuple[bytes, bytes]]) -> bytes:
+def encode_table(fields: list[tuple[bytes, bytes]]) -> bytes:
     return b"".join(bytes([len(name)]) + name + value for name, value in fields)
 
 
-# --- reading and writing of whole messages -------------------------------------------------------
+# --- encoding and decoding -----------------------------------------------------------------------
 
 
-def content_header(size: int = 0, **values: Any) -> bytes:
-    """Encode a content header frame's payload with the driver's codec."""
+def encode_content_header(size: int = 0, **values: Any) -> bytes:
+    """Encode a content header frame's payload with pamqp."""
     return header.ContentHeader(
         body_size=size, properties=commands.Basic.Properties(**values)
     ).marshal()
 
 
-def header_of(flags: int, raw: bytes, size: int = 0) -> bytes:
+def build_content_header(flags: int, raw: bytes, size: int = 0) -> bytes:
+    """Build a content header frame's payload from the property flags and the properties' bytes."""
     return struct.pack(">HHQH", 60, 0, size, flags) + raw
 
 
-def with_table(table: bytes) -> WireProperties:
-    return read_content_header(header_of(0x2000, U32.pack(len(table)) + table))
+def read_table(table: bytes) -> WireProperties:
+    """Read the properties of a message that has only this header table."""
+    return read_content_header(build_content_header(0x2000, U32.pack(len(table)) + table))
 
 
-def split(data: bytes) -> list[tuple[int, int, bytes]]:
-    """Frames as kind, channel and payload."""
-    found = []
+def split_frames(data: bytes) -> list[tuple[int, int, bytes]]:
+    """Return each frame's type, channel and payload."""
+    frames = []
     while data:
         kind, channel, size = FRAME_HEAD.unpack_from(data)
         assert data[7 + size] == FRAME_END
-        found.append((kind, channel, data[7 : 7 + size]))
+        frames.append((kind, channel, data[7 : 7 + size]))
         data = data[8 + size :]
-    return found
+    return frames
 
 
-def library_frames(data: bytes) -> list[tuple[int, Any]]:
-    found = []
+def decode_with_pamqp(data: bytes) -> list[tuple[int, Any]]:
+    """Return each frame's channel and its object in pamqp."""
+    frames = []
     while data:
         used, channel, each = frame.unmarshal(data)
-        found.append((channel, each))
+        frames.append((channel, each))
         data = data[used:]
-    return found
+    return frames
 
 
-def delivered(sent: WireProperties, content: bytes = b"{}") -> Delivery:
+def make_delivery(sent: WireProperties, content: bytes = b"{}") -> Delivery:
     return Delivery(1, "outplan.commands", "", "outplan_create", True, sent, content)
 
 
-def rejected_copy(
+def make_rejected_copy(
     sent: WireProperties, added: Mapping[str, Any] | None = None, content: bytes = b"{}"
 ) -> Publication:
     return Publication(
@@ -153,23 +157,24 @@ def rejected_copy(
         "outplan.rejected",
         content,
         added or {},
-        original=delivered(sent, content),
+        original=make_delivery(sent, content),
         mandatory=True,
     )
 
 
-def copied(
+def write_and_read_copy(
     sent: WireProperties,
     added: Mapping[str, Any] | None = None,
     frame_max: int = FRAME_MAX,
     user: str | None = "guest",
 ) -> WireProperties:
-    _, (kind, _, payload), *_ = split(
-        write_publication(1, rejected_copy(sent, added), frame_max, user)
+    """Write a rejected copy of a message, and read the copy's properties back."""
+    _, (kind, _, payload), *_ = split_frames(
+        write_publication(1, make_rejected_copy(sent, added), frame_max, user)
     )
     assert kind == HEADER
     return read_content_header(payload)
 
 
-def raw_property(found: WireProperties, name: str) -> bytes:
-    return found.raw[slice(*found.spans[name])]
+def get_raw_property(properties: WireProperties, name: str) -> bytes:
+    return properties.raw[slice(*properties.spans[name])]

@@ -1,4 +1,4 @@
-"""Content on the wire, held to the library's own codec."""
+"""Compare the frame codec with pamqp's."""
 
 import struct
 from collections.abc import Mapping
@@ -24,28 +24,28 @@ from outplan.rabbitmq.frames import (
 )
 from tests.support.wire import (
     FRAME_MAX,
-    content_header,
-    delivered,
-    header_of,
-    library_frames,
-    library_tables,
+    build_content_header,
+    decode_with_pamqp,
+    encode_content_header,
+    encode_table,
+    get_raw_property,
+    make_delivery,
+    make_rejected_copy,
     moments,
     names,
+    pamqp_tables,
     properties,
-    raw_property,
     raw_tables,
-    rejected_copy,
+    read_table,
     short_text,
-    split,
-    table_bytes,
+    split_frames,
     text,
-    with_table,
 )
 
 # --- publications ------------------------------------------------------------------------------
 
 header_values = text | st.integers(-(2**63), 2**63 - 1) | st.booleans()
-fresh = st.builds(
+publications = st.builds(
     Publication,
     exchange=short_text,
     routing_key=short_text,
@@ -58,85 +58,92 @@ fresh = st.builds(
 )
 
 
-@given(fresh, st.integers(1, 65_535))
-def test_the_library_reads_a_publication_as_it_was_meant(found: Publication, channel: int) -> None:
-    frames = library_frames(write_publication(channel, found, FRAME_MAX))
+@given(publications, st.integers(1, 65_535))
+def test_pamqp_reads_a_written_publication(publication: Publication, channel: int) -> None:
+    frames = decode_with_pamqp(write_publication(channel, publication, FRAME_MAX))
     assert {number for number, _ in frames} == {channel}
     publish, head, *parts = [each for _, each in frames]
     assert isinstance(publish, commands.Basic.Publish)
-    assert (publish.exchange, publish.routing_key) == (found.exchange, found.routing_key)
+    assert (publish.exchange, publish.routing_key) == (
+        publication.exchange,
+        publication.routing_key,
+    )
     assert (publish.mandatory, publish.immediate) == (False, False)
     assert isinstance(head, header.ContentHeader)
-    assert head.body_size == len(found.body)
-    assert b"".join(part.value for part in parts) == found.body
+    assert head.body_size == len(publication.body)
+    assert b"".join(part.value for part in parts) == publication.body
     sent = head.properties
     assert sent.content_type == "application/json"
     assert sent.delivery_mode == 2
     assert sent.app_id == "outplan-service"
-    assert sent.headers == found.headers
-    assert (sent.message_id, sent.message_type) == (found.message_id, found.type)
-    assert sent.correlation_id == found.correlation_id
+    assert sent.headers == publication.headers
+    assert (sent.message_id, sent.message_type) == (publication.message_id, publication.type)
+    assert sent.correlation_id == publication.correlation_id
     moment = sent.timestamp
-    assert (None if moment is None else int(moment.timestamp())) == found.timestamp
+    assert (None if moment is None else int(moment.timestamp())) == publication.timestamp
     for name in ("content_encoding", "priority", "reply_to", "expiration", "user_id"):
         assert getattr(sent, name) is None
 
 
-@given(fresh, st.integers(1, 65_535))
-def test_a_publication_that_is_read_here_is_the_same(found: Publication, channel: int) -> None:
-    _, (_, _, payload), *_ = split(write_publication(channel, found, FRAME_MAX))
+@given(publications, st.integers(1, 65_535))
+def test_a_written_publication_reads_back_the_same(publication: Publication, channel: int) -> None:
+    _, (_, _, payload), *_ = split_frames(write_publication(channel, publication, FRAME_MAX))
     sent = read_content_header(payload)
-    assert sent.headers == found.headers
-    assert (sent.message_id, sent.message_type) == (found.message_id, found.type)
-    assert (sent.correlation_id, sent.timestamp) == (found.correlation_id, found.timestamp)
-    assert sent.body_size == len(found.body)
+    assert sent.headers == publication.headers
+    assert (sent.message_id, sent.message_type) == (publication.message_id, publication.type)
+    assert (sent.correlation_id, sent.timestamp) == (
+        publication.correlation_id,
+        publication.timestamp,
+    )
+    assert sent.body_size == len(publication.body)
 
 
 @pytest.mark.parametrize(
     ("size", "frames"),
     [(0, 0), (1, 1), (4_087, 1), (4_088, 1), (4_089, 2), (8_176, 2), (8_177, 3), (262_144, 65)],
 )
-def test_a_body_is_cut_into_as_many_frames_as_it_needs(size: int, frames: int) -> None:
+def test_a_body_is_split_into_as_few_frames_as_possible(size: int, frames: int) -> None:
     content = bytes(n % 251 for n in range(size))
     data = write_publication(1, Publication("x", "k", content, {}), 4_096)
-    _, (_, _, head), *parts = split(data)
+    _, (_, _, head), *parts = split_frames(data)
     assert [kind for kind, _, _ in parts] == [BODY] * frames
     assert b"".join(payload for _, _, payload in parts) == content
     assert all(len(payload) + 8 <= 4_096 for _, _, payload in parts)
     assert read_content_header(head).body_size == size
 
 
-def test_a_body_is_written_also_where_the_broker_sets_no_limit() -> None:
-    """The protocol writes that as 0."""
+def test_a_frame_max_of_zero_means_no_limit() -> None:
     content = bytes(n % 251 for n in range(262_144))
     found = Publication("x", "k", content, {"a": "b"})
     assert write_publication(1, found, 0) == write_publication(1, found, FRAME_MAX)
 
 
-def test_text_that_is_no_utf_8_is_written_as_the_bytes_it_was() -> None:
+def test_surrogate_escapes_are_written_as_the_original_bytes() -> None:
     reply = Publication("", "to-\udcff", b"{}", {"h": "\udc80"}, correlation_id="c-\udcfe")
-    (_, _, method), (_, _, head), _ = split(write_publication(1, reply, FRAME_MAX))
+    (_, _, method), (_, _, head), _ = split_frames(write_publication(1, reply, FRAME_MAX))
     assert method.endswith(b"\x04to-\xff\x00")
     found = read_content_header(head)
-    assert raw_property(found, "correlation_id") == b"\x03c-\xfe"
+    assert get_raw_property(found, "correlation_id") == b"\x03c-\xfe"
     assert found.table == b"\x01hS\x00\x00\x00\x01\x80"
 
 
-def test_only_a_rejected_copy_is_mandatory() -> None:
-    copy = write_publication(1, rejected_copy(read_content_header(content_header())), FRAME_MAX)
+def test_only_rejected_copies_are_mandatory() -> None:
+    copy = write_publication(
+        1, make_rejected_copy(read_content_header(encode_content_header())), FRAME_MAX
+    )
     event = write_publication(1, Publication("x", "k", b"", {}), FRAME_MAX)
-    assert library_frames(copy)[0][1].mandatory
-    assert not library_frames(event)[0][1].mandatory
+    assert decode_with_pamqp(copy)[0][1].mandatory
+    assert not decode_with_pamqp(event)[0][1].mandatory
 
 
 # --- content headers ---------------------------------------------------------------------------
 
 
-@given(properties, library_tables, st.integers(0, 2**64 - 1))
-def test_a_content_header_of_the_library_is_read_the_same(
+@given(properties, pamqp_tables, st.integers(0, 2**64 - 1))
+def test_the_codec_reads_a_content_header_as_pamqp_does(
     values: dict[str, Any], table: dict[str, Any], size: int
 ) -> None:
-    payload = content_header(size, headers=table, **values)
+    payload = encode_content_header(size, headers=table, **values)
     oracle = header.ContentHeader()
     oracle.unmarshal(payload)
     found = read_content_header(payload)
@@ -146,11 +153,11 @@ def test_a_content_header_of_the_library_is_read_the_same(
         assert getattr(found, name) == getattr(oracle.properties, name), name
     moment = oracle.properties.timestamp
     assert found.timestamp == (None if moment is None else int(moment.timestamp()))
-    assert b"".join(raw_property(found, name) for name in found.spans) == found.raw
+    assert b"".join(get_raw_property(found, name) for name in found.spans) == found.raw
 
 
-def test_properties_that_are_absent_are_none() -> None:
-    found = read_content_header(content_header())
+def test_absent_properties_are_none() -> None:
+    found = read_content_header(encode_content_header())
     assert (found.message_id, found.timestamp, found.reply_to, found.priority) == (None,) * 4
     assert (found.table, found.headers, found.spans) == (b"", {}, {})
 
@@ -161,23 +168,23 @@ def test_properties_that_are_absent_are_none() -> None:
 @example([(b"\xff", b"V")])
 @example([(b"s", b"S\x00\x00\x00\x02\xff\xfe")])
 @example([(b"a", b"A\x00\x00\x00\x03tS\x00")])
-def test_headers_of_any_bits_never_raise(fields: list[tuple[bytes, bytes]]) -> None:
-    assert isinstance(with_table(table_bytes(fields)).headers, Mapping)
+def test_reading_headers_with_random_values_never_raises(fields: list[tuple[bytes, bytes]]) -> None:
+    assert isinstance(read_table(encode_table(fields)).headers, Mapping)
 
 
 @given(st.binary(max_size=100))
-def test_a_table_of_junk_never_raises(junk: bytes) -> None:
-    assert isinstance(with_table(junk).headers, Mapping)
+def test_reading_a_table_of_random_bytes_never_raises(junk: bytes) -> None:
+    assert isinstance(read_table(junk).headers, Mapping)
     assert drop_headers(junk, ["x-problem"]) is not None
 
 
 @given(st.binary(max_size=120))
 @example(b"")
-@example(header_of(0x8000, b"\x05abc"))
-@example(header_of(0x2000, b"\x00\x00\x00\x05abc"))
-@example(header_of(0x0040, b"\x00" * 7))
-@example(header_of(0x1000, b""))
-def test_a_content_header_of_junk_is_read_or_malformed(junk: bytes) -> None:
+@example(build_content_header(0x8000, b"\x05abc"))
+@example(build_content_header(0x2000, b"\x00\x00\x00\x05abc"))
+@example(build_content_header(0x0040, b"\x00" * 7))
+@example(build_content_header(0x1000, b""))
+def test_a_content_header_of_random_bytes_is_read_or_malformed(junk: bytes) -> None:
     try:
         found = read_content_header(junk)
     except Malformed:
@@ -190,24 +197,24 @@ def test_a_content_header_of_junk_is_read_or_malformed(junk: bytes) -> None:
     [(0x8000, b"\x05abc"), (0x2000, b"\x00\x00\x00\x05abc"), (0x0040, b"\x00" * 7),
      (0x1000, b""), (0x2000, b"\x00\x00"), (0xC000, b"\x01a\x02b")],
 )  # fmt: skip
-def test_properties_past_the_headers_end_are_malformed(flag: int, raw: bytes) -> None:
+def test_truncated_properties_are_malformed(flag: int, raw: bytes) -> None:
     with pytest.raises(Malformed, match="content header"):
-        read_content_header(header_of(flag, raw))
+        read_content_header(build_content_header(flag, raw))
 
 
-def test_a_message_id_that_is_no_utf_8_is_kept_and_told_apart() -> None:
-    found = read_content_header(header_of(0x0080, b"\x03a\xff\xfe"))
+def test_a_message_id_that_is_not_utf_8_is_kept_but_is_no_command_id() -> None:
+    found = read_content_header(build_content_header(0x0080, b"\x03a\xff\xfe"))
     assert found.message_id == "a\udcff\udcfe"
-    assert delivered(found).command_id is None
+    assert make_delivery(found).command_id is None
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 2**31, 253_402_300_800, 2**63 - 1, -(2**63)])
-def test_a_timestamp_of_any_year_is_read(seconds: int) -> None:
-    found = read_content_header(header_of(0x0040, struct.pack(">q", seconds)))
+def test_a_timestamp_may_be_any_64_bit_integer(seconds: int) -> None:
+    found = read_content_header(build_content_header(0x0040, struct.pack(">q", seconds)))
     assert found.timestamp == seconds
 
 
-def nested_tables(levels: int) -> bytes:
+def nest_tables(levels: int) -> bytes:
     table = b""
     for _ in range(levels):
         table = b"\x01aF" + U32.pack(len(table)) + table
@@ -215,87 +222,86 @@ def nested_tables(levels: int) -> bytes:
 
 
 @pytest.mark.parametrize("levels", [1, 10, 50])
-def test_headers_nested_a_little_are_read(levels: int) -> None:
-    found: Any = with_table(nested_tables(levels)).headers
+def test_headers_of_up_to_50_levels_are_read(levels: int) -> None:
+    found: Any = read_table(nest_tables(levels)).headers
     for _ in range(levels):
         found = found["a"]
     assert found == {}
 
 
-def test_headers_nested_past_any_sane_depth_never_raise() -> None:
-    """The broker lets 860 levels through in 6 kB."""
-    found = with_table(nested_tables(860) + b"\x01bI\x00\x00\x00\x07")
+def test_a_header_of_860_levels_is_none_and_does_not_hide_the_others() -> None:
+    """Read a header that RabbitMQ accepts and that fits into 6 kB."""
+    found = read_table(nest_tables(860) + b"\x01bI\x00\x00\x00\x07")
     assert found.headers == {"a": None, "b": 7}
     assert (found.header("a"), found.header("b")) == (None, 7)
 
 
 def test_an_undecodable_header_does_not_hide_the_delivery_count() -> None:
     microseconds = b"T" + struct.pack(">q", 1_795_414_200_000_000)
-    table = table_bytes(
+    table = encode_table(
         [(b"sent-at", microseconds), (b"x-delivery-count", b"l" + bytes(7) + b"\x05")]
     )
-    assert delivered(with_table(table)).delivery_count == 5
+    assert make_delivery(read_table(table)).delivery_count == 5
 
 
-def test_an_undecodable_header_does_not_lose_the_trace_context() -> None:
+def test_an_undecodable_header_does_not_hide_the_trace_context() -> None:
     value = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     microseconds = b"T" + struct.pack(">q", 1_795_414_200_000_000)
     fields = [(b"sent-at", microseconds), (b"traceparent", b"S" + U32.pack(len(value)) + value)]
-    found = with_table(table_bytes(fields))
+    found = read_table(encode_table(fields))
     assert found.headers == {"sent-at": None, "traceparent": value.decode()}
     assert found.header("traceparent") == value.decode()
 
 
-@given(library_tables)
-def test_each_header_alone_is_what_it_is_among_the_others(table: dict[str, Any]) -> None:
-    found = with_table(encode.field_table(table)[4:])
+@given(pamqp_tables)
+def test_one_header_reads_the_same_as_in_all_headers(table: dict[str, Any]) -> None:
+    found = read_table(encode.field_table(table)[4:])
     assert {name: found.header(name) for name in found.headers} == found.headers
     assert found.headers.keys() == table.keys()
 
 
 @pytest.mark.parametrize("name", ["absent", "x", "value", "a\udcff", "y" * 300, ""])
-def test_a_header_that_is_absent_is_none(name: str) -> None:
-    """Also where its name stands in the table as a part of something else."""
-    assert with_table(write_table({"xx": "value", "a": "b"})[4:]).header(name) is None
+def test_an_absent_header_is_none_even_if_its_name_occurs_in_the_table(name: str) -> None:
+    assert read_table(write_table({"xx": "value", "a": "b"})[4:]).header(name) is None
 
 
-def test_a_headers_name_that_is_no_utf_8_is_kept_by_surrogates() -> None:
-    found = with_table(table_bytes([(b"a\xff", b"t\x01")]))
+def test_a_header_name_that_is_not_utf_8_carries_surrogate_escapes() -> None:
+    found = read_table(encode_table([(b"a\xff", b"t\x01")]))
     assert found.headers == {"a\udcff": True}
     assert found.header("a\udcff") is True
 
 
 @given(st.binary(max_size=100), st.binary(max_size=3))
-def test_a_header_in_a_table_of_junk_never_raises(junk: bytes, name: bytes) -> None:
-    with_table(junk).header(name.decode("utf-8", "surrogateescape"))
+def test_reading_one_header_in_random_bytes_never_raises(junk: bytes, name: bytes) -> None:
+    read_table(junk).header(name.decode("utf-8", "surrogateescape"))
 
 
-def test_what_stands_before_the_junk_is_still_read() -> None:
-    found = with_table(write_table({"x-delivery-count": 3})[4:] + b"\x01a?")
-    assert delivered(found).delivery_count == 3
+def test_headers_before_an_invalid_field_are_read() -> None:
+    found = read_table(write_table({"x-delivery-count": 3})[4:] + b"\x01a?")
+    assert make_delivery(found).delivery_count == 3
 
 
 # --- header tables -----------------------------------------------------------------------------
 
 
 @given(st.dictionaries(names, header_values, max_size=6))
-def test_the_library_reads_a_written_table(table: dict[str, Any]) -> None:
+def test_a_written_table_reads_back_the_same(table: dict[str, Any]) -> None:
     raw = write_table(table)
     assert U32.unpack(raw[:4]) == (len(raw) - 4,)
-    assert with_table(raw[4:]).headers == table
+    assert read_table(raw[4:]).headers == table
 
 
 @given(raw_tables, st.sets(st.sampled_from(["x-problem", "traceparent", "x-death"])))
-def test_fields_are_taken_out_and_the_others_keep_every_byte(
+def test_drop_headers_keeps_every_byte_of_the_other_headers(
     fields: list[tuple[bytes, bytes]], dropped: set[str]
 ) -> None:
-    gone = {name.encode() for name in dropped} | {b"x-delivery-count", b"x-acquired-count"}
-    kept = [(name, value) for name, value in fields if name not in gone]
-    assert drop_headers(table_bytes(fields), dropped) == table_bytes(kept)
+    removed = {name.encode() for name in dropped} | {b"x-delivery-count", b"x-acquired-count"}
+    kept = [(name, value) for name, value in fields if name not in removed]
+    assert drop_headers(encode_table(fields), dropped) == encode_table(kept)
 
 
-@given(library_tables)
-def test_every_kind_that_the_library_writes_is_walked(table: dict[str, Any]) -> None:
+@given(pamqp_tables)
+def test_drop_headers_reads_every_type_that_pamqp_writes(table: dict[str, Any]) -> None:
     raw = encode.field_table(table)[4:]
     assert drop_headers(raw, ()) == raw
     for name in table:
@@ -306,35 +312,37 @@ def test_every_kind_that_the_library_writes_is_walked(table: dict[str, Any]) -> 
 # --- methods -----------------------------------------------------------------------------------
 
 
-# The library writes a delivery tag as if it had a sign, and only exchanges with plain names.
+# pamqp writes delivery tags as signed integers, and rejects other exchange names.
 tags = st.integers(0, 2**63 - 1)
 exchanges = st.from_regex(r"[a-zA-Z0-9-_.:]{0,127}", fullmatch=True)
 
 
 @given(short_text, tags, st.booleans(), exchanges, short_text)
-def test_a_delivery_of_the_library_is_read_the_same(
+def test_the_codec_reads_basic_deliver_as_pamqp_writes_it(
     consumer: str, tag: int, redelivered: bool, exchange: str, key: str
 ) -> None:
     method = commands.Basic.Deliver(consumer, tag, redelivered, exchange, key)
-    [(kind, _, payload)] = split(frame.marshal(method, 1))
+    [(kind, _, payload)] = split_frames(frame.marshal(method, 1))
     assert kind == METHOD
     assert read_deliver(payload) == (consumer, tag, redelivered, exchange, key)
 
 
 @given(tags, st.booleans(), st.booleans())
-def test_a_confirm_of_the_library_is_read_the_same(tag: int, multiple: bool, requeue: bool) -> None:
-    [(_, _, ack)] = split(frame.marshal(commands.Basic.Ack(tag, multiple), 1))
-    [(_, _, nack)] = split(frame.marshal(commands.Basic.Nack(tag, multiple, requeue), 1))
+def test_the_codec_reads_confirms_as_pamqp_writes_them(
+    tag: int, multiple: bool, requeue: bool
+) -> None:
+    [(_, _, ack)] = split_frames(frame.marshal(commands.Basic.Ack(tag, multiple), 1))
+    [(_, _, nack)] = split_frames(frame.marshal(commands.Basic.Nack(tag, multiple, requeue), 1))
     assert read_confirm(ack) == read_confirm(nack) == (tag, multiple)
 
 
-@given(fresh, st.sampled_from([4_096, 8_192, FRAME_MAX]))
+@given(publications, st.sampled_from([4_096, 8_192, FRAME_MAX]))
 @settings(max_examples=50)
-def test_the_body_frames_are_the_librarys(found: Publication, frame_max: int) -> None:
-    *_, parts = [split(write_publication(9, found, frame_max))[2:]]
+def test_body_frames_equal_those_of_pamqp(publication: Publication, frame_max: int) -> None:
+    *_, parts = [split_frames(write_publication(9, publication, frame_max))[2:]]
     size = frame_max - 8
     expected = b"".join(
-        frame.marshal(body.ContentBody(found.body[at : at + size]), 9)
-        for at in range(0, len(found.body), size)
+        frame.marshal(body.ContentBody(publication.body[at : at + size]), 9)
+        for at in range(0, len(publication.body), size)
     )
-    assert [p for _, _, p in parts] == [p for _, _, p in split(expected)]
+    assert [p for _, _, p in parts] == [p for _, _, p in split_frames(expected)]

@@ -1,4 +1,4 @@
-"""Rejected copies on the wire: all that was sent, byte for byte, with the problem added."""
+"""Test that a rejected copy keeps every byte of the original's properties and adds the problem."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,21 +24,19 @@ from outplan.rabbitmq.frames import (
 from tests.support.samples import NOW, NOW_MOMENT
 from tests.support.wire import (
     FRAME_MAX,
-    content_header,
-    copied,
-    delivered,
-    header_of,
-    library_frames,
-    library_tables,
+    build_content_header,
+    decode_with_pamqp,
+    encode_content_header,
+    encode_table,
+    get_raw_property,
+    make_delivery,
+    make_rejected_copy,
+    pamqp_tables,
     properties,
-    raw_property,
     raw_tables,
-    rejected_copy,
-    split,
-    table_bytes,
+    split_frames,
+    write_and_read_copy,
 )
-
-# --- rejected copies ---------------------------------------------------------------------------
 
 LATE: Final = datetime(2100, 1, 1, tzinfo=UTC)
 ADDED: Final = {
@@ -51,44 +49,44 @@ ADDED: Final = {
 
 
 @given(properties, raw_tables | st.none())
-def test_a_copy_keeps_every_propertys_bytes_and_every_sent_headers(
+def test_a_copy_keeps_the_bytes_of_every_property_and_header(
     values: dict[str, Any], fields: list[tuple[bytes, bytes]] | None
 ) -> None:
-    """Also a table of bits that nothing can decode."""
+    """Include header values that nothing can decode."""
     user = values.get("user_id", "guest")
-    payload = content_header(headers={}, **values)
+    payload = encode_content_header(headers={}, **values)
     sent = read_content_header(payload)
     if fields is not None:
-        at = sent.spans["table"][0] if "table" in sent.spans else before_table(sent)
+        at = sent.spans["table"][0] if "table" in sent.spans else find_table_position(sent)
         end = sent.spans["table"][1] if "table" in sent.spans else at
-        table = table_bytes(fields)
+        table = encode_table(fields)
         raw = sent.raw[:at] + U32.pack(len(table)) + table + sent.raw[end:]
-        sent = read_content_header(header_of(sent.flags | 0x2000, raw))
-    found = copied(sent, ADDED, user=user)
+        sent = read_content_header(build_content_header(sent.flags | 0x2000, raw))
+    found = write_and_read_copy(sent, ADDED, user=user)
     assert found.flags == sent.flags | 0x2000
     for name in sent.spans.keys() - {"table"}:
-        assert raw_property(found, name) == raw_property(sent, name), name
+        assert get_raw_property(found, name) == get_raw_property(sent, name), name
     assert found.spans.keys() == sent.spans.keys() | {"table"}
-    gone = {name.encode() for name in ADDED} | {b"x-delivery-count", b"x-acquired-count"}
-    kept = [(name, value) for name, value in fields or () if name not in gone]
-    assert found.table == table_bytes(kept) + write_table(ADDED)[4:]
+    removed = {name.encode() for name in ADDED} | {b"x-delivery-count", b"x-acquired-count"}
+    kept = [(name, value) for name, value in fields or () if name not in removed]
+    assert found.table == encode_table(kept) + write_table(ADDED)[4:]
 
 
-def before_table(sent: WireProperties) -> int:
+def find_table_position(sent: WireProperties) -> int:
     ends = [sent.spans[n][1] for n in ("content_type", "content_encoding") if n in sent.spans]
     return max(ends, default=0)
 
 
-@given(properties, library_tables)
-def test_the_library_reads_a_copy_as_the_message_that_it_was(
+@given(properties, pamqp_tables)
+def test_pamqp_reads_a_copy_like_the_original_with_headers_added(
     values: dict[str, Any], table: dict[str, Any]
 ) -> None:
-    sent = read_content_header(content_header(headers=table, **values))
+    sent = read_content_header(encode_content_header(headers=table, **values))
     user = values.get("user_id", "guest")
-    data = write_publication(3, rejected_copy(sent, ADDED), FRAME_MAX, user)
-    (_, _), (_, head), (_, content) = library_frames(data)
+    data = write_publication(3, make_rejected_copy(sent, ADDED), FRAME_MAX, user)
+    (_, _), (_, head), (_, content) = decode_with_pamqp(data)
     original = header.ContentHeader()
-    original.unmarshal(content_header(headers=table, **values))
+    original.unmarshal(encode_content_header(headers=table, **values))
     for name in commands.Basic.Properties.attributes():
         if name != "headers":
             assert getattr(head.properties, name) == getattr(original.properties, name), name
@@ -96,68 +94,76 @@ def test_the_library_reads_a_copy_as_the_message_that_it_was(
     assert content.value == b"{}"
 
 
-def test_a_copy_of_a_copy_has_the_last_problem_only() -> None:
-    once = copied(read_content_header(content_header(headers={"mine": 1})), ADDED)
+def test_a_copy_of_a_copy_has_only_the_last_problem() -> None:
+    once = write_and_read_copy(
+        read_content_header(encode_content_header(headers={"mine": 1})), ADDED
+    )
     later = {**ADDED, "x-problem-code": "invalid_json", "x-problem": "{}"}
-    twice = copied(once, later)
+    twice = write_and_read_copy(once, later)
     assert twice.headers == {"mine": 1, **later}
     assert twice.table.count(b"x-problem-code") == 1
 
 
-def test_a_copy_drops_the_brokers_own_counts() -> None:
+def test_a_copy_drops_the_delivery_counts() -> None:
     table = {"x-delivery-count": 7, "x-acquired-count": 8, "x-death": [{"count": 1}]}
-    found = copied(read_content_header(content_header(headers=table)))
+    found = write_and_read_copy(read_content_header(encode_content_header(headers=table)))
     assert found.headers == {"x-death": [{"count": 1}]}
 
 
-def test_a_copy_moves_anothers_user_id_into_a_header() -> None:
-    sent = read_content_header(content_header(user_id="alice", app_id="a", message_type="t"))
-    found = copied(sent, ADDED, user="guest")
+def test_a_copy_moves_another_users_id_into_a_header() -> None:
+    sent = read_content_header(encode_content_header(user_id="alice", app_id="a", message_type="t"))
+    found = write_and_read_copy(sent, ADDED, user="guest")
     assert (found.user_id, found.app_id, found.message_type) == (None, "a", "t")
     assert found.headers == {**ADDED, "x-original-user-id": "alice"}
 
 
-def test_a_copy_keeps_the_connections_own_user_id() -> None:
-    found = copied(read_content_header(content_header(user_id="guest")), ADDED, user="guest")
+def test_a_copy_keeps_the_user_id_of_its_own_connection() -> None:
+    found = write_and_read_copy(
+        read_content_header(encode_content_header(user_id="guest")), ADDED, user="guest"
+    )
     assert (found.user_id, dict(found.headers)) == ("guest", ADDED)
 
 
-def test_a_user_id_that_is_no_utf_8_is_moved_as_the_bytes_it_was() -> None:
-    sent = read_content_header(header_of(0x0018, b"\x02\xff\xfe\x01a"))
-    found = copied(sent)
+def test_a_user_id_that_is_not_utf_8_keeps_its_bytes_in_the_header() -> None:
+    sent = read_content_header(build_content_header(0x0018, b"\x02\xff\xfe\x01a"))
+    found = write_and_read_copy(sent)
     assert found.app_id == "a"
     assert b"x-original-user-idS\x00\x00\x00\x02\xff\xfe" in found.table
 
 
-def test_headers_too_large_for_a_frame_are_dropped_and_that_is_said() -> None:
-    sent = read_content_header(content_header(headers={"big": "x" * 4_000}, message_id="m-1"))
-    found = copied(sent, ADDED, frame_max=4_096)
+def test_headers_too_large_for_a_frame_are_dropped_and_marked_so() -> None:
+    sent = read_content_header(
+        encode_content_header(headers={"big": "x" * 4_000}, message_id="m-1")
+    )
+    found = write_and_read_copy(sent, ADDED, frame_max=4_096)
     assert found.headers == {**ADDED, "x-headers-dropped": True}
     assert found.message_id == "m-1"
 
 
-def test_headers_that_just_fit_are_kept_and_one_byte_more_drops_them() -> None:
-    empty = copied(read_content_header(content_header(headers={"big": ""})), ADDED)
+def test_headers_that_fill_a_frame_are_kept_and_one_byte_more_drops_them() -> None:
+    empty = write_and_read_copy(
+        read_content_header(encode_content_header(headers={"big": ""})), ADDED
+    )
     room = 4_096 - 8 - 14 - len(empty.raw)
     for extra, kept in ((0, True), (1, False)):
-        sent = read_content_header(content_header(headers={"big": "x" * (room + extra)}))
-        data = write_publication(1, rejected_copy(sent, ADDED), 4_096, "guest")
-        _, (_, _, payload), _ = split(data)
+        sent = read_content_header(encode_content_header(headers={"big": "x" * (room + extra)}))
+        data = write_publication(1, make_rejected_copy(sent, ADDED), 4_096, "guest")
+        _, (_, _, payload), _ = split_frames(data)
         assert len(payload) + 8 <= 4_096
         assert ("big" in read_content_header(payload).headers) is kept
 
 
-def largest_rejected_copy(**sent: Any) -> Publication:
-    """All 32 errors, each as long as it gets, of a message with headers of its own."""
+def make_largest_copy(**sent: Any) -> Publication:
+    """Build a copy with 32 errors of the greatest length, of a message that has headers."""
     errors = [{"pointer": f"/{n:03}" + "\x01" * 97, "detail": "\\" * 300} for n in range(32)]
     found = Problem.of("invalid_command", "32 rules broken", "c" * 255, errors=errors)
-    original = read_content_header(content_header(headers={"a": "b" * 5_000}, **sent))
-    outcome = Outcome(delivered(original), "rejected", problem=found)
+    original = read_content_header(encode_content_header(headers={"a": "b" * 5_000}, **sent))
+    outcome = Outcome(make_delivery(original), "rejected", problem=found)
     return publications(outcome, topology(), NOW_MOMENT)[0]
 
 
-def headers_in(copy: Publication, frame_max: int) -> dict[str, Any]:
-    _, (_, _, payload), *_ = frames = split(write_publication(1, copy, frame_max, "guest"))
+def write_and_read_headers(copy: Publication, frame_max: int) -> dict[str, Any]:
+    _, (_, _, payload), *_ = frames = split_frames(write_publication(1, copy, frame_max, "guest"))
     assert all(len(each) + 8 <= frame_max for _, _, each in frames)
     return read_content_header(payload).headers
 
@@ -167,35 +173,37 @@ def headers_in(copy: Publication, frame_max: int) -> dict[str, Any]:
     [(FRAME_MAX, set()), (40_000, {"a"}), (8_192, {"a", "x-problem"}), (4_096, {"a", "x-problem"})],
 )
 def test_the_largest_problem_fits_into_a_frame(frame_max: int, left_out: set[str]) -> None:
-    copy = largest_rejected_copy(message_id="c" * 255)
-    found = headers_in(copy, frame_max)
-    said = {"x-headers-dropped"} if left_out else set()
-    assert found.keys() == ({"a"} | copy.headers.keys()) - left_out | said
+    copy = make_largest_copy(message_id="c" * 255)
+    found = write_and_read_headers(copy, frame_max)
+    mark = {"x-headers-dropped"} if left_out else set()
+    assert found.keys() == ({"a"} | copy.headers.keys()) - left_out | mark
     assert found["x-problem-code"] == "invalid_command"
 
 
 def test_the_largest_properties_fit_into_the_smallest_frame() -> None:
-    """4,096 bytes is what the protocol lets a broker go down to."""
+    """Use 4,096 bytes, the smallest frame size that AMQP allows."""
     names = ("content_type", "content_encoding", "correlation_id", "reply_to", "expiration",
              "message_id", "message_type", "user_id", "app_id")  # fmt: skip
-    copy = largest_rejected_copy(**dict.fromkeys(names, "x" * 255), timestamp=LATE, priority=9)
+    copy = make_largest_copy(**dict.fromkeys(names, "x" * 255), timestamp=LATE, priority=9)
     where = {"x-original-exchange": "e" * 255, "x-original-routing-key": "k" * 255}
-    found = headers_in(replace(copy, headers={**copy.headers, **where}), 4_096)
+    found = write_and_read_headers(replace(copy, headers={**copy.headers, **where}), 4_096)
     added = {"x-original-user-id", "x-headers-dropped"}
     assert found.keys() == copy.headers.keys() - {"x-problem"} | added
     assert found | where == found
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])
-def test_a_copy_is_not_routed_by_the_originals_headers(name: str) -> None:
-    """RabbitMQ routes by them too: the copy would come back to the command queue for ever."""
+def test_a_copy_renames_the_headers_that_rabbitmq_routes_by(name: str) -> None:
+    """Keep RabbitMQ from routing the copy back to the command queue for ever."""
     table = {"before": 1, name: ["outplan.commands"], "cc": "mine", "after": 2}
-    found = copied(read_content_header(content_header(headers=table)), ADDED).headers
+    found = write_and_read_copy(
+        read_content_header(encode_content_header(headers=table)), ADDED
+    ).headers
     renamed = {f"x-original-{name.lower()}": ["outplan.commands"]}
     assert found == {"before": 1, **renamed, "cc": "mine", "after": 2, **ADDED}
 
 
-def test_a_routing_header_of_any_bits_is_renamed_and_keeps_them() -> None:
+def test_a_renamed_routing_header_keeps_its_bytes() -> None:
     fields = [(b"CC", b"S\x00\x00\x00\x02\xff\xfe"), (b"BCC", b"T" + b"\x7f" * 8)]
     renamed = [(b"x-original-cc", fields[0][1]), (b"x-original-bcc", fields[1][1])]
-    assert drop_headers(table_bytes(fields), ()) == table_bytes(renamed)
+    assert drop_headers(encode_table(fields), ()) == encode_table(renamed)

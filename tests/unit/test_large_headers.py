@@ -16,7 +16,7 @@ from outplan.domain.codec import Outcome, publications
 from outplan.rabbitmq.frames import U32, WireProperties, read_content_header, write_table
 from outplan.rabbitmq.session import Inbox
 from tests.support.samples import NOW_MOMENT
-from tests.support.wire import delivered, header_of, with_table
+from tests.support.wire import build_content_header, make_delivery, read_table
 
 READ: Final = {"traceparent": "00-trace", "tracestate": "a=b", "x-delivery-count": 2}
 # 124 kB, about a frame, of fields of two bytes, which is the shortest.
@@ -25,7 +25,9 @@ WORST: Final = b"\x00V" * 62_000 + write_table(READ)[4:]
 
 def with_reply_to(table: bytes) -> WireProperties:
     """Make the properties of a command with these headers, whose sender wants a reply."""
-    return read_content_header(header_of(0x2200, U32.pack(len(table)) + table + b"\x02me"))
+    return read_content_header(
+        build_content_header(0x2200, U32.pack(len(table)) + table + b"\x02me")
+    )
 
 
 def measure_cpu(work: Callable[[], object]) -> float:
@@ -40,13 +42,13 @@ def measure_cpu(work: Callable[[], object]) -> float:
 
 def test_a_commands_headers_are_parsed_once() -> None:
     def publish_all() -> None:
-        taken = delivered(with_reply_to(WORST))
+        taken = make_delivery(with_reply_to(WORST))
         assert taken.delivery_count == 2
         for _ in range(2):  # Once for an event, once for a reply.
             [reply] = publications(Outcome(taken, "unchanged"), topology(), NOW_MOMENT)
             assert reply.headers == {k: v for k, v in READ.items() if k != "x-delivery-count"}
 
-    walk = measure_cpu(lambda: with_table(WORST).header("tracestate"))
+    walk = measure_cpu(lambda: read_table(WORST).header("tracestate"))
 
     assert measure_cpu(publish_all) < 2 * walk
 
@@ -59,15 +61,15 @@ def test_absent_headers_are_searched_once() -> None:
         for name in READ:
             assert sent.header(name) is None
 
-    walk = measure_cpu(lambda: with_table(table).header("tracestate"))
+    walk = measure_cpu(lambda: read_table(table).header("tracestate"))
 
-    assert measure_cpu(lambda: read(with_table(table))) < 2 * walk
+    assert measure_cpu(lambda: read(read_table(table))) < 2 * walk
 
 
 def test_listing_all_headers_takes_linear_time() -> None:
     def list_headers(fields: int) -> None:
         table = write_table({f"h{n}": True for n in range(fields)})[4:]
-        assert len(with_table(table).headers) == fields
+        assert len(read_table(table).headers) == fields
 
     assert measure_cpu(lambda: list_headers(4_000)) < 8 * measure_cpu(lambda: list_headers(1_000))
 
@@ -75,7 +77,7 @@ def test_listing_all_headers_takes_linear_time() -> None:
 @pytest.mark.parametrize(("headers", "taken"), [(WORST, 17), (write_table(READ)[4:], 500)])
 async def test_the_size_of_the_headers_bounds_a_batch(headers: bytes, taken: int) -> None:
     inbox = Inbox()
-    sent: list[Delivery] = [delivered(with_reply_to(headers)) for _ in range(600)]
+    sent: list[Delivery] = [make_delivery(with_reply_to(headers)) for _ in range(600)]
     for each in sent:
         inbox.on_delivery(each)
 

@@ -10,7 +10,7 @@ from outplan.contract.amqp import Publication
 from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import BODY, HEADER, METHOD, WireProperties, read_content_header
 from tests.faults.fuzz.properties import FIXED_SIZES
-from tests.support.wire import split
+from tests.support.wire import split_frames
 
 # The broker or the service rewrites these, so a copy may differ.
 _REWRITTEN: Final = (b"CC", b"x-")
@@ -40,7 +40,7 @@ def _kind_of(publication: Publication) -> str:
 
 
 def _check_framing(publication: Publication, data: bytes, frame_max: int) -> Iterator[str]:
-    frames = split(data)
+    frames = split_frames(data)
     kinds = [kind for kind, _, _ in frames]
     if kinds[:2] != [METHOD, HEADER] or any(kind != BODY for kind in kinds[2:]):
         yield f"frames of kinds {kinds[:5]}"

@@ -7,7 +7,7 @@ from typing import Final
 from outplan.contract.topology import topology
 from outplan.rabbitmq.frames import PROPERTIES
 from tests.support.raw_message import Properties, Table
-from tests.support.wire import table_bytes
+from tests.support.wire import encode_table
 
 # A frame_max of 131,072 leaves a content header hardly more room.
 MAX_TABLE: Final = 130_000
@@ -137,7 +137,7 @@ class PropertyMutator:
         if kind == b"A"[0] and depth < 4:
             inner = b"".join(self._make_value(depth + 1) for _ in range(self._rng.randrange(4)))
         elif kind == b"F"[0] and depth < 4:
-            inner = table_bytes(
+            inner = encode_table(
                 [
                     (self._make_name(), self._make_value(depth + 1))
                     for _ in range(self._rng.randrange(4))
