@@ -79,7 +79,7 @@ def text_of(data: bytes) -> Text:
 # --- writing ----------------------------------------------------------------------------------
 
 
-def encoded(properties: Mapping[str, Any]) -> WireProperties:
+def encode_properties(properties: Mapping[str, Any]) -> WireProperties:
     """Write properties by name: text or bytes, integers, and ``headers`` as `Header` tuples."""
     flags, parts = 0, []
     for flag, name, kind in _PROPERTIES:
@@ -134,7 +134,7 @@ def _content(kind: str, value: Any) -> bytes:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def decoded(properties: WireProperties) -> list[list[Any]]:
+def decode_properties(properties: WireProperties) -> list[list[Any]]:
     """Read properties into lists; fail where that would lose a byte."""
     reader = _Reader(properties.raw)
     (flags,) = reader.unpack(">H")

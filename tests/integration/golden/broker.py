@@ -34,12 +34,12 @@ def other_user(amqp_url: str, ctl: Ctl) -> Iterator[str]:
         ctl("delete_user", _OTHER_USER)
 
 
-def declared(prefix: str, ctl: Ctl) -> Document:
+def list_topology(prefix: str, ctl: Ctl) -> Document:
     """List the queues, exchanges and bindings whose names begin with a prefix."""
-    return {name: _listed(prefix, ctl, *columns) for name, columns in _LISTS.items()}
+    return {name: _list(prefix, ctl, *columns) for name, columns in _LISTS.items()}
 
 
-def _listed(prefix: str, ctl: Ctl, command: str, *columns: str) -> list[list[Any]]:
+def _list(prefix: str, ctl: Ctl, command: str, *columns: str) -> list[list[Any]]:
     rows = json.loads(ctl(command, "--formatter", "json", *columns))
     found = [[row[column] for column in columns] for row in rows]
     # The first two columns of a binding are its ends. The scenario binds a queue of its own.

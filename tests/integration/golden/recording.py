@@ -20,7 +20,7 @@ from tests.integration.golden.worker import COMMAND, running_worker
 FOLDER: Final = Path(__file__).parent / "recorded"
 KINDS: Final[dict[str, Callable[[], list[list[Command]]]]] = {
     "one_by_one": scenario.one_by_one,
-    "batched": scenario.batched,
+    "batched": scenario.split_into_batches,
 }
 _ATTEMPTS: Final = 5
 _WIDTH: Final = 100
@@ -67,16 +67,16 @@ def make(kind: str, servers: Pair, command: Sequence[str] = COMMAND) -> Document
     """
     for _ in range(_ATTEMPTS - 1):
         try:
-            return _made(kind, servers, command)
+            return _record(kind, servers, command)
         except Split:  # The machine was busy.
             continue
-    return _made(kind, servers, command)
+    return _record(kind, servers, command)
 
 
-def _made(kind: str, servers: Pair, command: Sequence[str]) -> Document:
+def _record(kind: str, servers: Pair, command: Sequence[str]) -> Document:
     batches, replies = KINDS[kind](), f"golden.replies.{kind}"
     ctl = None if servers.mode == "urls" else servers.rabbitmq.ctl
-    paused = partial(_paused, servers.mongodb)
+    paused = partial(_pause, servers.mongodb)
     with _place(servers) as place, running_worker(place, command):
         return scenario.record(place, batches, replies, paused, ctl)
 
@@ -96,7 +96,7 @@ def _place(servers: Pair) -> Iterator[Place]:
 
 
 @contextmanager
-def _paused(store: Store) -> Iterator[None]:
+def _pause(store: Store) -> Iterator[None]:
     store.pause()
     try:
         yield

@@ -20,8 +20,14 @@ from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from tests.integration.golden.amqp import WireProperties, decoded, encoded, text_of, wire_properties
-from tests.integration.golden.broker import Ctl, declared
+from tests.integration.golden.amqp import (
+    WireProperties,
+    decode_properties,
+    encode_properties,
+    text_of,
+    wire_properties,
+)
+from tests.integration.golden.broker import Ctl, list_topology
 from tests.integration.golden.command import REPLIES, USER, Command
 from tests.integration.golden.normal import Document, Normaliser, seconds_of
 from tests.integration.golden.sequence import commands, hold
@@ -58,7 +64,7 @@ def one_by_one() -> list[list[Command]]:
     return [[command] for command in commands()]
 
 
-def batched() -> list[list[Command]]:
+def split_into_batches() -> list[list[Command]]:
     """Return the commands in large batches, each after a command that holds it up."""
     own = [command for command in commands() if not command.other_user]
     others = [[command] for command in commands() if command.other_user]
@@ -80,7 +86,7 @@ def record(
     the recording lacks the broker's lists. A broker serves one recording at a time. Raises Split.
     """
     normaliser = Normaliser(place.prefix)
-    with _opened(place, replies) as conversation, MongoClient[Document](place.mongo_url) as mongo:
+    with _open(place, replies) as conversation, MongoClient[Document](place.mongo_url) as mongo:
         database = mongo[place.database]
         came = []
         for batch in batches:
@@ -93,12 +99,12 @@ def record(
                 outputs = _together(conversation, database, batch, paused)
             came.append({"commands": labels, **outputs})
         conversation.drain()
-        came.append({"commands": [], **conversation.taken()})
+        came.append({"commands": [], **conversation.take()})
         header_order = conversation.header_order()
-        stored, schema = _stored(database), _schema(database)
+        stored, schema = _read_documents(database), _schema(database)
     found = {"header_order": header_order, "batches": came, "stored": stored, "database": schema}
     if ctl is not None:
-        found["broker"] = declared(place.prefix, ctl)
+        found["broker"] = list_topology(place.prefix, ctl)
     normal: Document = normaliser.normal(found)
     return normal
 
@@ -112,7 +118,7 @@ def without_other_user(recording: Document) -> Document:
 
 def remove(place: Place) -> None:
     """Delete what a worker declared and stored; it must have ended."""
-    with _connected(pika.URLParameters(place.amqp_url)) as connection:
+    with _connect(pika.URLParameters(place.amqp_url)) as connection:
         channel = connection.channel()
         for queue in ("commands", "rejected"):
             channel.queue_delete(f"{place.prefix}.{queue}")
@@ -150,9 +156,9 @@ def _together(
     before = _transactions(database)
     with paused():
         conversation.publish(batch[:1])
-        conversation.delivered()
+        conversation.await_delivery()
         conversation.publish(batch[1:])
-        conversation.delivered()
+        conversation.await_delivery()
     outputs = conversation.outputs(batch)
     # One for the first command, and one for all others.
     if _transactions(database) != before + 2:
@@ -199,7 +205,7 @@ class Conversation:
             else:
                 self._send(self._sending, command, self._user)
 
-    def delivered(self) -> None:
+    def await_delivery(self) -> None:
         """Await that the worker has every command."""
         deadline = monotonic() + _SECONDS
         while self._waiting_commands():
@@ -220,9 +226,9 @@ class Conversation:
             left = deadline - monotonic()
             assert left > 0, self._complaint(batch, wanted)
             self._connection.process_data_events(left)
-        return self.taken()
+        return self.take()
 
-    def taken(self) -> Document:
+    def take(self) -> Document:
         """Take what has come since the last time."""
         found = dict(self._streams)
         self._streams = {stream: [] for stream in found}
@@ -234,21 +240,21 @@ class Conversation:
 
     def header_order(self) -> bool:
         """Tell whether the broker hands headers over in the order in which they were sent."""
-        sent = encoded({"headers": [("b", "S", ""), ("c", "S", ""), ("a", "S", "")]})
+        sent = encode_properties({"headers": [("b", "S", ""), ("c", "S", ""), ("a", "S", "")]})
         queue = self._reading.queue_declare("", exclusive=True).method.queue
         self._sending.basic_publish("", queue, b"", sent)
         _, properties, _ = self._reading.basic_get(queue, auto_ack=True)
         return bool(properties.raw == sent.raw)
 
     def _consume(self, stream: str, queue: str) -> None:
-        def arrived(_channel: Any, method: Any, properties: WireProperties, body: bytes) -> None:
+        def on_message(_channel: Any, method: Any, properties: WireProperties, body: bytes) -> None:
             entry = self._entry(stream, method, properties, body)
             self._streams[stream].append(entry)
 
-        self._reading.basic_consume(queue, arrived, auto_ack=True)
+        self._reading.basic_consume(queue, on_message, auto_ack=True)
 
     def _entry(self, stream: str, method: Any, properties: WireProperties, body: bytes) -> Document:
-        found = decoded(properties)
+        found = decode_properties(properties)
         for pair in found:
             if pair == ["user_id", self._user]:
                 pair[1] = USER
@@ -264,17 +270,17 @@ class Conversation:
 
     def _publish_as_other_user(self, command: Command) -> None:
         parameters = pika.URLParameters(self._place.other_amqp_url)
-        with _connected(parameters) as connection:
+        with _connect(parameters) as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             self._send(channel, command, parameters.credentials.username)
 
     def _send(self, channel: Any, command: Command, user: str) -> None:
-        properties = _filled(dict(command.properties), {REPLIES: self._replies, USER: user})
+        properties = _fill_in(dict(command.properties), {REPLIES: self._replies, USER: user})
         exchange, routing_key = f"{self._place.prefix}.commands", command.routing_key
         if command.target == "queue":
             exchange, routing_key = "", exchange
-        channel.basic_publish(exchange, routing_key, command.body, encoded(properties))
+        channel.basic_publish(exchange, routing_key, command.body, encode_properties(properties))
 
     def _waiting_commands(self) -> int:
         declared = self._reading.queue_declare(f"{self._place.prefix}.commands", passive=True)
@@ -288,15 +294,15 @@ class Conversation:
 
 
 @contextmanager
-def _opened(place: Place, replies: str) -> Iterator[Conversation]:
-    with wire_properties(), _connected(pika.URLParameters(place.amqp_url)) as connection:
+def _open(place: Place, replies: str) -> Iterator[Conversation]:
+    with wire_properties(), _connect(pika.URLParameters(place.amqp_url)) as connection:
         conversation = Conversation(place, connection, replies)
         conversation.listen()
         yield conversation
 
 
 @contextmanager
-def _connected(parameters: Any) -> Iterator[Any]:
+def _connect(parameters: Any) -> Iterator[Any]:
     parameters.heartbeat = 0
     connection = pika.BlockingConnection(parameters)
     try:
@@ -305,26 +311,26 @@ def _connected(parameters: Any) -> Iterator[Any]:
         connection.close()
 
 
-def _filled(value: Any, known: dict[str, str]) -> Any:
+def _fill_in(value: Any, known: dict[str, str]) -> Any:
     """Put the real names in the place of those that stand for them."""
     if isinstance(value, dict):
-        return {key: _filled(item, known) for key, item in value.items()}
+        return {key: _fill_in(item, known) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_filled(item, known) for item in value]
+        return [_fill_in(item, known) for item in value]
     return known.get(value, value) if isinstance(value, str) else value
 
 
 # --- what is stored ---------------------------------------------------------------------------
 
 
-def _stored(database: Database[Document]) -> Document:
+def _read_documents(database: Database[Document]) -> Document:
     outplans = database["outplans"].find().sort("_id")
     events = database["outplan_events"].find().sort([("outplan_id", 1), ("version", 1)])
     fences = (_shape(fence) for fence in database["outplan_fences"].find().sort("_id"))
     return {
-        "outplans": _extended(outplans),
-        "outplan_events": _extended(events),
-        "outplan_fences": _extended(fences),
+        "outplans": _to_extended_json(outplans),
+        "outplan_events": _to_extended_json(events),
+        "outplan_fences": _to_extended_json(fences),
     }
 
 
@@ -343,8 +349,8 @@ def _schema(database: Database[Document]) -> Document:
     return {
         info["name"]: {
             "type": info["type"],
-            "options": _extended([info["options"]]),
-            "indexes": _extended(
+            "options": _to_extended_json([info["options"]]),
+            "indexes": _to_extended_json(
                 sorted(database[info["name"]].list_indexes(), key=lambda index: str(index["name"]))
             ),
         }
@@ -352,6 +358,6 @@ def _schema(database: Database[Document]) -> Document:
     }
 
 
-def _extended(documents: Iterable[Any]) -> list[Any]:
+def _to_extended_json(documents: Iterable[Any]) -> list[Any]:
     """Write documents as MongoDB's canonical extended JSON, which keeps each number's type."""
     return [json.loads(dumps(each, json_options=CANONICAL_JSON_OPTIONS)) for each in documents]

@@ -45,7 +45,7 @@ def _large() -> list[Command]:
     exact = body + b" " * (MAX_BODY_BYTES - len(body))
     many = json.dumps(new(**{f"field_{n:02}_{'x' * 80}": n for n in range(40)})).encode()
 
-    def filled(size: int) -> list[Header]:
+    def fill(size: int) -> list[Header]:
         return [("first", "S", "1"), ("h", "S", "h" * size), ("last", "S", "3")]
 
     return [
@@ -55,18 +55,18 @@ def _large() -> list[Command]:
         command("body past the limit, unknown command", "no.such", exact + b" ", "rejected"),
         create("detail of the limit", id=outplan(151), detail="d" * 65_535),
         create("detail past the limit", "rejected", id=outplan(152), detail="d" * 65_536),
-        command("large headers", "outplan_create", b"{}", "rejected", headers=filled(100_000)),
+        command("large headers", "outplan_create", b"{}", "rejected", headers=fill(100_000)),
         command(
             "headers without room for a large problem", "outplan_create", many, "rejected",
-            headers=filled(128_000),
+            headers=fill(128_000),
         ),
         command(
             "headers that fill a frame", "outplan_create", b"{}", "rejected",
-            headers=filled(130_500),
+            headers=fill(130_500),
         ),
         command(
             "headers that fill a frame, accepted", "outplan_create", new(id=outplan(153)),
-            headers=filled(130_500),
+            headers=fill(130_500),
         ),
     ]  # fmt: skip
 
