@@ -211,7 +211,7 @@ async def test_commands_waiting_without_a_worker_are_reported(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"validator": {}}, "the validator is another one"),
+        ({"validator": {}}, "the validator differs from the worker's"),
         ({"validationAction": "warn"}, "wrong documents get in"),
         ({"validationLevel": "off"}, "wrong documents get in"),
     ],

@@ -20,6 +20,7 @@ _MILLISECONDS: Final = SECONDS * 1_000
 # The privileges that a worker needs on its collections, and on their database.
 _NEEDED: Final = ("find", "insert", "update", "createCollection", "createIndex", "collMod")
 _NEEDED_ON_DATABASE: Final = ("listCollections",)
+OTHER_VALIDATOR: Final = "the validator differs from the worker's"
 
 Document = dict[str, Any]
 
@@ -151,4 +152,4 @@ def _drift(options: Mapping[str, Any], validator: Document) -> str | None:
     action = options.get("validationAction", "error")
     if (level, action) != ("strict", "error"):
         return f"validation is {level}, {action}: wrong documents get in"
-    return None if options.get("validator") == validator else "the validator is another one"
+    return None if options.get("validator") == validator else OTHER_VALIDATOR

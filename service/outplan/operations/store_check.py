@@ -7,7 +7,7 @@ from warnings import catch_warnings
 
 from outplan.contract.topology import topology
 from outplan.errors import OutplanError, StoreUnsuitable, WrongSetting
-from outplan.mongodb.inspection import SECONDS, MongoInspector
+from outplan.mongodb.inspection import OTHER_VALIDATOR, SECONDS, MongoInspector
 from outplan.mongodb.translation import shorten
 from outplan.mongodb.validators import EVENTS, VERSION_INDEX, validators
 from outplan.operations.findings import Finding, not_checked, ok, problem
@@ -134,7 +134,7 @@ def _report_validator(name: str, drifts: dict[str, str | None], database: str) -
         return ok(point, "its validator is the worker's")
     command = f'{{collMod: "{name}", validationLevel: "strict", validationAction: "error"}}'
     remedy = f"db.getSiblingDB({database!r}).runCommand({command})"
-    if "another" in drift:
+    if drift == OTHER_VALIDATOR:
         remedy = (
             "restart a worker of the newest version in use: it sets the validator when it starts"
         )
