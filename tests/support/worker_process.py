@@ -1,7 +1,7 @@
 """Run worker processes as an operator does: settings by environment, JSON log, exit code.
 
-The harness's own worker (``outplan.testing.live``) hides the process. These tests need it: other
-modules than ``outplan``, the exit code, stderr, and every log line as soon as it is written.
+The harness has a WorkerProcess, too (``outplan.testing.live``). This one also runs other modules
+than ``outplan``, such as ``tests.support.faulty_worker``, and keeps stderr apart from the log.
 """
 
 import asyncio
