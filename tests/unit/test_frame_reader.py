@@ -1,4 +1,4 @@
-"""The frame reader takes content out of the stream and leaves the rest to the driver."""
+"""Test that the frame reader handles content and confirms and passes other frames to the driver."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ PULSE: Final = frame.marshal(heartbeat.Heartbeat(), 0)
 
 @dataclass
 class RecordingHandler(FrameHandler):
-    """Record everything that a frame reader hands over."""
+    """Record every call of a frame reader."""
 
     deliveries: list[Delivery] = field(default_factory=list)
     confirms: list[tuple[int, bool, bool]] = field(default_factory=list)
@@ -41,15 +41,15 @@ class RecordingHandler(FrameHandler):
 
 
 @dataclass(frozen=True)
-class Item:
-    """Some frames of the stream; ``taken`` says that the driver does not see them."""
+class FrameGroup:
+    """Frames that belong together. The driver does not get them if ``is_handled``."""
 
     frames: tuple[bytes, ...]
-    taken: bool
+    is_handled: bool
     expected: Any = None
 
 
-def frames_of_content(method: Any, content: bytes, frame_max: int, **values: Any) -> list[bytes]:
+def encode_content(method: Any, content: bytes, frame_max: int, **values: Any) -> list[bytes]:
     head = header.ContentHeader(
         body_size=len(content), properties=commands.Basic.Properties(**values)
     )
@@ -59,28 +59,30 @@ def frames_of_content(method: Any, content: bytes, frame_max: int, **values: Any
     return [frame.marshal(one, 1) for one in each]
 
 
-def a_delivery(tag: int, content: bytes, redelivered: bool, frame_max: int) -> Item:
+def make_delivery(tag: int, content: bytes, redelivered: bool, frame_max: int) -> FrameGroup:
     method = commands.Basic.Deliver("a queue", tag, redelivered, "an exchange", "a key")
-    frames = frames_of_content(method, content, frame_max, message_id=f"m-{tag}")
-    return Item(tuple(frames), True, ("delivery", tag, content, redelivered))
+    frames = encode_content(method, content, frame_max, message_id=f"m-{tag}")
+    return FrameGroup(tuple(frames), True, ("delivery", tag, content, redelivered))
 
 
-def a_return(content: bytes) -> Item:
+def make_return(content: bytes) -> FrameGroup:
     method = commands.Basic.Return(312, "NO_ROUTE", "", "outplan.rejected")
-    return Item(tuple(frames_of_content(method, content, 4_096)), True, ("return", "NO_ROUTE"))
+    return FrameGroup(tuple(encode_content(method, content, 4_096)), True, ("return", "NO_ROUTE"))
 
 
-def a_confirm(tag: int, multiple: bool, confirmed: bool) -> Item:
+def make_confirm(tag: int, multiple: bool, confirmed: bool) -> FrameGroup:
     kind = commands.Basic.Ack if confirmed else commands.Basic.Nack
     frames = (frame.marshal(kind(tag, multiple), 1),)
-    return Item(frames, True, ("confirm", tag, multiple, confirmed))
+    return FrameGroup(frames, True, ("confirm", tag, multiple, confirmed))
 
 
 contents = st.binary(max_size=40) | st.sampled_from([b"", b"\xce" * 30, HEARTBEAT, b"AMQP\x00" * 3])
-taken = (
-    st.builds(a_delivery, st.integers(1, 2**40), contents, st.booleans(), st.sampled_from([9, 20]))
-    | st.builds(a_return, contents)
-    | st.builds(a_confirm, st.integers(1, 2**40), st.booleans(), st.booleans())
+handled_groups = (
+    st.builds(
+        make_delivery, st.integers(1, 2**40), contents, st.booleans(), st.sampled_from([9, 20])
+    )
+    | st.builds(make_return, contents)
+    | st.builds(make_confirm, st.integers(1, 2**40), st.booleans(), st.booleans())
 )
 methods = st.sampled_from(
     [
@@ -90,55 +92,55 @@ methods = st.sampled_from(
         frame.marshal(commands.Connection.Blocked("low on memory"), 0),
         frame.marshal(commands.Connection.CloseOk(), 0),
     ]
-).map(lambda raw: Item((raw,), False))
-left = methods | st.just(Item((PULSE,), False))
+).map(lambda raw: FrameGroup((raw,), False))
+passed_groups = methods | st.just(FrameGroup((PULSE,), False))
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> tuple[list[Item], list[tuple[bytes, bool]]]:
-    """Items, and their frames in order, others standing between those of a message."""
-    items = draw(st.lists(taken | left, max_size=8))
+def streams(draw: st.DrawFn) -> tuple[list[FrameGroup], list[tuple[bytes, bool]]]:
+    """Draw groups and their frames in order, with other frames between those of a message."""
+    groups = draw(st.lists(handled_groups | passed_groups, max_size=8))
     frames: list[tuple[bytes, bool]] = []
-    for item in items:
-        for n, each in enumerate(item.frames):
+    for group in groups:
+        for n, each in enumerate(group.frames):
             if n and draw(st.booleans()):
-                between = draw(left)
+                between = draw(passed_groups)
                 frames += [(raw, False) for raw in between.frames]
-            frames.append((each, item.taken))
-    return items, frames
+            frames.append((each, group.is_handled))
+    return groups, frames
 
 
-def chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
+def cut_stream(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     edges = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
     for start, end in pairwise(edges):
         yield data[start:end]
 
 
 async def read_as_driver(reader: FrameReader) -> bytes:
-    """Read frames as the driver does, until there are no more."""
-    found = b""
+    """Read frames as the driver does, until the stream ends."""
+    passed = b""
     try:
         while not reader.at_eof():
             head = await reader.readexactly(1) + await reader.readexactly(6)
-            found += head + await reader.readexactly(FRAME_HEAD.unpack(head)[2] + 1)
+            passed += head + await reader.readexactly(FRAME_HEAD.unpack(head)[2] + 1)
     except asyncio.IncompleteReadError as error:
         assert error.partial == b""  # noqa: PT017
-    return found
+    return passed
 
 
-async def read_through(pieces: list[bytes]) -> tuple[RecordingHandler, bytes]:
+async def feed_reader(pieces: list[bytes]) -> tuple[RecordingHandler, bytes]:
     handler, source = RecordingHandler(), asyncio.StreamReader()
     reading = asyncio.create_task(read_as_driver(FrameReader(source, handler)))
     await asyncio.sleep(0)
     for piece in pieces:
         source.feed_data(piece)
-        await asyncio.sleep(0)  # the reading task takes each piece by itself
+        await asyncio.sleep(0)  # let the task read each piece separately
     source.feed_eof()
     return handler, await reading
 
 
-def expected_to_pass(frames: list[tuple[bytes, bool]], pieces: list[bytes]) -> bytes:
-    """Return the bytes for the driver: a heartbeat for each piece of which it gets no frame."""
+def compute_passed(frames: list[tuple[bytes, bool]], pieces: list[bytes]) -> bytes:
+    """Return the driver's bytes: a heartbeat stands for a piece whose frames were all handled."""
     passed, waiting, arrived, done = b"", list(frames), 0, 0
     for piece in pieces:
         arrived += len(piece)
@@ -146,53 +148,56 @@ def expected_to_pass(frames: list[tuple[bytes, bool]], pieces: list[bytes]) -> b
         while waiting and done + len(waiting[0][0]) <= arrived:
             complete.append(waiting.pop(0))
             done += len(complete[-1][0])
-        seen = b"".join(raw for raw, is_taken in complete if not is_taken)
-        passed += seen or (HEARTBEAT if complete else b"")
+        others = b"".join(raw for raw, is_handled in complete if not is_handled)
+        passed += others or (HEARTBEAT if complete else b"")
     return passed
 
 
-def compared(handler: RecordingHandler) -> list[Any]:
-    found: list[Any] = [
+def list_calls(handler: RecordingHandler) -> list[Any]:
+    calls: list[Any] = [
         ("delivery", d.tag, d.body, d.redelivered)
         for d in handler.deliveries
         if (d.queue, d.exchange, d.routing_key) == ("a queue", "an exchange", "a key")
         and d.properties.message_id == f"m-{d.tag}"
     ]
-    found += [("return", reason) for reason in handler.returns]
-    return found + [("confirm", *each) for each in handler.confirms]
+    calls += [("return", reason) for reason in handler.returns]
+    return calls + [("confirm", *each) for each in handler.confirms]
 
 
-def in_kinds(items: list[Item]) -> list[Any]:
-    expected = [item.expected for item in items if item.expected]
-    return [h for kind in ("delivery", "return", "confirm") for h in expected if h[0] == kind]
+def list_expected_calls(groups: list[FrameGroup]) -> list[Any]:
+    calls = [group.expected for group in groups if group.expected]
+    return [c for kind in ("delivery", "return", "confirm") for c in calls if c[0] == kind]
 
 
 @given(streams(), st.lists(st.integers(0, 10_000), max_size=12))
-def test_content_arrives_whole_wherever_the_stream_is_cut(
-    stream: tuple[list[Item], list[tuple[bytes, bool]]], cuts: list[int]
+def test_the_reader_reads_a_stream_cut_anywhere(
+    stream: tuple[list[FrameGroup], list[tuple[bytes, bool]]], cuts: list[int]
 ) -> None:
-    items, frames = stream
-    pieces = list(chunks(b"".join(raw for raw, _ in frames), cuts))
-    handler, passed = asyncio.run(read_through(pieces))
-    assert compared(handler) == in_kinds(items)
-    assert passed == expected_to_pass(frames, pieces)
+    groups, frames = stream
+    pieces = list(cut_stream(b"".join(raw for raw, _ in frames), cuts))
+    handler, passed = asyncio.run(feed_reader(pieces))
+    assert list_calls(handler) == list_expected_calls(groups)
+    assert passed == compute_passed(frames, pieces)
 
 
 @given(streams())
-def test_content_arrives_whole_byte_by_byte(
-    stream: tuple[list[Item], list[tuple[bytes, bool]]],
+def test_the_reader_reads_a_stream_byte_by_byte(
+    stream: tuple[list[FrameGroup], list[tuple[bytes, bool]]],
 ) -> None:
-    items, frames = stream
+    groups, frames = stream
     data = b"".join(raw for raw, _ in frames)
-    handler, passed = asyncio.run(read_through([data[n : n + 1] for n in range(len(data))]))
-    assert compared(handler) == in_kinds(items)
+    handler, passed = asyncio.run(feed_reader([data[n : n + 1] for n in range(len(data))]))
+    assert list_calls(handler) == list_expected_calls(groups)
     assert passed.replace(HEARTBEAT, b"") == b"".join(
-        raw for raw, is_taken in frames if not is_taken
+        raw for raw, is_handled in frames if not is_handled
     ).replace(HEARTBEAT, b"")
 
 
-async def test_the_driver_gets_a_heartbeat_only_where_every_frame_was_taken() -> None:
-    confirm, other = a_confirm(1, False, True).frames[0], frame.marshal(commands.Basic.QosOk(), 1)
+async def test_the_driver_gets_a_heartbeat_if_all_frames_of_a_piece_were_handled() -> None:
+    confirm, other = (
+        make_confirm(1, False, True).frames[0],
+        frame.marshal(commands.Basic.QosOk(), 1),
+    )
     for pieces, expected in (
         ([confirm], HEARTBEAT),
         ([confirm + confirm], HEARTBEAT),
@@ -214,8 +219,8 @@ async def test_the_driver_gets_a_heartbeat_only_where_every_frame_was_taken() ->
         assert caught.value.partial == expected
 
 
-async def test_the_read_at_the_end_of_the_stream_reports_it() -> None:
-    """At ``at_eof`` the driver would stop without an error."""
+async def test_reading_past_the_end_raises_an_error_before_at_eof_is_true() -> None:
+    """Check this because the driver stops without an error once ``at_eof`` is true."""
     source = asyncio.StreamReader()
     reader = FrameReader(source, RecordingHandler())
     source.feed_data(PULSE)
@@ -228,16 +233,16 @@ async def test_the_read_at_the_end_of_the_stream_reports_it() -> None:
         await reader.readexactly(1)
 
 
-async def test_a_heartbeat_between_the_frames_of_a_message_is_passed_on() -> None:
+async def test_a_heartbeat_between_the_frames_of_a_message_reaches_the_driver() -> None:
     source, handler = asyncio.StreamReader(), RecordingHandler()
-    method, head, part = a_delivery(1, b"x", False, 20).frames
+    method, head, part = make_delivery(1, b"x", False, 20).frames
     other = frame.marshal(commands.Basic.QosOk(), 1)
     source.feed_data(method + PULSE + head + PULSE + part + other)
     source.feed_eof()
     assert await read_as_driver(FrameReader(source, handler)) == PULSE + PULSE + other
 
 
-async def test_a_connection_close_reaches_handler_and_driver() -> None:
+async def test_connection_close_reaches_handler_and_driver() -> None:
     source, handler = asyncio.StreamReader(), RecordingHandler()
     close = frame.marshal(commands.Connection.Close(530, "NOT_ALLOWED - vhost é", 10, 40), 0)
     source.feed_data(close)
@@ -246,19 +251,18 @@ async def test_a_connection_close_reaches_handler_and_driver() -> None:
     assert handler.closes == [(530, "NOT_ALLOWED - vhost é")]
 
 
-async def test_content_of_basic_get_is_left_to_the_driver() -> None:
-    """It does not come as a delivery."""
+async def test_the_driver_gets_the_content_of_basic_get() -> None:
     source = asyncio.StreamReader()
     get_ok = commands.Basic.GetOk(1, False, "", "k", 0)
-    data = b"".join(frames_of_content(get_ok, b"content", 4_096))
+    data = b"".join(encode_content(get_ok, b"content", 4_096))
     source.feed_data(data)
     handler = RecordingHandler()
     assert await FrameReader(source, handler).readexactly(len(data)) == data
     assert handler == RecordingHandler()
 
 
-async def test_undecodable_properties_arrive_as_they_are() -> None:
-    frames = frames_of_content(commands.Basic.Deliver("q", 1, False, "", "k"), b"", 4_096)
+async def test_a_delivery_keeps_the_bytes_of_undecodable_properties() -> None:
+    frames = encode_content(commands.Basic.Deliver("q", 1, False, "", "k"), b"", 4_096)
     raw = b"\x00\x3c\x00\x00" + bytes(8) + b"\x00\xc0" + b"\x02\xff\xfe" + b"\x7f" * 8
     frames[1] = FRAME_HEAD.pack(2, 1, len(raw)) + raw + b"\xce"
     source, handler = asyncio.StreamReader(), RecordingHandler()
@@ -269,15 +273,17 @@ async def test_undecodable_properties_arrive_as_they_are() -> None:
     assert found.properties.timestamp == 0x7F7F7F7F7F7F7F7F
 
 
-REFUSAL: Final = b"AMQP\x00\x00\x09\x01"
+PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 
 
 @pytest.mark.parametrize("cut", range(8))
-async def test_the_answer_of_another_protocol_version_reaches_the_driver_whole(cut: int) -> None:
+async def test_the_protocol_header_of_another_version_reaches_the_driver(cut: int) -> None:
     source = asyncio.StreamReader()
-    reading = asyncio.create_task(FrameReader(source, RecordingHandler()).readexactly(len(REFUSAL)))
-    for piece in (REFUSAL[:cut], REFUSAL[cut:]):
+    reading = asyncio.create_task(
+        FrameReader(source, RecordingHandler()).readexactly(len(PROTOCOL_HEADER))
+    )
+    for piece in (PROTOCOL_HEADER[:cut], PROTOCOL_HEADER[cut:]):
         source.feed_data(piece)
         await asyncio.sleep(0)
     source.feed_eof()
-    assert await reading == REFUSAL
+    assert await reading == PROTOCOL_HEADER

@@ -1,4 +1,4 @@
-"""Names, arguments and bindings, as section 2, 4 and 6 of the contract have them."""
+"""Test names, arguments and bindings against sections 2, 4 and 6 of the contract."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from outplan.contract.topology import (
 )
 
 
-def test_unpartitioned_everything_has_the_contracts_name() -> None:
+def test_the_topology_without_partitions_has_the_contracts_names() -> None:
     layout = topology()
     assert layout.commands == Exchange("outplan.commands", "topic")
     assert layout.events == Exchange("outplan.events", "topic")
@@ -23,7 +23,7 @@ def test_unpartitioned_everything_has_the_contracts_name() -> None:
     assert layout.bindings == (Binding("outplan.commands", "outplan.commands", "#"),)
 
 
-def test_partitioned_a_consistent_hash_on_the_outplan_id_spreads() -> None:
+def test_partitions_are_bound_to_a_consistent_hash_of_the_outplan_id() -> None:
     layout = topology(partitions=3)
     assert layout.partitioner == Exchange(
         "outplan.commands.partitions", "x-consistent-hash", {"hash-header": "outplan_id"}
@@ -36,20 +36,20 @@ def test_partitioned_a_consistent_hash_on_the_outplan_id_spreads() -> None:
     )
 
 
-def names_of(layout: Topology) -> list[str]:
+def list_names(layout: Topology) -> list[str]:
     return [each.name for each in layout.exchanges] + [each.name for each in layout.queues]
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 256])
-def test_a_prefix_is_in_front_of_every_name(partitions: int) -> None:
+def test_every_name_starts_with_the_prefix(partitions: int) -> None:
     layout, plain = topology("team.x", partitions), topology(partitions=partitions)
-    names = names_of(layout)
-    assert names == [name.replace("outplan", "team.x", 1) for name in names_of(plain)]
+    names = list_names(layout)
+    assert names == [name.replace("outplan", "team.x", 1) for name in list_names(plain)]
     assert all(name.startswith("team.x.") for name in names)
 
 
 @pytest.mark.parametrize("partitions", [1, 4])
-def test_what_is_bound_is_declared_before(partitions: int) -> None:
+def test_bindings_name_only_declared_exchanges_and_queues(partitions: int) -> None:
     layout = topology(partitions=partitions)
     exchanges = {exchange.name for exchange in layout.exchanges}
     queues = {queue.name for queue in layout.queues}
@@ -58,12 +58,14 @@ def test_what_is_bound_is_declared_before(partitions: int) -> None:
         assert binding.destination in (exchanges if binding.to_exchange else queues)
 
 
-def command_queues(layout: Topology) -> list[Queue]:
-    return list(layout.command_queues)
-
-
-@pytest.mark.parametrize("queue", command_queues(topology()) + command_queues(topology("p", 2)))
-def test_a_command_queue_keeps_order_and_loses_nothing(queue: Queue) -> None:
+@pytest.mark.parametrize(
+    "queue",
+    topology().command_queues + topology("p", 2).command_queues,
+    ids=lambda queue: queue.name,
+)
+def test_a_command_queue_has_one_active_consumer_and_dead_letters_at_least_once(
+    queue: Queue,
+) -> None:
     prefix = queue.name.partition(".")[0]
     assert queue.arguments == {
         "x-queue-type": "quorum",
@@ -76,17 +78,17 @@ def test_a_command_queue_keeps_order_and_loses_nothing(queue: Queue) -> None:
     }
 
 
-def test_nothing_drops_what_is_rejected() -> None:
+def test_the_rejected_queue_has_no_limits_that_drop_messages() -> None:
     rejected = topology().rejected
     assert rejected.arguments == {"x-queue-type": "quorum", "x-delivery-limit": 2_000_000_000}
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-def test_all_that_is_declared_is_listed(partitions: int) -> None:
+def test_exchanges_and_queues_list_every_declaration(partitions: int) -> None:
     layout = topology(partitions=partitions)
     assert len(layout.exchanges) == (2 if partitions == 1 else 3)
     assert layout.queues == (layout.rejected, *layout.command_queues)
 
 
-def test_the_prefetch_is_one_that_amqp_can_say() -> None:
-    assert 0 < PREFETCH <= 65_535, "0 is no limit, and there are 16 bits for it"
+def test_the_prefetch_is_positive_and_fits_into_16_bits() -> None:
+    assert 0 < PREFETCH <= 65_535, "AMQP has 16 bits for the prefetch, and 0 means no limit"
