@@ -1,30 +1,32 @@
-"""The client imports only what a base install has."""
+"""Test that the client imports only packages of a base install and only its own layers."""
 
 import subprocess
 import sys
 
-# What the extras bring; a base install has none of it.
+# Packages of the extras.
 NOT_IN_BASE = {
     "aio_pika", "aiohttp", "motor", "opentelemetry", "prometheus_client", "pydantic_settings",
     "pymongo", "rich", "structlog", "typer", "uvloop",
 }  # fmt: skip
 
 
-def test_the_client_imports_nothing_that_only_an_extra_brings() -> None:
-    program = "import sys, outplan.client, outplan.client.dialing; print(*sys.modules)"
-    done = subprocess.run(
+def list_imported(statement: str) -> list[str]:
+    """Run an import statement in a new interpreter, and list the modules that it loads."""
+    program = f"import sys; {statement}; print(*sys.modules)"
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    return process.stdout.split()
+
+
+def test_the_client_imports_no_package_of_an_extra() -> None:
+    modules = list_imported("import outplan.client, outplan.client.dialing")
+    imported = {name.partition(".")[0] for name in modules}
     assert "outplan" in imported
     assert imported.isdisjoint(NOT_IN_BASE)
 
 
-def test_the_client_imports_neither_the_workers_domain_nor_its_store() -> None:
-    program = "import sys, outplan.client; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    rooms = {name for name in done.stdout.split() if name.startswith("outplan.")}
-    for room in ("domain", "worker", "mongodb", "operations", "cli", "testing", "settings"):
-        assert f"outplan.{room}" not in rooms
+def test_the_client_imports_no_other_layer() -> None:
+    modules = list_imported("import outplan.client")
+    for layer in ("domain", "worker", "mongodb", "operations", "cli", "testing", "settings"):
+        assert f"outplan.{layer}" not in modules

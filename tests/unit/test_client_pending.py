@@ -1,4 +1,4 @@
-"""A reply is final if it is accepted, or if it answers the latest attempt."""
+"""Test which replies end a call, and the error of each problem code."""
 
 import json
 
@@ -17,7 +17,7 @@ from outplan.errors import BrokerUnavailable
 from tests.support.samples import outplan
 
 
-def accepted(version: int = 1) -> bytes:
+def encode_accepted_reply(version: int = 1) -> bytes:
     reply = {
         "command_id": "c",
         "status": "accepted",
@@ -28,8 +28,8 @@ def accepted(version: int = 1) -> bytes:
     return json.dumps(reply).encode()
 
 
-def not_found() -> bytes:
-    problem = Problem.of("not_found", "there is none", "c").model_dump(exclude_none=True)
+def encode_rejected_reply() -> bytes:
+    problem = Problem.of("not_found", "no such outplan", "c").model_dump(exclude_none=True)
     reply = {"command_id": "c", "status": "rejected", "duplicate": False, "problem": problem}
     return json.dumps(reply).encode()
 
@@ -43,7 +43,7 @@ async def test_a_reply_to_the_only_attempt_is_final(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
-    pending_replies.on_reply(call.start_attempt(), not_found())
+    pending_replies.on_reply(call.start_attempt(), encode_rejected_reply())
     assert call.reply.result().status == "rejected"
 
 
@@ -52,7 +52,7 @@ async def test_an_accepted_reply_is_final_whichever_attempt_it_answers(
 ) -> None:
     call = PendingCall(pending_replies)
     first, _ = call.start_attempt(), call.start_attempt()
-    pending_replies.on_reply(first, accepted())
+    pending_replies.on_reply(first, encode_accepted_reply())
     assert call.reply.result().status == "accepted"
 
 
@@ -61,22 +61,22 @@ async def test_a_rejection_of_an_earlier_attempt_is_not_final(
 ) -> None:
     call = PendingCall(pending_replies)
     first, second = call.start_attempt(), call.start_attempt()
-    pending_replies.on_reply(first, not_found())
+    pending_replies.on_reply(first, encode_rejected_reply())
     assert not call.reply.done()
-    pending_replies.on_reply(second, accepted())
+    pending_replies.on_reply(second, encode_accepted_reply())
     assert call.reply.result().status == "accepted"
 
 
 async def test_a_second_reply_changes_nothing(pending_replies: PendingReplies) -> None:
     call = PendingCall(pending_replies)
     attempt = call.start_attempt()
-    pending_replies.on_reply(attempt, accepted(1))
-    pending_replies.on_reply(attempt, accepted(2))
+    pending_replies.on_reply(attempt, encode_accepted_reply(1))
+    pending_replies.on_reply(attempt, encode_accepted_reply(2))
     pending_replies.on_reply(attempt, b"{")
     assert call.reply.result().version == 1
 
 
-async def test_an_unreadable_reply_makes_the_client_try_again(
+async def test_an_unreadable_reply_fails_the_attempt(
     pending_replies: PendingReplies,
 ) -> None:
     call = PendingCall(pending_replies)
@@ -85,7 +85,7 @@ async def test_an_unreadable_reply_makes_the_client_try_again(
         call.reply.result()
 
 
-async def test_calls_do_not_receive_each_others_replies_nor_any_after_discard(
+async def test_a_call_gets_no_replies_of_others_and_none_after_discard(
     pending_replies: PendingReplies,
 ) -> None:
     one, other = PendingCall(pending_replies), PendingCall(pending_replies)
@@ -93,7 +93,7 @@ async def test_calls_do_not_receive_each_others_replies_nor_any_after_discard(
     other.start_attempt()
     pending_replies.discard(one)
     for id_ in (attempt, None, "somebody's"):
-        pending_replies.on_reply(id_, accepted())
+        pending_replies.on_reply(id_, encode_accepted_reply())
     assert not one.reply.done()
     assert not other.reply.done()
 
@@ -109,7 +109,7 @@ def test_each_problem_code_has_its_own_error() -> None:
         assert "the reason" in str(error)
 
 
-def test_a_version_conflict_has_the_current_version_and_an_unknown_outcome_the_message_id() -> None:
+def test_errors_carry_the_current_version_and_the_message_id() -> None:
     conflict = rejection(Problem.of("version_conflict", "no", "c", current_version=4))
     assert isinstance(conflict, VersionConflict)
     assert conflict.current_version == 4

@@ -1,4 +1,4 @@
-"""Commands as bytes, ids in order, and times in three forms."""
+"""Test the encoding of commands, message ids, times and trace headers."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ from tests.support.samples import ID, create_body, outplan
 WITHOUT_ID = {name: value for name, value in create_body().items() if name != "id"}
 
 
-def test_command_ids_are_uuids_of_version_7_in_the_order_of_their_making() -> None:
+def test_new_ids_are_uuids_of_version_7_in_order() -> None:
     ids = [new_id() for _ in range(10_000)]
     assert ids == sorted(ids)
     assert len(set(ids)) == len(ids)
@@ -34,27 +34,27 @@ def test_command_ids_are_uuids_of_version_7_in_the_order_of_their_making() -> No
     assert abs((parsed.int >> 80) / 1_000 - time.time()) < 60
 
 
-def test_a_clock_set_back_does_not_upset_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_ids_stay_in_order_if_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     before = new_id()
     monkeypatch.setattr(time, "time_ns", lambda: 0)
     assert new_id() > before
 
 
 @pytest.mark.parametrize("body", [create_body(id=ID.upper()), WITHOUT_ID])
-def test_the_outplan_is_the_one_that_the_worker_will_name(body: dict[str, Any]) -> None:
+def test_a_request_has_the_outplan_id_that_the_worker_derives(body: dict[str, Any]) -> None:
     request = Request.create(**body, message_id="c-1")
     command = COMMANDS["outplan_create"].model_validate(body)
     assert request.outplan_id == outplan_id(command, "c-1")
 
 
-def test_models_and_uuids_become_plain_json() -> None:
+def test_models_and_uuids_are_encoded_as_json() -> None:
     id_ = uuid4()
     source = Address(type="tel", target="+15559876543")
     body = json.loads(Request.update(id_, source=source, name="\N{SNOWMAN}").encode())
     assert body == {"id": str(id_), "source": source.model_dump(), "name": "\N{SNOWMAN}"}
 
 
-def test_every_broken_rule_is_told_before_anything_is_sent() -> None:
+def test_encode_reports_every_validation_error() -> None:
     with pytest.raises(InvalidCommand) as invalid:
         Request.update(ID, name="", dial_timeout=30, message_id="c-1").encode()
     assert {e.pointer for e in invalid.value.errors} == {"/name", "/dial_timeout"}
@@ -64,7 +64,7 @@ def test_every_broken_rule_is_told_before_anything_is_sent() -> None:
 @pytest.mark.parametrize(
     "value", [timedelta(seconds=30), Decimal(30_000), b"30000", {30_000}, {"a": object()}]
 )
-def test_what_has_no_form_in_json_is_told_like_any_broken_rule(value: Any) -> None:
+def test_a_value_without_a_form_in_json_is_a_validation_error(value: Any) -> None:
     with pytest.raises(InvalidCommand) as invalid:
         Request.update(ID, dial_timeout=value, name="x").encode()
     [error] = invalid.value.errors
@@ -72,12 +72,12 @@ def test_what_has_no_form_in_json_is_told_like_any_broken_rule(value: Any) -> No
     assert "has no form in JSON" in error.detail
 
 
-def test_a_command_that_there_is_not_is_told_before_it_is_sent() -> None:
+def test_encode_raises_an_error_for_an_unknown_command() -> None:
     with pytest.raises(UnknownCommand, match="outplan_paint"):
         Request(cast(CommandName, "outplan_paint"), {}).encode()
 
 
-def test_a_message_id_may_be_a_uuid_and_nothing_else_but_text() -> None:
+def test_a_message_id_is_text_or_a_uuid() -> None:
     id_ = uuid4()
     assert Request.delete(ID, message_id=id_).message_id == str(id_)
     for wrong in (7, b"c-1"):
@@ -86,25 +86,25 @@ def test_a_message_id_may_be_a_uuid_and_nothing_else_but_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["\ud800", "x" * 65_536])
-def test_text_that_the_worker_would_not_take_is_invalid(text: str) -> None:
+def test_text_that_the_worker_rejects_is_invalid(text: str) -> None:
     with pytest.raises(InvalidCommand):
         Request.update(ID, detail=text).encode()
 
 
 def test_a_body_over_the_limit_is_too_large() -> None:
-    # As many characters as are allowed, of four bytes, and a few bytes more.
+    # The number of characters is valid, but each takes four bytes.
     with pytest.raises(TooLarge):
         Request.create(**create_body(detail="\N{PILE OF POO}" * 65_535)).encode()
 
 
-def test_unvalidated_anything_that_has_a_form_in_json_is_sent() -> None:
+def test_encode_without_validation_accepts_any_json() -> None:
     request = Request(cast(CommandName, "outplan_paint"), {"id": "7", "colour": "\ud800"})
     assert b"colour" in request.encode(validate=False)
     assert request.outplan_id == "7"
 
 
 @pytest.mark.parametrize("message_id", ["", "x" * 256, "\N{BLACK STAR}" * 86])
-def test_a_message_id_that_amqp_does_not_carry_is_refused(message_id: str) -> None:
+def test_a_message_id_has_1_to_255_bytes(message_id: str) -> None:
     with pytest.raises(ValueError, match="255 bytes"):
         Request.delete(ID, message_id=message_id)
 
@@ -120,7 +120,7 @@ def test_a_message_id_that_amqp_does_not_carry_is_refused(message_id: str) -> No
         (None, None),
     ],
 )
-def test_a_time_is_read_in_each_of_its_forms(text: str | None, moment: str | None) -> None:
+def test_a_model_reads_each_form_of_a_time(text: str | None, moment: str | None) -> None:
     document = {**outplan().model_dump(), "tm_update": text, "tm_delete": text}
     read = Outplan.model_validate_json(json.dumps(document))
     assert (read.updated_at and read.updated_at.isoformat()) == moment
@@ -128,18 +128,18 @@ def test_a_time_is_read_in_each_of_its_forms(text: str | None, moment: str | Non
 
 
 @pytest.mark.parametrize("text", ["yesterday", 7, "", "9999-12-31T23:59:59-14:00"])
-def test_what_is_no_time_is_not_read(text: object) -> None:
+def test_an_invalid_time_raises_an_error(text: object) -> None:
     document = {**outplan().model_dump(), "tm_update": text}
     with pytest.raises(ValueError, match="tm_update"):
         Outplan.model_validate_json(json.dumps(document))
 
 
-def test_a_field_of_a_later_version_is_no_obstacle() -> None:
+def test_a_model_ignores_unknown_fields() -> None:
     document = {**outplan().model_dump(), "colour": "green"}
     assert Outplan.model_validate_json(json.dumps(document)).model_dump() == outplan().model_dump()
 
 
-def test_the_current_spans_context_goes_with_a_command() -> None:
+def test_trace_headers_carry_the_current_span() -> None:
     assert tracing.trace_headers() == {}
     tracer = TracerProvider().get_tracer("test")
     with tracer.start_as_current_span("call") as span:
@@ -147,11 +147,11 @@ def test_the_current_spans_context_goes_with_a_command() -> None:
         assert tracing.trace_headers()["traceparent"].split("-")[1] == trace_id
 
 
-def test_without_opentelemetry_there_is_no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_headers_are_empty_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.trace.propagation", None)
-    source = tracing.__spec__
-    assert source is not None
-    assert source.loader is not None
-    bare = module_from_spec(source)
-    source.loader.exec_module(bare)
-    assert bare.trace_headers() == {}
+    spec = tracing.__spec__
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.trace_headers() == {}

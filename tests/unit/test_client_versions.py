@@ -1,4 +1,4 @@
-"""What is news, what a repeat, what a gap."""
+"""Test how an event stream drops repeats, reports gaps and filters events."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ OTHER = "0192f0c1-0000-7000-8000-00000000000f"
 LATER = "2026-11-23 07:00:00.000000"
 
 
-def event(version: int, type_: EventType | None = None, id_: str = ID) -> Event:
+def make_event(version: int, type_: EventType | None = None, id_: str = ID) -> Event:
     kind = type_ or ("outplan_created" if version == 1 else "outplan_updated")
     end = LATER if kind == "outplan_deleted" else NEVER
     body = {
@@ -29,34 +29,36 @@ def event(version: int, type_: EventType | None = None, id_: str = ID) -> Event:
     )
 
 
-def heard(*events: Event, wanted: Filter | None = None, known: int = 0) -> list[int | Gap]:
+def judge_all(*events: Event, wanted: Filter | None = None, known: int = 0) -> list[int | Gap]:
     versions = Versions(wanted or Filter(), {ID: known} if known else {})
     items = [item for each in events for item in versions.judge(each)]
     return [item if isinstance(item, Gap) else item.version for item in items]
 
 
-def test_each_version_is_heard_once() -> None:
-    assert heard(*map(event, [1, 1, 2, 1, 2, 3])) == [1, 2, 3]
+def test_repeats_are_dropped() -> None:
+    assert judge_all(*map(make_event, [1, 1, 2, 1, 2, 3])) == [1, 2, 3]
 
 
-def test_a_gap_is_told_before_what_follows_it_and_told_once() -> None:
-    assert heard(*map(event, [1, 4, 5, 9])) == [1, Gap(ID, 2, 3), 4, 5, Gap(ID, 6, 8), 9]
+def test_a_gap_is_reported_once_before_the_next_event() -> None:
+    assert judge_all(*map(make_event, [1, 4, 5, 9])) == [1, Gap(ID, 2, 3), 4, 5, Gap(ID, 6, 8), 9]
 
 
-def test_what_comes_out_of_order_was_told_as_a_gap() -> None:
-    assert heard(*map(event, [1, 3, 2, 4])) == [1, Gap(ID, 2, 2), 3, 4]
+def test_an_event_out_of_order_is_dropped_after_its_gap_was_reported() -> None:
+    assert judge_all(*map(make_event, [1, 3, 2, 4])) == [1, Gap(ID, 2, 2), 3, 4]
 
 
-def test_the_first_that_is_heard_of_an_outplan_opens_no_gap() -> None:
-    assert heard(*map(event, [7, 8])) == [7, 8]
+def test_the_first_event_of_an_outplan_opens_no_gap() -> None:
+    assert judge_all(*map(make_event, [7, 8])) == [7, 8]
 
 
-def test_what_the_caller_knows_counts_as_heard() -> None:
-    assert heard(*map(event, [3, 5]), known=3) == [Gap(ID, 4, 4), 5]
+def test_versions_that_the_caller_knows_are_repeats() -> None:
+    assert judge_all(*map(make_event, [3, 5]), known=3) == [Gap(ID, 4, 4), 5]
 
 
-def test_outplans_are_counted_apart() -> None:
-    assert heard(event(1), event(1, id_=OTHER), event(2), event(2, id_=OTHER)) == [1, 1, 2, 2]
+def test_each_outplan_has_its_own_versions() -> None:
+    assert judge_all(
+        make_event(1), make_event(1, id_=OTHER), make_event(2), make_event(2, id_=OTHER)
+    ) == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -67,20 +69,20 @@ def test_outplans_are_counted_apart() -> None:
         (["outplan_deleted", "outplan_updated"], [3, Gap(ID, 4, 4), 5]),
     ],
 )
-def test_versions_that_were_not_asked_for_are_no_gap(
+def test_versions_outside_the_filter_are_no_gap(
     kinds: list[EventType], expected: list[int | Gap]
 ) -> None:
-    story = [event(1), event(3), event(5, "outplan_deleted")]
-    assert heard(*story, wanted=Filter.of(kinds, None, None)) == expected
+    events = [make_event(1), make_event(3), make_event(5, "outplan_deleted")]
+    assert judge_all(*events, wanted=Filter.of(kinds, None, None)) == expected
 
 
-def test_what_an_earlier_filter_of_a_durable_queue_lets_in_is_dropped() -> None:
-    assert heard(event(1), wanted=Filter.of([], OTHER, None)) == []
-    assert heard(event(1), wanted=Filter.of([], CUSTOMER, OTHER)) == []
-    assert heard(event(1), wanted=Filter.of([], CUSTOMER.upper(), ID.upper())) == [1]
+def test_events_from_earlier_bindings_of_a_durable_queue_are_dropped() -> None:
+    assert judge_all(make_event(1), wanted=Filter.of([], OTHER, None)) == []
+    assert judge_all(make_event(1), wanted=Filter.of([], CUSTOMER, OTHER)) == []
+    assert judge_all(make_event(1), wanted=Filter.of([], CUSTOMER.upper(), ID.upper())) == [1]
 
 
-def test_a_filter_binds_by_what_it_asks_for() -> None:
+def test_a_filter_has_a_binding_key_for_each_kind() -> None:
     assert Filter().binding_keys == ("*.*.*",)
     assert Filter.of(["outplan_updated", "outplan_deleted"], CUSTOMER, ID).binding_keys == (
         f"outplan_deleted.{CUSTOMER}.{ID}",
@@ -91,18 +93,18 @@ def test_a_filter_binds_by_what_it_asks_for() -> None:
 @pytest.mark.parametrize(
     "kinds", [["created"], "outplan_created", ["outplan_created", "outplan_*"]]
 )
-def test_a_kind_that_there_is_not_is_refused_instead_of_never_heard(kinds: Any) -> None:
+def test_an_unknown_kind_raises_an_error(kinds: Any) -> None:
     with pytest.raises(ValueError, match=r"kinds are among outplan_created, .*, outplan_deleted"):
         Filter.of(kinds, None, None)
 
 
 @pytest.mark.parametrize("id_", ["", "me", "#", f"{ID}.*", "{" + ID + "}", 7])
-def test_what_is_no_id_is_refused_instead_of_never_heard(id_: object) -> None:
+def test_an_invalid_id_raises_an_error(id_: object) -> None:
     with pytest.raises(ValueError, match="customer_id is a UUID"):
         Filter.of([], id_, None)
     with pytest.raises(ValueError, match="outplan_id is a UUID"):
         Filter.of([], None, id_)
 
 
-def test_the_callers_ids_may_be_written_in_upper_case() -> None:
-    assert list(Versions(Filter(), {ID.upper(): 3}).judge(event(3))) == []
+def test_ids_in_seen_may_be_in_upper_case() -> None:
+    assert list(Versions(Filter(), {ID.upper(): 3}).judge(make_event(3))) == []

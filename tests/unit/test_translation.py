@@ -1,4 +1,4 @@
-"""No driver's exception leaves the store or the broker, whichever class it is of."""
+"""Test that every exception of a driver becomes one of the service's errors."""
 
 import asyncio
 import inspect
@@ -32,7 +32,7 @@ from outplan.rabbitmq import connection
 from outplan.rabbitmq.reader import FrameHandler
 
 
-def exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
+def list_exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
     found = {
         each
         for module in modules
@@ -43,11 +43,11 @@ def exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
 
 
 NAMESPACES = {"pymongo", "bson", "aiormq", "aio_pika", "pamqp"}
-OF_MONGO = list(exceptions(pymongo.errors, bson.errors))
-OF_AMQP = list(exceptions(aiormq.exceptions, aio_pika.exceptions))
+MONGO_EXCEPTIONS = list(list_exceptions(pymongo.errors, bson.errors))
+AMQP_EXCEPTIONS = list(list_exceptions(aiormq.exceptions, aio_pika.exceptions))
 
 
-def mongo_error(kind: type[Exception]) -> Exception:
+def make_mongo_error(kind: type[Exception]) -> Exception:
     if issubclass(kind, pymongo.errors.ClientBulkWriteException):
         return kind({"writeErrors": [], "writeConcernErrors": []}, False)
     if issubclass(kind, pymongo.errors.BulkWriteError):
@@ -59,7 +59,7 @@ def mongo_error(kind: type[Exception]) -> Exception:
     return kind("why")
 
 
-def amqp_error(kind: type[Exception]) -> Exception:
+def make_amqp_error(kind: type[Exception]) -> Exception:
     if issubclass(kind, aiormq.exceptions.DeliveryError):
         returned = commands.Basic.Return(312, "NO_ROUTE", "", "key")
         channel: Any = None
@@ -68,7 +68,7 @@ def amqp_error(kind: type[Exception]) -> Exception:
     return kind("why")
 
 
-# What a class alone says; all others are a server that is away, whatever the reason.
+# Exceptions whose class decides; any other means that the server is unavailable.
 MONGO_KINDS: dict[str, type[OutplanError]] = {
     "ConfigurationError": StoreUnsuitable,
     "InvalidURI": StoreUnsuitable,
@@ -88,25 +88,25 @@ AMQP_KINDS: dict[str, type[OutplanError]] = {
 }
 
 
-def test_the_lists_are_not_empty_and_name_only_what_there_is() -> None:
-    assert len(OF_MONGO) > 20
-    assert len(OF_AMQP) > 20
-    assert MONGO_KINDS.keys() <= {kind.__name__ for kind in OF_MONGO}
-    assert AMQP_KINDS.keys() <= {kind.__name__ for kind in OF_AMQP}
+def test_the_expected_translations_name_existing_exceptions() -> None:
+    assert len(MONGO_EXCEPTIONS) > 20
+    assert len(AMQP_EXCEPTIONS) > 20
+    assert MONGO_KINDS.keys() <= {kind.__name__ for kind in MONGO_EXCEPTIONS}
+    assert AMQP_KINDS.keys() <= {kind.__name__ for kind in AMQP_EXCEPTIONS}
 
 
 # --- MongoDB -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", OF_MONGO, ids=lambda kind: kind.__name__)
-def test_every_exception_of_mongodbs_driver_has_its_translation(kind: type[Exception]) -> None:
-    found = store_translation.translate(mongo_error(kind))
+@pytest.mark.parametrize("kind", MONGO_EXCEPTIONS, ids=lambda kind: kind.__name__)
+def test_every_exception_of_pymongo_is_translated(kind: type[Exception]) -> None:
+    found = store_translation.translate(make_mongo_error(kind))
     assert type(found) is MONGO_KINDS.get(kind.__name__, StoreUnavailable)
 
 
-@pytest.mark.parametrize("kind", OF_MONGO, ids=lambda kind: kind.__name__)
-def test_none_of_mongodbs_driver_leaves_the_store(kind: type[Exception]) -> None:
-    error = mongo_error(kind)
+@pytest.mark.parametrize("kind", MONGO_EXCEPTIONS, ids=lambda kind: kind.__name__)
+def test_translate_errors_lets_no_exception_of_pymongo_through(kind: type[Exception]) -> None:
+    error = make_mongo_error(kind)
     with pytest.raises(OutplanError) as caught, store_translation.translate_errors():
         raise error
     assert caught.value.__cause__ is error
@@ -138,7 +138,9 @@ CODES: list[tuple[int, type[OutplanError]]] = [
 
 
 @pytest.mark.parametrize(("code", "kind"), CODES)
-def test_a_servers_code_says_whose_fault_it_is(code: int, kind: type[OutplanError]) -> None:
+def test_an_error_code_of_mongodb_decides_the_translation(
+    code: int, kind: type[OutplanError]
+) -> None:
     plain = pymongo.errors.OperationFailure("why", code)
     bulk = pymongo.errors.BulkWriteError({"writeErrors": [{"code": 0}, {"code": code}]})
     assert type(store_translation.translate(plain)) is kind
@@ -152,13 +154,13 @@ def test_a_servers_code_says_whose_fault_it_is(code: int, kind: type[OutplanErro
         358,  # TransactionTooLargeForCache
     ],
 )
-def test_a_batch_too_large_for_a_transaction_is_taken_apart(code: int) -> None:
+def test_a_batch_too_large_for_a_transaction_is_unprocessable(code: int) -> None:
     error = pymongo.errors.OperationFailure("too large", code)
     assert type(store_translation.translate(error)) is Unprocessable
 
 
-def test_somebody_elses_success_outweighs_a_culprit_in_the_same_batch() -> None:
-    """Judged again, the batch may not hold the culprit any more."""
+def test_a_conflict_in_a_batch_outweighs_an_unprocessable_command() -> None:
+    """Retry the batch after a conflict: it may no longer contain the unprocessable command."""
     bulk = pymongo.errors.BulkWriteError({"writeErrors": [{"code": 121}, {"code": 11_000}]})
     assert type(store_translation.translate(bulk)) is StoreConflict
 
@@ -166,32 +168,32 @@ def test_somebody_elses_success_outweighs_a_culprit_in_the_same_batch() -> None:
 @pytest.mark.parametrize(
     "kind", [pymongo.errors.AutoReconnect, pymongo.errors.NotPrimaryError], ids=lambda k: k.__name__
 )
-def test_details_may_be_a_list(kind: type[pymongo.errors.AutoReconnect]) -> None:
+def test_the_details_of_an_error_may_be_a_list(kind: type[pymongo.errors.AutoReconnect]) -> None:
     assert type(store_translation.translate(kind("away", ["one", "two"]))) is StoreUnavailable
 
 
-def test_a_number_too_large_for_bson_is_the_commands_fault() -> None:
+def test_a_number_too_large_for_bson_is_unprocessable() -> None:
     with pytest.raises(Unprocessable), store_translation.translate_errors():
         raise OverflowError("MongoDB can only handle up to 8-byte ints")
 
 
-def test_what_is_stored_and_breaks_the_contract_is_the_commands_fault() -> None:
-    """Of the one that it is about: its neighbours are not to wait for it."""
+def test_an_invalid_stored_document_is_unprocessable() -> None:
+    """Reject only the commands for that outplan, so that other commands do not wait for it."""
     with pytest.raises(Unprocessable), store_translation.translate_errors():
         Outplan.model_validate({})
 
 
-OWN = [Fenced("x"), StoreConflict("x"), Unprocessable("x"), BrokerUnavailable("x")]
+OUTPLAN_ERRORS = [Fenced("x"), StoreConflict("x"), Unprocessable("x"), BrokerUnavailable("x")]
 
 
-@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
-def test_the_services_own_exceptions_pass_the_store_as_they_are(error: OutplanError) -> None:
+@pytest.mark.parametrize("error", OUTPLAN_ERRORS, ids=lambda error: type(error).__name__)
+def test_the_services_own_errors_propagate_unchanged(error: OutplanError) -> None:
     with pytest.raises(OutplanError) as caught, store_translation.translate_errors():
         raise error
     assert caught.value is error
 
 
-def test_a_bug_is_not_called_an_outage() -> None:
+def test_a_bug_propagates_unchanged() -> None:
     with pytest.raises(KeyError), store_translation.translate_errors():
         raise KeyError("a bug")
 
@@ -199,15 +201,17 @@ def test_a_bug_is_not_called_an_outage() -> None:
 # --- RabbitMQ ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
-def test_every_exception_of_rabbitmqs_driver_has_its_translation(kind: type[Exception]) -> None:
-    found = connection.translate(amqp_error(kind))
+@pytest.mark.parametrize("kind", AMQP_EXCEPTIONS, ids=lambda kind: kind.__name__)
+def test_every_exception_of_aio_pika_is_translated(kind: type[Exception]) -> None:
+    found = connection.translate(make_amqp_error(kind))
     assert type(found) is AMQP_KINDS.get(kind.__name__, BrokerUnavailable)
 
 
-@pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
-async def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception]) -> None:
-    error = amqp_error(kind)
+@pytest.mark.parametrize("kind", AMQP_EXCEPTIONS, ids=lambda kind: kind.__name__)
+async def test_translate_errors_lets_no_exception_of_aio_pika_through(
+    kind: type[Exception],
+) -> None:
+    error = make_amqp_error(kind)
     with pytest.raises(OutplanError) as caught, connection.translate_errors():
         raise error
     assert caught.value.__cause__ is error
@@ -219,13 +223,13 @@ async def test_none_of_rabbitmqs_driver_leaves_the_broker(kind: type[Exception])
      RuntimeError("x")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-async def test_a_socket_that_fails_is_a_broker_that_is_away(error: Exception) -> None:
+async def test_a_socket_error_means_that_the_broker_is_unavailable(error: Exception) -> None:
     with pytest.raises(BrokerUnavailable), connection.translate_errors():
         raise error
 
 
 class FakeDriver:
-    """A driver's connection that ends while connecting, or raises while closing."""
+    """A connection of aiormq that is closed while connecting, or raises while closing."""
 
     def __init__(self, code: int, error: BaseException, transport_factory: Any) -> None:
         self.code, self.error, self.factory = code, error, transport_factory
@@ -244,58 +248,58 @@ class FakeDriver:
 
 
 async def connect(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseException) -> None:
-    def driver(_: object, *, transport_factory: object, **__: object) -> FakeDriver:
+    def make_driver(_: object, *, transport_factory: object, **__: object) -> FakeDriver:
         return FakeDriver(code, error, transport_factory)
 
-    monkeypatch.setattr("aiormq.connection.Connection", driver)
+    monkeypatch.setattr("aiormq.connection.Connection", make_driver)
     async with connection.open_connection("amqp://localhost/nope", "consume", FrameHandler()):
         pass
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("x"), asyncio.CancelledError()])
-async def test_a_virtual_host_that_is_refused_is_for_a_person_to_mend(
+async def test_a_refused_virtual_host_names_the_setting_to_change(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Whatever the library makes of it."""
+    """Decide by the close code, whatever exception aiormq raises."""
     with pytest.raises(BrokerRefused, match=r"/nope.*OUTPLAN_AMQP_URL"):
         await connect(monkeypatch, 530, error)
     with pytest.raises(BrokerUnavailable):
         await connect(monkeypatch, 320, error)
 
 
-@pytest.mark.parametrize("kind", OF_AMQP, ids=lambda kind: kind.__name__)
-async def test_closing_what_is_broken_raises_nothing(
+@pytest.mark.parametrize("kind", AMQP_EXCEPTIONS, ids=lambda kind: kind.__name__)
+async def test_an_error_while_closing_a_connection_is_ignored(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    await connect(monkeypatch, 0, amqp_error(kind))
+    await connect(monkeypatch, 0, make_amqp_error(kind))
 
 
-async def test_what_the_library_cancels_is_a_broker_that_is_away() -> None:
+async def test_a_cancellation_by_aiormq_means_that_the_broker_is_unavailable() -> None:
     with pytest.raises(BrokerUnavailable), connection.translate_errors():
         raise asyncio.CancelledError
 
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, ConnectionResetError])
-async def test_a_cancelled_caller_stays_cancelled_whatever_the_driver_raises(
+async def test_a_cancelled_caller_stays_cancelled_whatever_aiormq_raises(
     raised: type[BaseException],
 ) -> None:
-    async def waiting() -> None:
+    async def wait() -> None:
         with connection.translate_errors():
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 raise raised from None
 
-    task = asyncio.create_task(waiting())
+    task = asyncio.create_task(wait())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-def test_a_queue_with_other_arguments_is_refused_with_what_to_do() -> None:
-    refused = pytest.raises(BrokerRefused, match="queue a")
-    with refused as caught, connection.explain_conflicts("queue a"):
+def test_the_error_for_a_queue_with_other_arguments_names_the_setting_to_change() -> None:
+    raises = pytest.raises(BrokerRefused, match="queue a")
+    with raises as caught, connection.explain_conflicts("queue a"):
         raise aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg")
     assert "OUTPLAN_PREFIX" in str(caught.value)
 
@@ -305,18 +309,18 @@ def test_a_queue_with_other_arguments_is_refused_with_what_to_do() -> None:
     [aiormq.exceptions.ConnectionCommandInvalid, aiormq.exceptions.ChannelPreconditionFailed],
     ids=["RabbitMQ 3", "RabbitMQ 4"],
 )
-def test_a_missing_plugin_is_refused_with_what_to_do(error: type[Exception]) -> None:
+def test_the_error_for_a_missing_plugin_names_the_plugin(error: type[Exception]) -> None:
     plugin = "rabbitmq_consistent_hash_exchange"
     with pytest.raises(BrokerRefused, match=plugin), connection.explain_conflicts("exchange a"):
         raise error("unknown exchange type 'x-consistent-hash'")
 
 
 @pytest.mark.parametrize(
-    "found",
-    [connection.translate(amqp_error(kind)) for kind in OF_AMQP]
-    + [store_translation.translate(mongo_error(kind)) for kind in OF_MONGO],
-    ids=lambda found: type(found).__name__,
+    "error",
+    [connection.translate(make_amqp_error(kind)) for kind in AMQP_EXCEPTIONS]
+    + [store_translation.translate(make_mongo_error(kind)) for kind in MONGO_EXCEPTIONS],
+    ids=lambda error: type(error).__name__,
 )
-def test_what_is_fatal_says_which_setting_to_look_at(found: OutplanError) -> None:
-    if isinstance(found, Fatal):
-        assert "OUTPLAN_" in str(found) or "permission" in str(found)
+def test_a_fatal_error_names_a_setting_or_a_permission(error: OutplanError) -> None:
+    if isinstance(error, Fatal):
+        assert "OUTPLAN_" in str(error) or "permission" in str(error)
