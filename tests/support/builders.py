@@ -1,13 +1,9 @@
-"""Commands as they are asked for, and what became of them in a word."""
+"""Build parsed commands, and shorten outcomes to one word."""
 
 from typing import Any
 
 from outplan.domain.codec import Outcome, ParsedCommand
-from tests.support.samples import (
-    ID,
-    create_body,
-    request,
-)
+from tests.support.samples import ID, create_body, request
 
 QUEUE = "outplan.commands"
 
@@ -26,18 +22,20 @@ def delete(id_: str, tag: int = 1, redelivered: bool = False, **fields: Any) -> 
     return request(body, "outplan_delete", message_id=id_, tag=tag, redelivered=redelivered)
 
 
-def code(outcome: Outcome) -> str:
+def read_code(outcome: Outcome) -> str:
+    """Return the problem code of a rejected command, and the status of any other."""
     return outcome.problem.code if outcome.problem else outcome.status
 
 
-def story() -> tuple[ParsedCommand, ParsedCommand]:
+def make_conflict_pair() -> tuple[ParsedCommand, ParsedCommand]:
     """Build a command that is rejected, and a later one that would make it acceptable."""
     return update("early", tag=1, name="early", expected_version=2), update(
         "late", tag=2, name="late", expected_version=1
     )
 
 
-def redelivered(of: ParsedCommand, tag: int) -> ParsedCommand:
-    name = of.delivery.command_name
-    body = of.delivery.body
-    return request(body, name, message_id=of.command_id, tag=tag, redelivered=True)
+def redeliver(command: ParsedCommand, tag: int) -> ParsedCommand:
+    """Build the redelivery of a command under a new delivery tag."""
+    name = command.delivery.command_name
+    body = command.delivery.body
+    return request(body, name, message_id=command.command_id, tag=tag, redelivered=True)

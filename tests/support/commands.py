@@ -1,4 +1,4 @@
-"""Run ``outplan`` commands in a terminal or in a pipe."""
+"""Run ``outplan`` commands with their output in a terminal or in a pipe."""
 
 import asyncio
 import fcntl
@@ -16,7 +16,7 @@ COLUMNS = 120
 
 
 class CommandProcess:
-    """Hold a running command; ``out`` and ``err`` are what it has printed so far."""
+    """A running command. ``out`` and ``err`` are its output so far."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, stdout: asyncio.StreamReader | None
@@ -25,26 +25,26 @@ class CommandProcess:
         self.out = b""
         self.err = b""
         self._changed = asyncio.Condition()
-        self._reading = [asyncio.create_task(self._read("err", process.stderr))]
+        self._readers = [asyncio.create_task(self._read("err", process.stderr))]
         if stdout is not None:
-            self._reading.append(asyncio.create_task(self._read("out", stdout)))
+            self._readers.append(asyncio.create_task(self._read("out", stdout)))
 
     async def wait_for_output(self, text: str, times: int = 1, seconds: float = 30) -> None:
-        """Wait for text on standard output; fail where the command ends without it."""
-        await self._until("out", text, times, seconds)
+        """Wait for text on standard output; fail if the command ends without it."""
+        await self._wait_for_text("out", text, times, seconds)
 
     async def wait_for_error(self, text: str, times: int = 1, seconds: float = 30) -> None:
-        """Wait for text on standard error; fail where the command ends without it."""
-        await self._until("err", text, times, seconds)
+        """Wait for text on standard error; fail if the command ends without it."""
+        await self._wait_for_text("err", text, times, seconds)
 
     async def wait(self, seconds: float = 30) -> int:
         """Wait for the command to end, and return its exit code."""
         async with asyncio.timeout(seconds):
-            await asyncio.gather(*self._reading)
+            await asyncio.gather(*self._readers)
             return await self.process.wait()
 
     async def interrupt(self) -> int:
-        """Press Ctrl-C, and return the exit code."""
+        """Send SIGINT as Ctrl-C does, wait for the end, and return the exit code."""
         self.process.send_signal(signal.SIGINT)
         return await self.wait()
 
@@ -53,14 +53,14 @@ class CommandProcess:
             self.process.kill()
         await self.wait()
 
-    async def _until(self, stream: str, text: str, times: int, seconds: float) -> None:
-        def found() -> bool:
+    async def _wait_for_text(self, stream: str, text: str, times: int, seconds: float) -> None:
+        def has_text() -> bool:
             printed: bytes = getattr(self, stream)
             return printed.count(text.encode()) >= times
 
         async with asyncio.timeout(seconds), self._changed:
-            await self._changed.wait_for(lambda: found() or all(t.done() for t in self._reading))
-        assert found(), f"ended without {text!r}: {self.out!r} {self.err!r}"
+            await self._changed.wait_for(lambda: has_text() or all(t.done() for t in self._readers))
+        assert has_text(), f"ended without {text!r}: {self.out!r} {self.err!r}"
 
     async def _read(self, name: str, stream: asyncio.StreamReader | None) -> None:
         assert stream is not None
@@ -82,10 +82,10 @@ def run_command(
     stdout: int | None = None,
     **environment: str,
 ) -> AbstractAsyncContextManager[CommandProcess]:
-    """Run ``outplan``, its output in a pipe, in a terminal, or in the file ``stdout``."""
+    """Run ``outplan`` with its output in a pipe, in a terminal, or in the file ``stdout``."""
     program = [sys.executable, "-m", "outplan", *arguments]
     variables = deployment.environment(**{"TERM": "xterm", **environment})
-    # An import of readline sets the size of the terminal that runs the tests.
+    # readline, once imported, exports the size of the terminal that runs the tests.
     variables = {k: v for k, v in variables.items() if k not in ("COLUMNS", "LINES")}
     return run_program(program, variables, terminal=terminal, stdout=stdout)
 
@@ -98,7 +98,7 @@ async def run_program(
     terminal: bool = False,
     stdout: int | None = None,
 ) -> AsyncIterator[CommandProcess]:
-    """Run a program; kill it at the block's end, if it still runs."""
+    """Run a program, and kill it at the end of the block if it still runs."""
     master, slave = _open_terminal() if terminal else (None, None)
     process = await asyncio.create_subprocess_exec(
         *program,

@@ -13,11 +13,11 @@ from outplan.domain.records import Record, RecordedOutcome, Snapshot
 from outplan.errors import Unprocessable
 from tests.support.builders import (
     QUEUE,
-    code,
     create,
     delete,
-    redelivered,
-    story,
+    make_conflict_pair,
+    read_code,
+    redeliver,
     update,
 )
 from tests.support.samples import (
@@ -84,7 +84,7 @@ def test_a_rejected_command_has_no_effect_on_the_next() -> None:
     outcomes = decide_all(
         new_batch(snapshot_of()), update("c-1", name="x", expected_version=9), delete("c-2")
     )
-    assert [code(o) for o in outcomes] == ["version_conflict", "accepted"]
+    assert [read_code(o) for o in outcomes] == ["version_conflict", "accepted"]
     assert outcomes[1].version == 2
 
 
@@ -96,7 +96,7 @@ def test_outplans_have_versions_of_their_own() -> None:
 
 def test_an_update_before_its_create_is_not_found_and_the_create_is_accepted() -> None:
     outcomes = decide_all(new_batch(), update("c-1", name="x"), create("c-2"))
-    assert [code(o) for o in outcomes] == ["not_found", "accepted"]
+    assert [read_code(o) for o in outcomes] == ["not_found", "accepted"]
 
 
 def test_deciding_does_not_change_the_snapshot() -> None:
@@ -111,7 +111,7 @@ def test_an_invalid_delivery_is_rejected_and_the_others_are_decided() -> None:
     bad = delivery(b"{", message_id="c-1")
     rejection = parse(bad)
     outcomes = [each.decide(create("c-0")), each.decide(rejection), each.decide(delete("c-2"))]
-    assert [code(o) for o in outcomes] == ["accepted", "invalid_json", "accepted"]
+    assert [read_code(o) for o in outcomes] == ["accepted", "invalid_json", "accepted"]
     assert outcomes[1].delivery is bad
     assert read_recorded(each) == ()
 
@@ -150,7 +150,7 @@ def test_other_content_under_an_accepted_message_id_is_rejected() -> None:
     record = record_of(create("c-1"))
     each = new_batch(snapshot_of(1, record))
     outcomes = decide_all(each, update("c-1", name="x"), delete("c-1"))
-    assert [code(o) for o in outcomes] == ["message_id_reused"] * 2
+    assert [read_code(o) for o in outcomes] == ["message_id_reused"] * 2
     assert all(o.problem and o.problem.status == 409 for o in outcomes)
     assert each.records == []
     assert len(read_recorded(each)) == 2
@@ -158,7 +158,7 @@ def test_other_content_under_an_accepted_message_id_is_rejected() -> None:
 
 def test_a_message_id_can_be_reused_within_a_batch() -> None:
     outcomes = decide_all(new_batch(), create("c-1"), update("c-1", name="x"), create("c-1"))
-    assert [(code(o), o.duplicate) for o in outcomes] == [
+    assert [(read_code(o), o.duplicate) for o in outcomes] == [
         ("accepted", False), ("message_id_reused", False), ("accepted", True),
     ]  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_a_rejected_command_leaves_its_message_id_free() -> None:
     outcomes = decide_all(
         new_batch(), update("c-1", name="x"), create("c-2"), update("c-1", name="x")
     )
-    assert [code(o) for o in outcomes] == ["not_found", "accepted", "accepted"]
+    assert [read_code(o) for o in outcomes] == ["not_found", "accepted", "accepted"]
     assert not outcomes[2].duplicate
 
 
@@ -175,7 +175,7 @@ def test_an_unchanged_command_leaves_its_message_id_free() -> None:
     outcomes = decide_all(
         new_batch(snapshot_of()), update("c-1", name="first"), update("c-1", name="x")
     )
-    assert [code(o) for o in outcomes] == ["unchanged", "accepted"]
+    assert [read_code(o) for o in outcomes] == ["unchanged", "accepted"]
 
 
 def test_message_id_reused_does_not_quote_the_other_command() -> None:
@@ -233,7 +233,7 @@ def test_a_recorded_outcome_precedes_the_acceptance_of_a_resend() -> None:
     """The event of the resend may not be published yet, nor those before it."""
     sent = update("c-2", redelivered=True, name="x")
     each = new_batch(snapshot_of(2, record_of(sent, version=2)), (conflict_recorded_for(sent),))
-    assert code(each.decide(sent)) == "version_conflict"
+    assert read_code(each.decide(sent)) == "version_conflict"
 
 
 def test_a_stored_command_without_a_recorded_outcome_is_a_duplicate() -> None:
@@ -246,7 +246,7 @@ def test_a_recorded_outcome_precedes_message_id_reused() -> None:
     sent = update("c-2", redelivered=True, name="x")
     record = record_of(update("c-2", name="y"), version=2)
     each = new_batch(snapshot_of(2, record), (conflict_recorded_for(sent),))
-    assert code(each.decide(sent)) == "version_conflict"
+    assert read_code(each.decide(sent)) == "version_conflict"
 
 
 def test_a_recorded_outcome_precedes_a_new_decision() -> None:
@@ -265,7 +265,8 @@ def test_a_recorded_outcome_precedes_a_new_decision() -> None:
 def test_a_message_that_is_not_redelivered_is_decided_anew() -> None:
     sent = update("c-2", redelivered=False, name="x", expected_version=2)
     assert (
-        code(new_batch(snapshot_of(2), (conflict_recorded_for(sent),)).decide(sent)) == "accepted"
+        read_code(new_batch(snapshot_of(2), (conflict_recorded_for(sent),)).decide(sent))
+        == "accepted"
     )
 
 
@@ -295,16 +296,19 @@ def test_a_bug_in_a_decision_makes_the_batch_unprocessable(
 
 
 def test_after_a_crash_an_earlier_rejection_stands_although_it_would_be_accepted_now() -> None:
-    early, late = story()
+    early, late = make_conflict_pair()
     first = new_batch(snapshot_of(1))
-    assert [code(o) for o in decide_all(first, early, late)] == ["version_conflict", "accepted"]
+    assert [read_code(o) for o in decide_all(first, early, late)] == [
+        "version_conflict",
+        "accepted",
+    ]
     # Version 2 is committed, and the outcome is on the fence. The worker dies before its ack.
     kept = read_recorded(first)
     after = snapshot_of(2, *first.records, name="late", tm_update=first.records[0].event.time)
 
     second = new_batch(after, kept)
-    again = decide_all(second, redelivered(early, 1), redelivered(late, 2))
-    assert [(code(o), o.duplicate) for o in again] == [
+    again = decide_all(second, redeliver(early, 1), redeliver(late, 2))
+    assert [(read_code(o), o.duplicate) for o in again] == [
         ("version_conflict", False), ("accepted", True),
     ]  # fmt: skip
     assert second.records == []
@@ -312,8 +316,8 @@ def test_after_a_crash_an_earlier_rejection_stands_although_it_would_be_accepted
 
 def test_without_the_recorded_outcome_the_earlier_command_would_be_applied_last() -> None:
     """If this test failed, the deduplication window would be needless."""
-    early, late = story()
+    early, late = make_conflict_pair()
     first = new_batch(snapshot_of(1))
     decide_all(first, early, late)
     forgetful = new_batch(snapshot_of(2, *first.records, tm_update=first.records[0].event.time))
-    assert code(forgetful.decide(redelivered(early, 1))) == "accepted"
+    assert read_code(forgetful.decide(redeliver(early, 1))) == "accepted"

@@ -22,11 +22,11 @@ from outplan.worker import handler as handler_module
 from outplan.worker.handler import Handler
 from tests.support.builders import (
     QUEUE,
-    code,
     create,
     delete,
-    redelivered,
-    story,
+    make_conflict_pair,
+    read_code,
+    redeliver,
     update,
 )
 from tests.support.memory import Died, Memory
@@ -80,7 +80,7 @@ async def test_a_batch_without_a_valid_command_does_not_touch_the_store() -> Non
     memory = Memory()
     handler, _ = handler_on(memory)
     outcomes = await handler.handle([delivery(b""), delivery({}, "nonsense")])
-    assert [code(o) for o in outcomes] == ["invalid_json", "unknown_command"]
+    assert [read_code(o) for o in outcomes] == ["invalid_json", "unknown_command"]
     assert (memory.claims, memory.commits) == ([], 0)
 
 
@@ -90,7 +90,7 @@ async def test_outcomes_have_the_order_of_their_deliveries() -> None:
     deliveries = [create("c-1", tag=1).delivery, bad, delete("c-3", tag=3).delivery]
     outcomes = await handler.handle(deliveries)
     assert [o.delivery for o in outcomes] == deliveries
-    assert [code(o) for o in outcomes] == ["accepted", "invalid_json", "accepted"]
+    assert [read_code(o) for o in outcomes] == ["accepted", "invalid_json", "accepted"]
 
 
 async def test_a_queue_is_claimed_once_at_its_first_command() -> None:
@@ -139,9 +139,9 @@ async def test_after_an_unknown_commit_an_unchanged_command_has_the_same_outcome
 async def test_after_an_unknown_commit_an_earlier_rejection_stands() -> None:
     memory = Memory(states={ID: state(1)}, lose_next=True)
     handler, _ = handler_on(memory)
-    early, late = story()
+    early, late = make_conflict_pair()
     outcomes = await handler.handle(batch(early, late))
-    assert [code(o) for o in outcomes] == ["version_conflict", "accepted"]
+    assert [read_code(o) for o in outcomes] == ["version_conflict", "accepted"]
     assert memory.states[ID].outplan.name == "late"
     assert list(memory.records) == ["late"]
     kept = memory.fences[QUEUE].outcomes
@@ -151,8 +151,8 @@ async def test_after_an_unknown_commit_an_earlier_rejection_stands() -> None:
 async def test_after_a_failed_commit_the_batch_is_decided_anew() -> None:
     memory = Memory(states={ID: state(1)}, fail_next=True)
     handler, errors = handler_on(memory)
-    outcomes = await handler.handle(batch(*story()))
-    assert [(code(o), o.duplicate) for o in outcomes] == [
+    outcomes = await handler.handle(batch(*make_conflict_pair()))
+    assert [(read_code(o), o.duplicate) for o in outcomes] == [
         ("version_conflict", False), ("accepted", False),
     ]  # fmt: skip
     assert [type(error) for error in errors] == [StoreUnavailable]
@@ -160,24 +160,24 @@ async def test_after_a_failed_commit_the_batch_is_decided_anew() -> None:
 
 async def test_after_a_failed_commit_a_resent_command_is_decided_anew() -> None:
     memory = Memory(states={ID: state(1)})
-    early, late = story()
+    early, late = make_conflict_pair()
     handler, _ = handler_on(memory)
     await handler.handle(batch(early, late))
     # Everything is acked, the worker restarts, and the sender resends the rejected command.
     memory.fail_next = True
     handler, _ = handler_on(memory)
     [outcome] = await handler.handle(batch(early))
-    assert (code(outcome), outcome.version) == ("accepted", 3)
+    assert (read_code(outcome), outcome.version) == ("accepted", 3)
 
 
 async def test_the_next_session_inherits_recorded_outcomes() -> None:
     memory = Memory(states={ID: state(1)})
-    early, late = story()
+    early, late = make_conflict_pair()
     handler, _ = handler_on(memory)
     await handler.handle(batch(early, late))
     after_the_crash, _ = handler_on(memory)
-    again = await after_the_crash.handle(batch(redelivered(early, 1), redelivered(late, 2)))
-    assert [(code(o), o.duplicate) for o in again] == [
+    again = await after_the_crash.handle(batch(redeliver(early, 1), redeliver(late, 2)))
+    assert [(read_code(o), o.duplicate) for o in again] == [
         ("version_conflict", False), ("accepted", True),
     ]  # fmt: skip
     assert memory.states[ID].version == 2
@@ -221,7 +221,7 @@ async def test_a_command_that_always_fails_is_rejected_after_its_attempts() -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_module, "decide", lambda *_: 1 / 0)
         outcome = await handler.handle_alone(create("c-1").delivery)
-    assert code(outcome) == "delivery_limit"
+    assert read_code(outcome) == "delivery_limit"
     assert [attempt.number for attempt in memory.attempts] == [*range(1, MAX_ATTEMPTS + 1)]
     assert len(errors) == MAX_ATTEMPTS
     assert "ZeroDivisionError" in str(errors[-1])
@@ -250,7 +250,7 @@ async def test_a_command_that_can_be_neither_handled_nor_looked_up_is_rejected(
 
     monkeypatch.setattr(memory, "transact", unreadable)
     outcome = await handler.handle_alone(create("c-1").delivery)
-    assert code(outcome) == "delivery_limit"
+    assert read_code(outcome) == "delivery_limit"
     assert len(errors) == MAX_ATTEMPTS
 
 
@@ -259,19 +259,19 @@ async def test_a_recorded_outcome_stands_however_many_workers_it_ended() -> None
     for _ in range(MAX_ATTEMPTS + 2):
         handler, _ = handler_on(memory)
         outcome = await handler.handle_alone(sent)
-    assert code(outcome) == "not_found"
+    assert read_code(outcome) == "not_found"
 
 
 async def test_a_single_command_is_retried_while_the_server_aborts_its_transaction() -> None:
     handler, errors = handler_on(Memory(conflicts=10, conflict=StoreAborted))
     outcome = await handler.handle_alone(create("c-1").delivery)
-    assert code(outcome) == "accepted"
+    assert read_code(outcome) == "accepted"
     assert len(errors) >= 9
 
 
 async def test_a_stored_batch_that_is_split_is_not_decided_anew() -> None:
     memory = Memory({ID: state()}, lose_next=True)
-    early, late = story()
+    early, late = make_conflict_pair()
     idle = delete("idle", tag=0, expected_version=7)
     handler, _ = handler_on(memory)
     three = batch(idle, early, late)
@@ -289,7 +289,7 @@ async def test_a_stored_batch_that_is_split_is_not_decided_anew() -> None:
     for each in three:
         alone.append(await handler.handle_alone(each))
         handler.clear(each)
-    assert [code(o) for o in alone] == ["version_conflict", "version_conflict", "accepted"]
+    assert [read_code(o) for o in alone] == ["version_conflict", "version_conflict", "accepted"]
     assert alone[-1].duplicate
 
 
@@ -298,7 +298,7 @@ async def test_a_session_that_ends_through_no_fault_of_the_message_refunds_its_a
     for _ in range(MAX_ATTEMPTS + 1):
         handler, _ = handler_on(memory)
         outcome = await handler.handle_alone(sent)
-        assert code(outcome) == "accepted"
+        assert read_code(outcome) == "accepted"
         await handler.release()  # Its event could not be published.
     assert memory.attempts[-1].number == 0
 
@@ -317,7 +317,7 @@ async def test_a_stored_command_is_never_rejected_however_many_workers_it_ended(
     for _ in range(MAX_ATTEMPTS + 2):
         handler, _ = handler_on(memory)
         outcome = await handler.handle_alone(sent)  # Publishing its event ends the worker.
-    assert (code(outcome), outcome.duplicate) == ("accepted", True)
+    assert (read_code(outcome), outcome.duplicate) == ("accepted", True)
 
 
 async def test_a_poison_message_is_rejected_after_its_attempts() -> None:
@@ -326,7 +326,7 @@ async def test_a_poison_message_is_rejected_after_its_attempts() -> None:
         await die_while_handling(memory, poison)
     handler, _ = handler_on(memory)
     outcome = await handler.handle_alone(poison)
-    assert code(outcome) == "delivery_limit"
+    assert read_code(outcome) == "delivery_limit"
     assert outcome.problem is not None
     assert (outcome.problem.status, outcome.problem.command_id) == (500, "c-1")
     assert memory.records == {}
@@ -338,9 +338,9 @@ async def test_attempts_at_one_message_do_not_count_against_another() -> None:
         await die_while_handling(memory, create("c-1").delivery)
     handler, _ = handler_on(memory)
     outcome = await handler.handle_alone(delete("c-2").delivery)
-    assert code(outcome) == "not_found"
+    assert read_code(outcome) == "not_found"
     outcome = await handler.handle_alone(create("c-3").delivery)
-    assert code(outcome) == "accepted"
+    assert read_code(outcome) == "accepted"
 
 
 async def test_copies_of_an_accepted_command_are_all_duplicates() -> None:
@@ -352,7 +352,7 @@ async def test_copies_of_an_accepted_command_are_all_duplicates() -> None:
         outcomes.append(await handler.handle_alone(sent))
         handler.clear(sent)
     assert [attempt.number for attempt in memory.attempts] == [1] * (MAX_ATTEMPTS + 1)
-    assert [(code(o), o.duplicate) for o in outcomes] == [
+    assert [(read_code(o), o.duplicate) for o in outcomes] == [
         ("accepted", False), *[("accepted", True)] * MAX_ATTEMPTS,
     ]  # fmt: skip
 
@@ -367,7 +367,7 @@ async def test_a_batch_that_always_conflicts_is_unprocessable() -> None:
 async def test_a_batch_that_conflicts_for_a_while_is_retried() -> None:
     handler, _ = handler_on(Memory(conflicts=3))
     [outcome] = await handler.handle(batch(create("c-1")))
-    assert code(outcome) == "accepted"
+    assert read_code(outcome) == "accepted"
 
 
 async def test_a_claim_without_ownership_handles_nothing() -> None:
