@@ -1,4 +1,4 @@
-"""What the unit tests judge: ready-made deliveries, commands and documents."""
+"""Build sample deliveries, commands and documents for the unit tests."""
 
 import json
 from collections.abc import Mapping
