@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import outplan
 from outplan.client import OutplanClient, Unreachable
-from outplan.contract.schemas import is_valid, schema_names, schema_text
+from outplan.contract.schemas import is_valid, list_schema_names, read_schema_text
 
 PYTHON: Final = sys.executable
 OUTPLAN: Final = str(Path(sys.executable).with_name("outplan"))
@@ -62,8 +62,8 @@ def check_package() -> None:
 
 
 def check_schemas() -> None:
-    assert {"outplan", "outplan_create", "outplan_updated", "reply"} <= set(schema_names())
-    assert schema_text("outplan").startswith(b"{")
+    assert {"outplan", "outplan_create", "outplan_updated", "reply"} <= set(list_schema_names())
+    assert read_schema_text("outplan").startswith(b"{")
     assert is_valid("outplan_create", CREATE)
     assert not is_valid("outplan_create", CREATE | {"dial_timeout": 30})
 

@@ -11,10 +11,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import structlog
 
 from outplan.contract.times import utc_now
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.mongodb.store import MongoStore
 from outplan.rabbitmq.session import Session, open_session
-from outplan.settings import Settings, unknown_variables
+from outplan.settings import Settings, find_unknown_variables
 from outplan.worker.health import Readiness, serve_health
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.watchdog import watchdog
@@ -25,7 +25,7 @@ def compose(
     settings: Settings, store: MongoStore, health: Health, metrics: Metrics
 ) -> Dependencies:
     """Put a worker's parts together. Nothing is connected yet."""
-    layout = topology(settings.prefix, settings.partitions)
+    layout = build_topology(settings.prefix, settings.partitions)
 
     def open_broker_session() -> AbstractAsyncContextManager[Session]:
         return open_session(
@@ -71,7 +71,7 @@ async def run(settings: Settings) -> None:
     # was imported, took a sixth of the worker's time.
     gc.freeze()
     gc.set_threshold(20_000)
-    for name in unknown_variables():
+    for name in find_unknown_variables():
         log.warning("variable_ignored", name=name, detail="no setting has this name")
     async with watchdog(settings.hang_seconds), open_worker(settings) as worker:
         _stop_on_signals(worker)

@@ -6,7 +6,7 @@ OutplanError
 │   ├── BrokerRefused       exit 1
 │   ├── StoreUnsuitable     exit 1
 │   └── PortTaken           exit 1
-├── Unavailable             a server is away: back off and retry for ever
+├── Unavailable             not possible now: back off and retry
 │   ├── BrokerUnavailable   ends the session; the worker opens another one
 │   ├── Nacked              the broker nacked messages: publish them again
 │   │   └── ReplyNacked     it nacked replies only: publish them again a few times
@@ -81,4 +81,4 @@ class Fenced(OutplanError):
 
 
 class Unprocessable(OutplanError):
-    """Raised when a batch fails and waiting does not help. Nothing is stored."""
+    """Raised when a batch fails and a retry would fail too. Nothing is stored."""

@@ -50,16 +50,18 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        complaints = (f"{variable(field)}: {text}" for field, text in wrong_fields(error).items())
+        complaints = (
+            f"{variable(field)}: {text}" for field, text in describe_errors(error).items()
+        )
         raise WrongSetting("; ".join(complaints)) from None
 
 
-def usable_settings() -> tuple[Settings, dict[str, str]]:
+def load_usable_settings() -> tuple[Settings, dict[str, str]]:
     """Read the environment, with defaults for wrong variables; also return the errors by field."""
     try:
         return Settings(), {}
     except ValidationError as error:
-        wrong = wrong_fields(error)
+        wrong = describe_errors(error)
     defaults = {field: Settings.model_fields[field].default for field in wrong}
     return Settings(**defaults), wrong
 
@@ -69,7 +71,7 @@ def variable(field: str) -> str:
     return f"{ENV_PREFIX}{field.upper()}"
 
 
-def unknown_variables() -> tuple[str, ...]:
+def find_unknown_variables() -> tuple[str, ...]:
     """List the OUTPLAN_ variables that no setting reads; most are misspelt."""
     known = {variable(field) for field in Settings.model_fields}
     return tuple(
@@ -79,7 +81,7 @@ def unknown_variables() -> tuple[str, ...]:
     )
 
 
-def wrong_fields(error: ValidationError) -> dict[str, str]:
+def describe_errors(error: ValidationError) -> dict[str, str]:
     """Return a validation error's texts by field, without the values."""
     # A URL may contain a password.
     return {

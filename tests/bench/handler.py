@@ -17,9 +17,9 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.write_concern import WriteConcern
 
 from outplan.contract.messages import Create, Event
-from outplan.contract.times import text_time, utc_now
-from outplan.contract.topology import topology
-from outplan.domain.codec import event_body
+from outplan.contract.times import format_time, utc_now
+from outplan.contract.topology import build_topology
+from outplan.domain.codec import encode_event
 from outplan.domain.decider import decide
 from outplan.settings import Settings, load_settings
 
@@ -66,7 +66,7 @@ class DocumentStore:
 
 def build_application(settings: Settings) -> FastStream:
     """Build the application that consumes the existing command queue of ``settings.prefix``."""
-    layout = topology(settings.prefix)
+    layout = build_topology(settings.prefix)
     events = RabbitExchange(layout.events.name, type=ExchangeType.TOPIC, durable=True)
     broker = RabbitBroker(settings.amqp_url, logger=None, app_id="handler")
     store = DocumentStore(settings)
@@ -77,12 +77,12 @@ def build_application(settings: Settings) -> FastStream:
         ack_policy=AckPolicy.NACK_ON_ERROR,
     )
     async def create(command: Create, message: RabbitMessage) -> None:
-        event = decide(None, command, message.message_id, text_time(utc_now()))
+        event = decide(None, command, message.message_id, format_time(utc_now()))
         assert isinstance(event, Event)
         await store.save(event)
         outplan = event.data
         await broker.publish(
-            event_body(event),
+            encode_event(event),
             exchange=events,
             routing_key=f"{event.type}.{outplan.customer_id}.{outplan.id}",
             persist=True,

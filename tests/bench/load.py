@@ -11,7 +11,7 @@ import aio_pika
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from outplan.contract.topology import Topology, topology
+from outplan.contract.topology import Topology, build_topology
 from tests.support.topology import declare_topology
 
 _IN_FLIGHT: Final = 500
@@ -58,7 +58,7 @@ async def open_queues(url: str, prefix: str) -> AsyncIterator[Queues]:
     """Declare the service's queues before it runs; delete them when the block ends."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        queues = await _declare(channel, topology(prefix))
+        queues = await _declare(channel, build_topology(prefix))
         try:
             yield queues
         finally:

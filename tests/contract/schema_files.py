@@ -13,7 +13,9 @@ from outplan.contract.messages import COMMANDS, Address, Event, EventType, Outpl
 
 SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
 EXAMPLES: Final = SCHEMAS / "examples"
-FILES: Final = {name: json.loads(schemas.schema_text(name)) for name in schemas.schema_names()}
+FILES: Final = {
+    name: json.loads(schemas.read_schema_text(name)) for name in schemas.list_schema_names()
+}
 MODELS: Final[dict[str, type[BaseModel]]] = {
     "address": Address,
     "outplan": Outplan,

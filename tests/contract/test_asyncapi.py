@@ -9,14 +9,14 @@ import yaml  # type: ignore[import-untyped]  # has no stubs among its files
 
 from outplan.contract.fields import PUBLISHER
 from outplan.contract.messages import COMMANDS, EventType
-from outplan.contract.topology import Binding, topology
+from outplan.contract.topology import Binding, build_topology
 from tests.contract.schema_files import SCHEMAS
 
 DOCUMENT: Final[dict[str, Any]] = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
 CHANNELS: Final = DOCUMENT["channels"]
 MESSAGES: Final = DOCUMENT["components"]["messages"]
-UNPARTITIONED: Final = topology()
-PARTITIONED: Final = topology(partitions=3)
+UNPARTITIONED: Final = build_topology()
+PARTITIONED: Final = build_topology(partitions=3)
 
 
 def find_references(node: Any) -> Iterator[str]:

@@ -13,12 +13,12 @@ from outplan.contract import schemas
 from outplan.contract.fields import MAX_PROBLEM_ERRORS
 from outplan.contract.messages import Update
 
-VALID: Final[dict[str, Any]] = json.loads(schemas.schema_text("outplan_create"))["examples"][1]
+VALID: Final[dict[str, Any]] = json.loads(schemas.read_schema_text("outplan_create"))["examples"][1]
 ID: Final[str] = VALID["id"]
 
 
 def find_errors(name: str, instance: object) -> list[tuple[str, str]]:
-    return [(error.pointer, error.detail) for error in schemas.violations(name, instance)]
+    return [(error.pointer, error.detail) for error in schemas.find_violations(name, instance)]
 
 
 def create_errors(**changes: Any) -> list[tuple[str, str]]:
@@ -37,7 +37,7 @@ def nest_lists(depth: int) -> list[Any]:
 
 
 def test_a_valid_command_has_no_errors() -> None:
-    assert schemas.violations("outplan_create", VALID) == ()
+    assert schemas.find_violations("outplan_create", VALID) == ()
     assert schemas.is_valid("outplan_create", VALID)
 
 
@@ -144,7 +144,7 @@ def test_a_pointer_escapes_slash_and_tilde() -> None:
 
 
 def test_a_pointer_includes_list_indexes() -> None:
-    problem = json.loads(schemas.schema_text("problem"))["examples"][0]
+    problem = json.loads(schemas.read_schema_text("problem"))["examples"][0]
     problem["errors"] = [{"pointer": "", "detail": "x"}, {"pointer": "no slash", "detail": 1}]
     assert [pointer for pointer, _ in find_errors("problem", problem)] == [
         "/errors/1/pointer",
@@ -153,7 +153,7 @@ def test_a_pointer_includes_list_indexes() -> None:
 
 
 def test_a_field_of_another_reply_status_is_reported_at_that_field() -> None:
-    reply = json.loads(schemas.schema_text("reply"))["examples"][1]
+    reply = json.loads(schemas.read_schema_text("reply"))["examples"][1]
     assert find_errors("reply", {**reply, "version": 2}) == [("/version", "does not belong here")]
 
 
@@ -208,11 +208,11 @@ def test_missing_fields_come_first_when_errors_are_cut_off() -> None:
     ids=["fields", "nested fields", "list", "labels", "local part", "text"],
 )
 def test_a_hostile_body_is_validated_quickly(body: dict[str, Any]) -> None:
-    schemas.violations("outplan_create", {})
+    schemas.find_violations("outplan_create", {})
     fastest = 1.0
     for _ in range(5):
         start = perf_counter()
-        found = schemas.violations("outplan_create", body)
+        found = schemas.find_violations("outplan_create", body)
         fastest = min(fastest, perf_counter() - start)
         assert 0 < len(found) <= MAX_PROBLEM_ERRORS
     assert fastest < 0.1
@@ -225,7 +225,7 @@ def test_a_name_that_is_not_unicode_is_an_error() -> None:
 
 
 def test_an_error_about_invalid_unicode_can_be_serialized() -> None:
-    found = schemas.violations("outplan_create", {**VALID, "\udfff": 1, "id": "\ud800"})
+    found = schemas.find_violations("outplan_create", {**VALID, "\udfff": 1, "id": "\ud800"})
     assert found
     for error in found:
         error.model_dump_json()
@@ -244,24 +244,26 @@ def test_a_valid_command_is_validated_in_microseconds() -> None:
     for _ in range(7):
         start = perf_counter()
         for _ in range(rounds):
-            schemas.violations("outplan_create", VALID)
+            schemas.find_violations("outplan_create", VALID)
         fastest = min(fastest, (perf_counter() - start) / rounds)
     assert fastest < 20e-6  # about 2 µs; compiling the validator each time takes 1000
 
 
 def test_schema_names_match_the_files() -> None:
-    assert "outplan_create" in schemas.schema_names()
-    assert "definitions" in schemas.schema_names()
-    assert list(schemas.schema_names()) == sorted(schemas.schema_names())
-    assert all("$schema" in json.loads(schemas.schema_text(n)) for n in schemas.schema_names())
+    assert "outplan_create" in schemas.list_schema_names()
+    assert "definitions" in schemas.list_schema_names()
+    assert list(schemas.list_schema_names()) == sorted(schemas.list_schema_names())
+    assert all(
+        "$schema" in json.loads(schemas.read_schema_text(n)) for n in schemas.list_schema_names()
+    )
 
 
 @pytest.mark.parametrize("name", ["no_such_schema", "../README", ""])
 def test_an_unknown_schema_name_raises_key_error(name: str) -> None:
     with pytest.raises(KeyError):
-        schemas.schema_text(name)
+        schemas.read_schema_text(name)
     with pytest.raises(KeyError):
-        schemas.violations(name, {})
+        schemas.find_violations(name, {})
 
 
 def test_import_reads_and_compiles_nothing() -> None:

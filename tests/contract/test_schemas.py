@@ -23,7 +23,7 @@ from tests.contract.schema_files import (
     python_validator,
 )
 
-NAMES: Final = tuple(name for name in schemas.schema_names() if name != "definitions")
+NAMES: Final = tuple(name for name in schemas.list_schema_names() if name != "definitions")
 EXPECTED: Final[dict[str, list[str]]] = json.loads((EXAMPLES / "invalid/expected.json").read_text())
 # Keywords with the same meaning in draft-07 and 2020-12.
 KEYWORDS: Final = frozenset(
@@ -161,7 +161,7 @@ def test_every_invalid_example_lists_its_expected_pointers() -> None:
 
 @pytest.mark.parametrize("path", example_params("valid"))
 def test_a_valid_example_passes_its_schema(path: Path) -> None:
-    assert schemas.violations(path.parent.name, json.loads(path.read_text())) == ()
+    assert schemas.find_violations(path.parent.name, json.loads(path.read_text())) == ()
 
 
 @pytest.mark.parametrize("path", example_params("valid"))
@@ -184,7 +184,7 @@ def test_outgoing_messages_round_trip_without_changes(name: str) -> None:
 @pytest.mark.parametrize("path", example_params("invalid"))
 def test_an_invalid_example_fails_at_the_expected_pointers(path: Path) -> None:
     name = path.parent.name
-    found = schemas.violations(name, json.loads(path.read_text()))
+    found = schemas.find_violations(name, json.loads(path.read_text()))
     assert {error.pointer for error in found} == set(EXPECTED[f"{name}/{path.stem}"])
 
 
@@ -225,5 +225,5 @@ def test_the_schemas_load_from_beside_or_inside_the_package() -> None:
     package = Path(str(resources.files("outplan")))
     folders = (package / "schemas", package.parents[1] / "schemas")
     folder = next(folder for folder in folders if folder.is_dir())
-    for name in schemas.schema_names():
-        assert schemas.schema_text(name) == (folder / f"{name}.json").read_bytes()
+    for name in schemas.list_schema_names():
+        assert schemas.read_schema_text(name) == (folder / f"{name}.json").read_bytes()

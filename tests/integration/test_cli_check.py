@@ -9,8 +9,8 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pymongo import AsyncMongoClient
 from yarl import URL
 
-from outplan.contract.topology import topology
-from outplan.mongodb.validators import validators
+from outplan.contract.topology import build_topology
+from outplan.mongodb.validators import build_validators
 from outplan.testing import Deployment
 from tests.support.commands import run_command
 from tests.support.worker_process import WorkerProcess, run_worker
@@ -64,7 +64,7 @@ async def test_no_problem_is_found_before_the_first_worker_and_nothing_is_create
     )
     assert found["collection outplans"][1] == "does not exist yet; a worker creates it"
     assert ("plugin rabbitmq_consistent_hash_exchange" in found) is (partitions == "3")
-    layout = topology(deployment.prefix, int(partitions))
+    layout = build_topology(deployment.prefix, int(partitions))
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         for queue in layout.queues:
             with pytest.raises(ChannelNotFoundEntity):
@@ -246,7 +246,7 @@ async def test_an_index_that_differs_is_reported(
 
 async def test_a_missing_index_is_no_problem(deployment: Deployment, world: World) -> None:
     await world.database.create_collection(
-        "outplan_events", validator=validators()["outplan_events"]
+        "outplan_events", validator=build_validators()["outplan_events"]
     )
     code, found = await check(deployment)
     assert code == 0

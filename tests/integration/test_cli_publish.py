@@ -33,7 +33,7 @@ def test_every_field_of_the_contract_is_an_option() -> None:
         ("update", UpdateOptions),
         ("delete", PreconditionOptions),
     ):
-        schema = json.loads(schemas.schema_text(f"outplan_{name}"))
+        schema = json.loads(schemas.read_schema_text(f"outplan_{name}"))
         named = {field.name for field in fields(options)} | {"id"}
         assert named == set(schema["properties"])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from outplan.contract.schemas import schema_names
+from outplan.contract.schemas import list_schema_names
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 OUTPLAN = Path(sys.executable).with_name("outplan")
@@ -31,7 +31,7 @@ def test_each_schema_is_listed_in_a_line() -> None:
     listed = outplan("schema")
 
     lines = listed.stdout.decode().splitlines()
-    assert [line.split()[0] for line in lines] == list(schema_names())
+    assert [line.split()[0] for line in lines] == list(list_schema_names())
     assert "outplan_create    Creates an outplan" in lines
     assert all(len(line) <= 110 for line in lines)
 
@@ -81,7 +81,7 @@ def test_the_completion_script_is_printed() -> None:
     [
         ("outplan w", 1, {"watch"}),
         ("outplan s", 1, {"sandbox", "schema"}),
-        ("outplan schema out", 2, {n for n in schema_names() if n.startswith("outplan")}),
+        ("outplan schema out", 2, {n for n in list_schema_names() if n.startswith("outplan")}),
         ("outplan watch --ki", 2, {"--kind"}),
         ("outplan watch --kind ", 3, {"created", "updated", "deleted"}),
         ("outplan rejected list --code inv", 4, {"invalid_json", "invalid_command"}),

@@ -12,7 +12,7 @@ import pytest
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.support.commands import COLUMNS, CommandProcess, run_command, run_program
-from tests.support.events import OUTPLAN_ID, event_body, publish_events
+from tests.support.events import OUTPLAN_ID, encode_event, publish_events
 from tests.support.worker_process import WorkerProcess
 from tests.support.world import CUSTOMER, World, create_body, open_world
 
@@ -77,7 +77,7 @@ async def test_a_narrow_terminal_shows_the_id_whole_and_the_name_below(
     variables = deployment.environment(TERM="xterm", NO_COLOR="1")
     async with run_program(program, variables, terminal=True) as watching:
         await watching.wait_for_error("watching")
-        await publish_events(world, event_body(1))
+        await publish_events(world, encode_event(1))
         await watching.wait()
 
     _, head, row, name, *_ = watching.out.decode().splitlines()
@@ -93,7 +93,7 @@ async def test_a_dumb_terminal_is_used_to_its_full_width(
         deployment, "watch", "--limit", "1", terminal=True, TERM="dumb"
     ) as watching:
         await watching.wait_for_error("watching")
-        await publish_events(world, event_body(1, name="n" * 200))
+        await publish_events(world, encode_event(1, name="n" * 200))
         await watching.wait()
 
     lines = watching.out.decode().splitlines()
@@ -105,7 +105,7 @@ async def test_only_the_new_value_is_shown_after_missed_events(
 ) -> None:
     async with run_command(deployment, "watch", "--limit", "3", terminal=True) as watching:
         await watching.wait_for_error("watching")
-        await publish_events(world, event_body(2), event_body(3), event_body(6))
+        await publish_events(world, encode_event(2), encode_event(3), encode_event(6))
         assert await watching.wait() == 0
 
     names = [
@@ -124,7 +124,7 @@ async def test_no_color_turns_off_every_escape_sequence(
     ):
         for watching in (coloured, plain):
             await watching.wait_for_error("watching")
-        await publish_events(world, event_body(1))
+        await publish_events(world, encode_event(1))
         await coloured.wait()
         await plain.wait()
 
@@ -139,7 +139,10 @@ async def test_text_from_other_people_cannot_steer_a_terminal(
 ) -> None:
     evil = "\x1b]0;mine\x07 \x9b31m \u202e\r\x7f"
     source = {"type": "line", "target": "1", "target_name": evil, "name": "", "detail": evil}
-    events = [event_body(1, detail=evil, source=source), event_body(2, detail=evil, source=source)]
+    events = [
+        encode_event(1, detail=evil, source=source),
+        encode_event(2, detail=evil, source=source),
+    ]
     events[1]["changed"] = ["detail", "source"]
     async with run_command(
         deployment, "watch", "--limit", "2", *form, terminal=True, NO_COLOR="1"
@@ -204,7 +207,7 @@ async def test_a_durable_queue_continues_where_the_last_watch_ended(
 ) -> None:
     async with run_command(deployment, "watch", "--queue", queue, "--limit", "2") as first:
         await first.wait_for_error("watching")
-        await publish_events(world, *map(event_body, range(1, 6)))
+        await publish_events(world, *map(encode_event, range(1, 6)))
         assert await first.wait() == 0
     async with run_command(deployment, "watch", "--queue", queue, "--limit", "3") as second:
         assert await second.wait() == 0
@@ -228,7 +231,7 @@ async def test_watch_ends_without_a_message_when_its_reader_is_gone(
     async with run_command(deployment, "watch", stdout=write) as watching:
         os.close(write)
         await watching.wait_for_error("watching")
-        await publish_events(world, event_body(1))
+        await publish_events(world, encode_event(1))
         with os.fdopen(read) as pipe:
             line = await asyncio.to_thread(pipe.readline)
         assert await watching.wait() == 0
@@ -242,7 +245,7 @@ async def test_a_full_disk_is_reported(deployment: Deployment, world: World) -> 
     async with run_command(deployment, "watch", stdout=full) as watching:
         os.close(full)
         await watching.wait_for_error("watching")
-        await publish_events(world, event_body(1))
+        await publish_events(world, encode_event(1))
         assert await watching.wait() == 1
 
     assert watching.err.endswith(b"outplan: standard output: No space left on device\n")
@@ -259,7 +262,7 @@ async def test_a_slow_reader_does_not_cost_the_connection(
     ) as watching:
         os.close(write)
         await watching.wait_for_error("watching")
-        await publish_events(world, *(event_body(n, detail="x" * 2_000) for n in range(1, 201)))
+        await publish_events(world, *(encode_event(n, detail="x" * 2_000) for n in range(1, 201)))
         await asyncio.sleep(5)  # Stop reading for longer than that.
         with os.fdopen(read) as pipe:
             reading = asyncio.create_task(asyncio.to_thread(pipe.readlines))

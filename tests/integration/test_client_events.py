@@ -25,7 +25,7 @@ from outplan.client import (
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.support.balancer import run_balancer
-from tests.support.events import OUTPLAN_ID, event_body, publish_events
+from tests.support.events import OUTPLAN_ID, encode_event, publish_events
 from tests.support.worker_process import run_worker
 from tests.support.world import CUSTOMER, EVENT_QUEUE, TEL, World
 
@@ -96,7 +96,7 @@ async def test_settle_acks_the_last_event_of_a_loop(
     for expected in (1, 2):
         async with events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as stream:
             if expected == 1:
-                await publish_events(world, *map(event_body, [1, 2]))
+                await publish_events(world, *map(encode_event, [1, 2]))
             [event] = await take(stream)
             assert event.version == expected
             await stream.settle()
@@ -105,7 +105,7 @@ async def test_settle_acks_the_last_event_of_a_loop(
 async def test_an_event_keeps_its_raw_bytes_with_unknown_fields(
     deployment: Deployment, world: World
 ) -> None:
-    body = json.dumps({**event_body(1), "colour": "green"}).encode()
+    body = json.dumps({**encode_event(1), "colour": "green"}).encode()
     async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
         await publish_events(world, body)
         [event] = await take(stream)
@@ -116,7 +116,7 @@ async def test_repeats_are_dropped_and_a_gap_is_reported(
     deployment: Deployment, world: World
 ) -> None:
     async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
-        await publish_events(world, *map(event_body, [1, 2, 1, 2, 5, 3, 6]))
+        await publish_events(world, *map(encode_event, [1, 2, 1, 2, 5, 3, 6]))
         one, two, gap, five, six = await take(stream, 5)
 
     assert [e.version for e in (one, two, five, six)] == [1, 2, 5, 6]
@@ -129,7 +129,7 @@ async def test_seen_versions_are_dropped_and_count_for_gaps(
     async with events(
         deployment.amqp_url, prefix=deployment.prefix, seen={OUTPLAN_ID: 2}
     ) as stream:
-        await publish_events(world, *map(event_body, [2, 4]))
+        await publish_events(world, *map(encode_event, [2, 4]))
         gap, four = await take(stream, 2)
 
     assert (gap, four.version) == (Gap(OUTPLAN_ID, 3, 3), 4)
@@ -139,7 +139,7 @@ async def test_a_body_that_is_no_event_is_yielded_as_unreadable(
     deployment: Deployment, world: World
 ) -> None:
     async with events(deployment.amqp_url, prefix=deployment.prefix) as stream:
-        await publish_events(world, b"[1, 2", event_body(1))
+        await publish_events(world, b"[1, 2", encode_event(1))
         unreadable, event = await take(stream, 2)
 
     assert isinstance(unreadable, Unreadable)
@@ -151,7 +151,7 @@ async def test_an_event_is_acked_when_the_loop_takes_the_next(
     deployment: Deployment, world: World, queue: str
 ) -> None:
     async with events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as stream:
-        await publish_events(world, *map(event_body, [1, 2, 3]))
+        await publish_events(world, *map(encode_event, [1, 2, 3]))
         async for event in stream:
             assert isinstance(event, Event)
             if event.version == 2:
@@ -169,7 +169,7 @@ async def test_cancelling_the_wait_for_an_event_loses_none(
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await anext(stream)
-            await publish_events(world, event_body(version))
+            await publish_events(world, encode_event(version))
             assert (await take(stream))[0].version == version
 
 
@@ -180,7 +180,7 @@ async def test_a_second_subscriber_of_a_durable_queue_is_a_standby(
         events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as active,
         events(deployment.amqp_url, prefix=deployment.prefix, queue=queue) as standby,
     ):
-        await publish_events(world, event_body(1), event_body(2))
+        await publish_events(world, encode_event(1), encode_event(2))
         assert [e.version for e in await take(active, 2)] == [1, 2]
         waiting = asyncio.create_task(anext(standby))
         await active.aclose()
@@ -204,18 +204,18 @@ async def test_a_subscription_reconnects_and_reports_whether_events_were_lost(
             on_reconnect=reconnects.append,
         )
         async with stream:
-            await publish_events(world, event_body(1))
+            await publish_events(world, encode_event(1))
             assert (await take(stream))[0].version == 1
             proxy.budget = lambda: 0 if proxy.disconnects < 3 else None
             proxy.disconnect()
-            await publish_events(world, event_body(2))
+            await publish_events(world, encode_event(2))
             waiting = asyncio.create_task(anext(stream))
             await proxy.wait_for(lambda: proxy.disconnects == 3)
             if not durable:
                 async with asyncio.timeout(30):
                     while not reconnects:
                         await asyncio.sleep(0.01)
-            await publish_events(world, event_body(3))
+            await publish_events(world, encode_event(3))
             items = [await waiting, *await take(stream)]
 
     assert reconnects == [Reconnected(lossless=durable)]
@@ -237,7 +237,7 @@ async def test_a_subscription_with_random_cuts_yields_each_version_or_a_gap(
 
     async def publish_forever() -> None:
         for version in itertools.count(1):
-            await publish_events(world, event_body(version))
+            await publish_events(world, encode_event(version))
 
     async with run_balancer(deployment.amqp_url) as proxy, asyncio.timeout(280):
         # Subscribing takes about 1,500 bytes, an event and its ack 1,000.
@@ -274,13 +274,13 @@ async def test_a_deleted_durable_queue_is_reported_as_lossy(
         queue=queue,
         on_reconnect=reconnects.put_nowait,
     ) as stream:
-        await publish_events(world, event_body(1))
+        await publish_events(world, encode_event(1))
         assert (await take(stream))[0].version == 1
         waiting = asyncio.create_task(anext(stream))
         await world.channel.queue_delete(queue)
         async with asyncio.timeout(30):
             assert await reconnects.get() == Reconnected(lossless=False)
-        await publish_events(world, event_body(3))
+        await publish_events(world, encode_event(3))
         assert await waiting == Gap(OUTPLAN_ID, 2, 2)
 
 
@@ -291,7 +291,7 @@ async def test_closing_a_stream_ends_a_waiting_loop(deployment: Deployment, worl
         return [item.version async for item in stream if isinstance(item, Event)]
 
     async with stream:
-        await publish_events(world, event_body(1))
+        await publish_events(world, encode_event(1))
         assert (await take(stream))[0].version == 1
         reading = asyncio.create_task(read_versions())
         await asyncio.wait([reading], timeout=0.1)
@@ -414,7 +414,7 @@ async def test_an_existing_queue_with_other_arguments_is_refused(
 async def test_timestamps_and_fields_of_a_newer_contract_are_read(
     deployment: Deployment, world: World
 ) -> None:
-    newer = event_body(
+    newer = encode_event(
         1,
         tm_create="2022-04-28T03:50:23.414+02:00",
         tm_update="2022-04-28T01:50:23Z",

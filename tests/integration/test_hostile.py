@@ -17,7 +17,7 @@ import pytest
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.fields import MAX_BODY_BYTES, NIL_UUID
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import open_session
 from outplan.testing.deployment import open_deployment
@@ -189,7 +189,7 @@ async def rejected_copies(world: World) -> dict[str, Delivery]:
 
     aio-pika cannot decode some of them.
     """
-    layout = topology(world.deployment.prefix)
+    layout = build_topology(world.deployment.prefix)
     reading = replace(layout, command_queues=(layout.rejected,), bindings=())
     count = sum(c.expected != "accepted" for c in CASES)
     copies: list[Delivery] = []

@@ -13,7 +13,7 @@ import aio_pika
 import pytest
 from pymongo import AsyncMongoClient
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.testing import Deployment, WorkerFailed
 from outplan.testing.live import LiveService, live_service
 from outplan.testing.servers import AMQP_VARIABLE, MONGO_VARIABLE, Servers
@@ -104,7 +104,7 @@ async def test_nothing_remains_on_servers_given_by_url_after_the_tests_were_kill
 async def assert_nothing_on_servers(place: Deployment) -> None:
     async with AsyncMongoClient[dict[str, object]](place.mongo_url) as mongo:
         assert place.database not in await mongo.list_database_names()
-    layout = topology(place.prefix)
+    layout = build_topology(place.prefix)
     async with await aio_pika.connect(place.amqp_url) as connection:
         for queue in (*(queue.name for queue in layout.queues), f"{place.prefix}.witness"):
             with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):

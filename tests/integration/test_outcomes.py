@@ -49,7 +49,7 @@ async def assert_rejected(
     stored = await world.read_documents()
     reply = await world.ask(name, body, **properties)
     problem: Document = reply["problem"]
-    assert schemas.violations("reply", reply) == ()
+    assert schemas.find_violations("reply", reply) == ()
     assert (reply["status"], problem["code"], reply["duplicate"]) == ("rejected", code, False)
     assert problem["type"] == f"urn:outplan:problem:{code.replace('_', '-')}"
     assert problem["command_id"] == reply["command_id"] == id_
@@ -191,7 +191,7 @@ async def test_an_update_without_changes_stores_and_publishes_nothing(world: Wor
 
     reply = await world.ask("outplan_update", body, message_id="same")
 
-    assert schemas.violations("reply", reply) == ()
+    assert schemas.find_violations("reply", reply) == ()
     assert (reply["status"], reply["version"]) == ("unchanged", 1)
     assert reply["outplan"] == outplan
     assert await world.read_documents() == stored

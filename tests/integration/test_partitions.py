@@ -8,7 +8,7 @@ from dataclasses import replace
 import aio_pika
 import pytest
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.testing import Deployment
 from tests.support.worker_process import run_worker
 from tests.support.world import create_body
@@ -32,7 +32,7 @@ async def partitioned_deployment(
     partitioned = replace(deployment, prefix=f"{deployment.prefix}.partitioned")
     async with run_worker(partitioned, OUTPLAN_PARTITIONS=str(PARTITIONS)):
         yield partitioned
-    layout = topology(partitioned.prefix, PARTITIONS)
+    layout = build_topology(partitioned.prefix, PARTITIONS)
     for queue in layout.queues:
         await channel.queue_delete(queue.name)
     for exchange in layout.exchanges:

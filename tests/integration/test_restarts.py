@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq import session as session_module
 from outplan.testing import Deployment
@@ -49,7 +49,7 @@ async def test_a_declaration_without_an_answer_times_out(
 ) -> None:
     """Time out, because the broker still sends heartbeats and keeps the connection open."""
     monkeypatch.setattr(session_module, "_START_SECONDS", 1)
-    layout = topology(deployment.prefix)
+    layout = build_topology(deployment.prefix)
     await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:suspend(ra_log_wal).")
     try:
         with pytest.raises(BrokerUnavailable, match="no answer in time"):

@@ -10,7 +10,7 @@ from tests.support.world import CUSTOMER, TEL, World
 OUTPLAN_ID: Final = "0192f0c1-0000-7000-8000-000000000001"
 
 
-def event_body(version: int, **data: Any) -> dict[str, Any]:
+def encode_event(version: int, **data: Any) -> dict[str, Any]:
     """Build an event of OUTPLAN_ID as the contract defines it; ``data`` replaces outplan fields."""
     event = {
         "id": f"command {version}",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from outplan.contract.topology import Binding, Queue, Topology, topology
+from outplan.contract.topology import Binding, Queue, Topology, build_topology
 
 _QUORUM: Final[Mapping[str, Any]] = {"x-queue-type": "quorum"}
 
@@ -25,7 +25,7 @@ class ObserverQueues:
 
     @property
     def rejected(self) -> str:
-        return topology(self.prefix).rejected.name
+        return build_topology(self.prefix).rejected.name
 
     @property
     def own(self) -> list[str]:
@@ -34,7 +34,7 @@ class ObserverQueues:
 
     def build_topology(self) -> Topology:
         """Build a topology for a session that consumes all three queues."""
-        layout = topology(self.prefix)
+        layout = build_topology(self.prefix)
         own = tuple(Queue(name, _QUORUM) for name in self.own)
         bindings = (Binding(layout.events.name, self.events, "#"),)
         return replace(layout, command_queues=(*own, layout.rejected), bindings=bindings)

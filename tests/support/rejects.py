@@ -9,7 +9,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from outplan.contract.times import text_time
+from outplan.contract.times import format_time
 from outplan.testing import Deployment
 from tests.support.commands import run_command
 from tests.support.world import Document, World, create_body, open_world
@@ -47,7 +47,7 @@ async def put_rejected(world: World, message_id: str, **what: Any) -> None:
     headers = {
         "x-problem-code": what.pop("code", "invalid_command"),
         "x-problem": json.dumps(problem),
-        "x-rejected-at": text_time(at),
+        "x-rejected-at": format_time(at),
         "x-original-exchange": f"{world.deployment.prefix}.commands",
         "x-original-routing-key": what.pop("name", "outplan_create"),
         **what.pop("headers", {}),

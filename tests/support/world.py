@@ -24,7 +24,7 @@ from aio_pika.abc import (
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.testing import Deployment
 from tests.support.topology import declare_topology
 
@@ -176,7 +176,7 @@ class World:
         """Declare what the service declares and consume what it sends."""
         prefix = self.deployment.prefix
         # The tests may publish before the first worker has declared anything.
-        await declare_topology(self.channel, topology(prefix))
+        await declare_topology(self.channel, build_topology(prefix))
         await self.reply_queue.consume(self._on_reply, no_ack=True)
         events = await self.channel.declare_queue(EVENT_QUEUE.format(prefix=prefix), durable=True)
         await events.bind(f"{prefix}.events", "#")

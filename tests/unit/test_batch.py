@@ -50,7 +50,7 @@ def snapshot_of(version: int = 1, *records: Record, **fields: Any) -> Snapshot:
 
 
 def read_recorded(batch: Batch) -> tuple[RecordedOutcome, ...]:
-    return batch.outcomes_to_record()[QUEUE]
+    return batch.list_outcomes_to_record()[QUEUE]
 
 
 def record_of(of: ParsedCommand, version: int = 1) -> Record:

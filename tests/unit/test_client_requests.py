@@ -19,7 +19,7 @@ from outplan.client.ids import new_id
 from outplan.client.models import Outplan
 from outplan.client.requests import Request
 from outplan.contract.messages import COMMANDS, Address, CommandName
-from outplan.domain.decider import outplan_id
+from outplan.domain.decider import find_outplan_id
 from tests.support.samples import ID, create_body, outplan
 
 WITHOUT_ID = {name: value for name, value in create_body().items() if name != "id"}
@@ -44,7 +44,7 @@ def test_new_ids_stay_in_order_if_the_clock_is_set_back(monkeypatch: pytest.Monk
 def test_a_request_has_the_outplan_id_that_the_worker_derives(body: dict[str, Any]) -> None:
     request = Request.create(**body, message_id="c-1")
     command = COMMANDS["outplan_create"].model_validate(body)
-    assert request.outplan_id == outplan_id(command, "c-1")
+    assert request.outplan_id == find_outplan_id(command, "c-1")
 
 
 def test_models_and_uuids_are_encoded_as_json() -> None:

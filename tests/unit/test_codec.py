@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from outplan.contract import schemas
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS, NIL_UUID
 from outplan.contract.messages import Problem
-from outplan.contract.topology import topology
-from outplan.domain.codec import Outcome, ParsedCommand, digest, parse, problem_body, publications
+from outplan.contract.topology import build_topology
+from outplan.domain.codec import (
+    Outcome,
+    ParsedCommand,
+    build_publications,
+    compute_digest,
+    encode_problem,
+    parse,
+)
 from tests.support.samples import (
     CUSTOMER,
     ID,
@@ -25,7 +32,7 @@ from tests.support.samples import (
     request,
 )
 
-TOPOLOGY = topology()
+TOPOLOGY = build_topology()
 NAMES = ["outplan_create", "outplan_update", "outplan_delete"]
 
 
@@ -71,7 +78,7 @@ def test_a_valid_command_is_parsed(name: str) -> None:
     found = parse(sent)
     assert isinstance(found, ParsedCommand)
     assert (found.delivery, found.command_id) == (sent, "command-1")
-    assert found.digest == digest(name, found.command)
+    assert found.digest == compute_digest(name, found.command)
 
 
 def test_the_type_property_overrides_the_routing_key() -> None:
@@ -102,7 +109,7 @@ def test_other_encodings_are_rejected(encoding: str) -> None:
     found = problem(parse(delivery(create_body(), content_encoding=encoding)))
     assert found.code == "invalid_json"
     assert "content_encoding" in found.detail
-    json.loads(problem_body(found))
+    json.loads(encode_problem(found))
 
 
 # --- hostile bodies ----------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def nest(levels: int, left: bytes = b"[", right: bytes = b"]") -> bytes:
 def test_a_body_that_is_not_a_json_object_in_utf_8_is_invalid_json(body: bytes) -> None:
     found = problem(parse(delivery(body)))
     assert (found.code, found.status, found.errors) == ("invalid_json", 400, None)
-    assert schemas.violations("problem", json.loads(problem_body(found))) == ()
+    assert schemas.find_violations("problem", json.loads(encode_problem(found))) == ()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_an_invalid_create_lists_its_errors(field: dict[str, Any]) -> None:
     assert found.errors is not None
     [name] = field
     assert all(error.pointer.startswith(f"/{name}") for error in found.errors)
-    assert schemas.violations("problem", json.loads(problem_body(found))) == ()
+    assert schemas.find_violations("problem", json.loads(encode_problem(found))) == ()
 
 
 @pytest.mark.parametrize("levels", [10, 200, 1_000])
@@ -214,7 +221,7 @@ def test_at_most_32_errors_are_listed_and_they_fit_into_a_header() -> None:
     found = problem(parse(delivery(body)))
     assert found.errors is not None
     assert len(found.errors) == MAX_PROBLEM_ERRORS
-    assert len(problem_body(found)) < 100_000
+    assert len(encode_problem(found)) < 100_000
 
 
 json_values = st.recursive(
@@ -245,9 +252,9 @@ def test_any_body_has_an_outcome_that_can_be_replied_and_copied(
     found = parse(sent)
     if isinstance(found, Problem):
         outcome = Outcome(sent, "rejected", problem=found)
-        copy, reply = publications(outcome, TOPOLOGY, NOW_MOMENT)
-        assert schemas.violations("problem", json.loads(copy.headers["x-problem"])) == ()
-        assert schemas.violations("reply", json.loads(reply.body)) == ()
+        copy, reply = build_publications(outcome, TOPOLOGY, NOW_MOMENT)
+        assert schemas.find_violations("problem", json.loads(copy.headers["x-problem"])) == ()
+        assert schemas.find_violations("reply", json.loads(reply.body)) == ()
         assert copy.body is body
 
 
@@ -264,7 +271,7 @@ def test_the_name_of_an_unknown_command_can_be_written_as_json(name: str) -> Non
     found = problem(parse(delivery({}, name)))
     assert found.code == "unknown_command"
     assert len(found.detail) < 600
-    json.loads(problem_body(found))
+    json.loads(encode_problem(found))
     assert "outplan_create, outplan_update, outplan_delete" in found.detail
 
 
@@ -322,7 +329,7 @@ def test_a_digest_heeds_an_update_to_a_creates_default() -> None:
 
 
 def test_a_digest_heeds_the_commands_name() -> None:
-    assert digest("outplan_update", delete()) != digest("outplan_delete", delete())
+    assert compute_digest("outplan_update", delete()) != compute_digest("outplan_delete", delete())
 
 
 def test_a_digest_heeds_every_field() -> None:

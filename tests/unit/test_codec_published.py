@@ -10,8 +10,14 @@ import pytest
 from outplan.contract import schemas
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.messages import PROBLEM_CODES, Event, Problem, Reply
-from outplan.contract.topology import topology
-from outplan.domain.codec import Outcome, event_body, problem_body, publications, reply_body
+from outplan.contract.topology import build_topology
+from outplan.domain.codec import (
+    Outcome,
+    build_publications,
+    encode_event,
+    encode_problem,
+    encode_reply,
+)
 from outplan.domain.decider import decide
 from outplan.rabbitmq.frames import read_content_header, write_table
 from tests.support.samples import (
@@ -27,7 +33,7 @@ from tests.support.samples import (
     update,
 )
 
-TOPOLOGY = topology()
+TOPOLOGY = build_topology()
 
 
 def create_event() -> Event:
@@ -63,7 +69,7 @@ def test_an_events_members_have_the_contracts_order() -> None:
         "max_try_count_0", "max_try_count_1", "max_try_count_2", "max_try_count_3",
         "max_try_count_4", "tm_create", "tm_update", "tm_delete",
     ]  # fmt: skip
-    created, updated = (json.loads(event_body(e)) for e in (create_event(), update_event()))
+    created, updated = (json.loads(encode_event(e)) for e in (create_event(), update_event()))
     assert list(created) == [*envelope, "data"]
     assert list(updated) == [*envelope, "changed", "data"]
     assert list(updated["data"]) == document
@@ -71,7 +77,7 @@ def test_an_events_members_have_the_contracts_order() -> None:
 
 
 def test_an_event_has_these_bytes() -> None:
-    assert event_body(update_event()).decode() == (
+    assert encode_event(update_event()).decode() == (
         '{"id":"command-2","type":"outplan_updated","publisher":"outplan-service",'
         '"data_type":"application/json","version":2,"time":"2026-11-23 06:10:00.123457",'
         '"changed":["name","try_interval"],"data":{"id":"d5fb7357-7ddb-4f2d-87b5-8ccbfd6c039e",'
@@ -86,21 +92,21 @@ def test_an_event_has_these_bytes() -> None:
 
 @pytest.mark.parametrize("event", [create_event(), update_event()], ids=["created", "updated"])
 def test_a_stored_event_has_the_same_bytes(event: Event) -> None:
-    wire = event_body(event)
-    assert event_body(Event.model_validate_json(wire)) == wire
-    assert schemas.violations(event.type, orjson.loads(wire)) == ()
+    wire = encode_event(event)
+    assert encode_event(Event.model_validate_json(wire)) == wire
+    assert schemas.find_violations(event.type, orjson.loads(wire)) == ()
 
 
 def test_an_event_has_the_contracts_properties_and_headers() -> None:
     event = update_event()
-    [found] = publications(
+    [found] = build_publications(
         accept(event, correlation_id="c-1", headers={"traceparent": "00-a-b-01", "x": 1}),
         TOPOLOGY, NOW_MOMENT,
     )  # fmt: skip
     assert found == Publication(
         exchange="outplan.events",
         routing_key=f"outplan_updated.{CUSTOMER}.{ID}",
-        body=event_body(event),
+        body=encode_event(event),
         headers={
             "outplan_id": ID, "customer_id": CUSTOMER, "version": 2, "traceparent": "00-a-b-01",
         },
@@ -117,7 +123,9 @@ def test_an_event_has_the_contracts_properties_and_headers() -> None:
 def test_a_duplicate_publishes_the_same_event_byte_for_byte() -> None:
     first = accept(update_event())
     again = replace(first, duplicate=True, delivery=delivery({}, tag=9, redelivered=True))
-    assert publications(again, TOPOLOGY, LATER_MOMENT) == publications(first, TOPOLOGY, NOW_MOMENT)
+    assert build_publications(again, TOPOLOGY, LATER_MOMENT) == build_publications(
+        first, TOPOLOGY, NOW_MOMENT
+    )
 
 
 # --- replies -----------------------------------------------------------------------------------
@@ -138,30 +146,30 @@ def outcomes() -> list[Outcome]:
 
 @pytest.mark.parametrize("outcome", outcomes(), ids=lambda o: f"{o.status}-{o.duplicate}")
 def test_a_reply_is_valid_by_schema_and_model(outcome: Outcome) -> None:
-    reply = publications(outcome, TOPOLOGY, NOW_MOMENT)[-1]
-    assert reply.body == reply_body(outcome)
-    assert schemas.violations("reply", json.loads(reply.body)) == ()
+    reply = build_publications(outcome, TOPOLOGY, NOW_MOMENT)[-1]
+    assert reply.body == encode_reply(outcome)
+    assert schemas.find_violations("reply", json.loads(reply.body)) == ()
     assert Reply.model_validate_json(reply.body).status == outcome.status
 
 
 def test_an_accepted_reply_has_the_contracts_members() -> None:
-    body = json.loads(reply_body(accept(update_event(), message_id="command-2")))
+    body = json.loads(encode_reply(accept(update_event(), message_id="command-2")))
     assert list(body) == ["command_id", "status", "duplicate", "version", "outplan"]
     assert (body["command_id"], body["status"], body["duplicate"], body["version"]) == (
         "command-2", "accepted", False, 2,
     )  # fmt: skip
-    assert body["outplan"] == json.loads(event_body(update_event()))["data"]
+    assert body["outplan"] == json.loads(encode_event(update_event()))["data"]
 
 
 def test_a_rejected_reply_has_the_problem_and_no_outplan() -> None:
     found = Problem.of("not_found", "none", "command-1")
-    body = json.loads(reply_body(reject(found)))
+    body = json.loads(encode_reply(reject(found)))
     assert list(body) == ["command_id", "status", "duplicate", "problem"]
-    assert body["problem"] == json.loads(problem_body(found))
+    assert body["problem"] == json.loads(encode_problem(found))
 
 
 def test_a_reply_goes_to_reply_to_through_the_default_exchange() -> None:
-    reply = publications(accept(create_event(), reply_to="me"), TOPOLOGY, NOW_MOMENT)[-1]
+    reply = build_publications(accept(create_event(), reply_to="me"), TOPOLOGY, NOW_MOMENT)[-1]
     assert (reply.exchange, reply.routing_key, reply.type) == ("", "me", "outplan_reply")
     assert reply.correlation_id == "command-1"
     assert not reply.mandatory
@@ -174,7 +182,7 @@ def test_a_reply_goes_to_reply_to_through_the_default_exchange() -> None:
 def test_a_reply_echoes_the_correlation_id_or_else_the_message_id(
     sent: str | None, echoed: str
 ) -> None:
-    reply = publications(
+    reply = build_publications(
         accept(create_event(), reply_to="me", correlation_id=sent), TOPOLOGY, NOW_MOMENT
     )[-1]
     assert reply.correlation_id == echoed
@@ -185,7 +193,7 @@ def test_without_reply_to_there_is_no_reply(reply_to: str | None) -> None:
     unchanged = Outcome(
         delivery({}, reply_to=reply_to), "unchanged", version=1, outplan=create_event().data
     )
-    assert publications(unchanged, TOPOLOGY, NOW_MOMENT) == []
+    assert build_publications(unchanged, TOPOLOGY, NOW_MOMENT) == []
 
 
 # --- problems and rejected copies --------------------------------------------------------------
@@ -193,22 +201,22 @@ def test_without_reply_to_there_is_no_reply(reply_to: str | None) -> None:
 
 @pytest.mark.parametrize("code_", PROBLEM_CODES)
 def test_every_problem_is_valid_by_schema(code_: str) -> None:
-    body = json.loads(problem_body(Problem.of(code_, "why", "command-1")))
-    assert schemas.violations("problem", body) == ()
+    body = json.loads(encode_problem(Problem.of(code_, "why", "command-1")))
+    assert schemas.find_violations("problem", body) == ()
     assert body["type"] == f"urn:outplan:problem:{code_.replace('_', '-')}"
     assert "errors" not in body
     assert "current_version" not in body
 
 
 def test_a_problem_without_a_message_id_has_a_null_command_id() -> None:
-    body = json.loads(problem_body(Problem.of("missing_message_id", "why", None)))
+    body = json.loads(encode_problem(Problem.of("missing_message_id", "why", None)))
     assert body["command_id"] is None
 
 
 def test_a_rejected_copy_has_the_contracts_headers() -> None:
     found = Problem.of("not_found", "ä", "command-1")
     outcome = reject(found, headers={"traceparent": "00-a-b-01"})
-    [copy] = publications(outcome, TOPOLOGY, NOW_MOMENT)
+    [copy] = build_publications(outcome, TOPOLOGY, NOW_MOMENT)
     assert (copy.exchange, copy.routing_key) == ("", "outplan.rejected")
     assert copy.body is outcome.delivery.body
     assert copy.original is outcome.delivery
@@ -216,7 +224,7 @@ def test_a_rejected_copy_has_the_contracts_headers() -> None:
     assert not copy.best_effort
     assert copy.headers == {
         "x-problem-code": "not_found",
-        "x-problem": problem_body(found).decode(),
+        "x-problem": encode_problem(found).decode(),
         "x-rejected-at": NOW,
         "x-original-exchange": "outplan.commands",
         "x-original-routing-key": "outplan_create",
@@ -227,7 +235,7 @@ def test_a_rejected_copy_has_the_contracts_headers() -> None:
 
 
 def publish_with(headers: dict[str, Any]) -> list[dict[str, Any]]:
-    found = publications(
+    found = build_publications(
         accept(create_event(), reply_to="me", headers=headers), TOPOLOGY, NOW_MOMENT
     )
     return [
@@ -261,7 +269,7 @@ def test_an_unreadable_header_does_not_hide_the_trace_context() -> None:
     sent = read_content_header(b"\x00\x3c\x00\x00" + bytes(8) + b"\x20\x00" + raw)
     event = create_event()
     outcome = replace(accept(event), delivery=replace(delivery({}), properties=sent))
-    [found] = publications(outcome, TOPOLOGY, NOW_MOMENT)
+    [found] = build_publications(outcome, TOPOLOGY, NOW_MOMENT)
     assert found.headers["tracestate"] == "a=b"
     assert "traceparent" not in found.headers
 

@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from outplan.contract import schemas
 from outplan.contract.fields import NEVER
 from outplan.contract.messages import Command, Create, Event, Outplan, Update
-from outplan.contract.times import text_time
-from outplan.domain.codec import event_body
-from outplan.domain.decider import Decision, Refusal, State, Unchanged, decide, evolve, outplan_id
+from outplan.contract.times import format_time
+from outplan.domain.codec import encode_event
+from outplan.domain.decider import (
+    Decision,
+    Refusal,
+    State,
+    Unchanged,
+    decide,
+    evolve,
+    find_outplan_id,
+)
 from tests.support.samples import (
     BEFORE,
     CUSTOMER,
@@ -108,25 +116,25 @@ def test_a_create_with_another_customers_id_reveals_nothing_of_that_customer() -
 def test_a_derived_id_depends_on_the_message_id_alone() -> None:
     one = Create.model_validate({"customer_id": CUSTOMER, "name": "a", "source": SOURCE})
     two = Create.model_validate({"customer_id": OTHER_CUSTOMER, "name": "b", "source": SOURCE})
-    assert outplan_id(one, "command-1") == outplan_id(two, "command-1")
-    assert outplan_id(one, "command-1") != outplan_id(one, "command-2")
+    assert find_outplan_id(one, "command-1") == find_outplan_id(two, "command-1")
+    assert find_outplan_id(one, "command-1") != find_outplan_id(one, "command-2")
     # Pinned: another namespace after an upgrade would turn a redelivery into a second outplan.
-    assert outplan_id(one, "command-1") == "3d1529a4-a2ee-5156-85ab-e493e97111a8"
+    assert find_outplan_id(one, "command-1") == "3d1529a4-a2ee-5156-85ab-e493e97111a8"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=255))
 def test_a_derived_id_is_a_stored_uuid_whatever_the_message_id(command_id: str) -> None:
     command = Create.model_validate({"customer_id": CUSTOMER, "name": "a", "source": SOURCE})
-    id_ = outplan_id(command, command_id)
+    id_ = find_outplan_id(command, command_id)
     assert str(UUID(id_)) == id_
     event = accept(decide(None, command, command_id, NOW))
     assert event.data.id == id_
 
 
 def test_a_given_id_is_used() -> None:
-    assert outplan_id(create(), "command-1") == ID
-    assert outplan_id(update(name="x"), "command-1") == ID
-    assert outplan_id(delete(), "command-1") == ID
+    assert find_outplan_id(create(), "command-1") == ID
+    assert find_outplan_id(update(name="x"), "command-1") == ID
+    assert find_outplan_id(delete(), "command-1") == ID
 
 
 # --- update ------------------------------------------------------------------------------------
@@ -286,8 +294,8 @@ def test_a_delete_behind_the_clock_has_one_time_for_both() -> None:
 
 
 def test_a_time_is_written_with_six_decimals_and_no_zone() -> None:
-    assert text_time(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) == "2026-01-02 03:04:05.000000"
-    assert text_time(datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)) == "2026-01-02 03:04:05.000006"
+    assert format_time(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) == "2026-01-02 03:04:05.000000"
+    assert format_time(datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)) == "2026-01-02 03:04:05.000006"
 
 
 # --- evolve ------------------------------------------------------------------------------------
@@ -309,7 +317,7 @@ def test_evolve_rejects_a_gap_and_a_repeat(version: int) -> None:
 
 # --- all together ------------------------------------------------------------------------------
 
-clocks = st.datetimes(datetime(1, 1, 1), datetime(9998, 12, 31)).map(text_time) | st.sampled_from(
+clocks = st.datetimes(datetime(1, 1, 1), datetime(9998, 12, 31)).map(format_time) | st.sampled_from(
     [BEFORE, NOW, LATER]
 )
 changes = st.fixed_dictionaries(
@@ -367,7 +375,7 @@ def test_every_event_fits_its_schema_and_says_what_changed(
     for number, (command, now) in enumerate(steps):
         decision = decide(current, command, f"command-{number}", now)
         if isinstance(decision, Event):
-            Event.model_validate_json(event_body(decision))
+            Event.model_validate_json(encode_event(decision))
             body = {**decision.model_dump(exclude_none=True)}
             if decision.changed is not None:
                 body["changed"] = list(decision.changed)
@@ -378,7 +386,7 @@ def test_every_event_fits_its_schema_and_says_what_changed(
                     if getattr(decision.data, name) != getattr(current.outplan, name)
                 ]
                 assert different == list(decision.changed)
-            assert schemas.violations(decision.type, body) == ()
+            assert schemas.find_violations(decision.type, body) == ()
             current = evolve(current, decision)
 
 

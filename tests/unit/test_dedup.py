@@ -50,7 +50,7 @@ def at(tag: int, redelivered: bool = False) -> list[Delivery]:
 def commit(
     window: DeduplicationWindow, batch: Sequence[Delivery], *recorded: RecordedOutcome
 ) -> tuple[RecordedOutcome, ...]:
-    kept = window.advance(batch[-1], recorded)
+    kept = window.select_outcomes(batch[-1], recorded)
     window.commit(kept)
     return kept
 
@@ -95,7 +95,7 @@ def test_a_resend_with_other_properties_is_another_message(properties: dict[str,
 
 
 def test_a_batch_without_outcomes_keeps_none() -> None:
-    assert new_window().advance(at(1)[-1], []) == ()
+    assert new_window().select_outcomes(at(1)[-1], []) == ()
 
 
 def test_an_accepted_command_drops_the_outcome_of_a_message_with_its_fingerprint() -> None:
@@ -103,7 +103,7 @@ def test_an_accepted_command_drops_the_outcome_of_a_message_with_its_fingerprint
     same = command(tag=2, redelivered=False)
     window = new_window()
     commit(window, at(1), outcome_of(command(tag=1)), outcome_of(command("c-2"), tag=1))
-    kept = window.advance(same.delivery, [], [same.delivery])
+    kept = window.select_outcomes(same.delivery, [], [same.delivery])
     assert [o.fingerprint for o in kept] == [command("c-2").delivery.fingerprint]
 
 
@@ -168,9 +168,9 @@ def test_inherited_outcomes_are_kept_while_a_batch_may_be_retried() -> None:
     inherited = outcome_of(command(), tag=900)
     window = new_window(inherited)
     for _ in range(3):
-        assert window.advance(at(1)[-1], []) == ()
+        assert window.select_outcomes(at(1)[-1], []) == ()
         assert window.recall(command().delivery) is inherited, "only commit changes it"
-    window.commit(window.advance(at(1)[-1], []))
+    window.commit(window.select_outcomes(at(1)[-1], []))
     assert window.recall(command().delivery) is None
 
 
@@ -226,16 +226,16 @@ def test_a_resend_does_not_get_the_outcome_of_two_sessions_ago() -> None:
 # --- a commit of unknown result ----------------------------------------------------------------
 
 
-def advance_by(
+def select_with(
     window: DeduplicationWindow, *recorded: RecordedOutcome
 ) -> tuple[RecordedOutcome, ...]:
     """Return what the store holds after a commit whose answer was lost."""
-    return window.advance(at(len(recorded))[-1], recorded)
+    return window.select_outcomes(at(len(recorded))[-1], recorded)
 
 
 def test_a_stored_outcome_is_recalled_for_the_very_delivery() -> None:
     window, kept = new_window(), outcome_of(command(), tag=1)
-    window.reconcile(advance_by(window, kept))
+    window.reconcile(select_with(window, kept))
     assert window.recall(command(redelivered=False, tag=1).delivery) == kept
     assert window.recall(command(redelivered=False, tag=2).delivery) is None, "another copy"
     assert window.recall(command(name="y", redelivered=False, tag=1).delivery) is None, (
@@ -251,7 +251,7 @@ def test_a_command_that_was_not_stored_has_no_outcome() -> None:
 
 def test_stored_outcomes_are_forgotten_at_the_next_commit() -> None:
     window, kept = new_window(), outcome_of(command(), tag=1)
-    window.reconcile(advance_by(window, kept))
+    window.reconcile(select_with(window, kept))
     assert commit(window, at(1), replace(kept)) == (kept,)
     assert window.recall(command(redelivered=False, tag=1).delivery) is None
 
@@ -262,7 +262,7 @@ def test_stored_outcomes_of_a_split_batch_are_kept_until_their_turn() -> None:
         outcome_of(command("c-1"), tag=1),
         outcome_of(command("c-2"), tag=2),
     )
-    window.reconcile(advance_by(window, one, two))
+    window.reconcile(select_with(window, one, two))
     assert commit(window, at(1), replace(one)) == (one, two)
     assert window.recall(command("c-2", redelivered=False, tag=2).delivery) == two
     assert commit(window, at(2), replace(two)) == (one, two)
@@ -273,7 +273,7 @@ def test_a_stored_outcome_is_recalled_instead_of_the_inherited_one() -> None:
     old = outcome_of(command(), tag=900)
     window = new_window(old)
     again = replace(old, tag=1)
-    window.reconcile(window.advance(at(1, redelivered=True)[-1], [again]))
+    window.reconcile(window.select_outcomes(at(1, redelivered=True)[-1], [again]))
     assert window.recall(command(tag=1).delivery) == again
     assert commit(window, at(1, redelivered=True), again) == (again,)
 

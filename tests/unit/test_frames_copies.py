@@ -11,8 +11,8 @@ from pamqp import commands, header
 
 from outplan.contract.amqp import Publication
 from outplan.contract.messages import Problem
-from outplan.contract.topology import topology
-from outplan.domain.codec import Outcome, publications
+from outplan.contract.topology import build_topology
+from outplan.domain.codec import Outcome, build_publications
 from outplan.rabbitmq.frames import (
     U32,
     WireProperties,
@@ -159,7 +159,7 @@ def make_largest_copy(**sent: Any) -> Publication:
     found = Problem.of("invalid_command", "32 rules broken", "c" * 255, errors=errors)
     original = read_content_header(encode_content_header(headers={"a": "b" * 5_000}, **sent))
     outcome = Outcome(make_delivery(original), "rejected", problem=found)
-    return publications(outcome, topology(), NOW_MOMENT)[0]
+    return build_publications(outcome, build_topology(), NOW_MOMENT)[0]
 
 
 def write_and_read_headers(copy: Publication, frame_max: int) -> dict[str, Any]:

@@ -235,7 +235,7 @@ async def test_a_session_that_ends_while_it_handles_the_message_counts_as_an_att
     memory.die_next = True
     with pytest.raises(Died):
         await handler.handle_alone(sent)
-    await handler.release()
+    await handler.refund_attempts()
     assert [attempt.number for attempt in memory.attempts] == [1, 2]
 
 
@@ -288,7 +288,7 @@ async def test_a_stored_batch_that_is_split_is_not_decided_anew() -> None:
     alone = []
     for each in three:
         alone.append(await handler.handle_alone(each))
-        handler.clear(each)
+        handler.end_attempt(each)
     assert [read_code(o) for o in alone] == ["version_conflict", "version_conflict", "accepted"]
     assert alone[-1].duplicate
 
@@ -299,7 +299,7 @@ async def test_a_session_that_ends_through_no_fault_of_the_message_refunds_its_a
         handler, _ = handler_on(memory)
         outcome = await handler.handle_alone(sent)
         assert read_code(outcome) == "accepted"
-        await handler.release()  # Its event could not be published.
+        await handler.refund_attempts()  # Its event could not be published.
     assert memory.attempts[-1].number == 0
 
 
@@ -308,7 +308,7 @@ async def test_a_session_refunds_only_its_own_attempts() -> None:
     await die_while_handling(memory, create("c-1").delivery)
     handler, _ = handler_on(memory)
     await handler.handle(batch(update("c-2", name="x")))
-    await handler.release()
+    await handler.refund_attempts()
     assert memory.attempts == [Attempt(create("c-1").delivery.fingerprint, 1)]
 
 
@@ -350,7 +350,7 @@ async def test_copies_of_an_accepted_command_are_all_duplicates() -> None:
     for n in range(MAX_ATTEMPTS + 1):
         sent = create("c-1", tag=n).delivery
         outcomes.append(await handler.handle_alone(sent))
-        handler.clear(sent)
+        handler.end_attempt(sent)
     assert [attempt.number for attempt in memory.attempts] == [1] * (MAX_ATTEMPTS + 1)
     assert [(read_code(o), o.duplicate) for o in outcomes] == [
         ("accepted", False), *[("accepted", True)] * MAX_ATTEMPTS,
@@ -359,7 +359,7 @@ async def test_copies_of_an_accepted_command_are_all_duplicates() -> None:
 
 async def test_a_batch_that_always_conflicts_is_unprocessable() -> None:
     handler, errors = handler_on(Memory(conflicts=1_000))
-    with pytest.raises(Unprocessable, match="conflict after conflict"):
+    with pytest.raises(Unprocessable, match="conflicts in a row"):
         await handler.handle(batch(create("c-1")))
     assert {type(error) for error in errors} == {StoreConflict}
 

@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.topology import topology
-from outplan.domain.codec import Outcome, publications
+from outplan.contract.topology import build_topology
+from outplan.domain.codec import Outcome, build_publications
 from outplan.rabbitmq.frames import U32, WireProperties, read_content_header, write_table
 from outplan.rabbitmq.session import Inbox
 from tests.support.samples import NOW_MOMENT
@@ -45,7 +45,7 @@ def test_a_commands_headers_are_parsed_once() -> None:
         taken = make_delivery(with_reply_to(WORST))
         assert taken.delivery_count == 2
         for _ in range(2):  # Once for an event, once for a reply.
-            [reply] = publications(Outcome(taken, "unchanged"), topology(), NOW_MOMENT)
+            [reply] = build_publications(Outcome(taken, "unchanged"), build_topology(), NOW_MOMENT)
             assert reply.headers == {k: v for k, v in READ.items() if k != "x-delivery-count"}
 
     walk = measure_cpu(lambda: read_table(WORST).header("tracestate"))

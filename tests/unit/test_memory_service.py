@@ -9,7 +9,7 @@ import pytest
 from pamqp.commands import Basic
 
 from outplan.client import OutcomeUnknown
-from outplan.contract.topology import PREFETCH, topology
+from outplan.contract.topology import PREFETCH, build_topology
 from outplan.testing.errors import WorkerFailed
 from outplan.testing.memory import memory_service
 from outplan.testing.memory.broker import MemoryBroker, Message
@@ -18,7 +18,7 @@ from tests.support.modes import outplan_fields
 
 @pytest.fixture
 def broker() -> MemoryBroker:
-    return MemoryBroker(topology(), lambda _: None)
+    return MemoryBroker(build_topology(), lambda _: None)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ async def test_the_error_that_ended_the_worker_is_raised_at_once_and_at_the_end(
 
     async def killed_by_it() -> None:
         async with memory_service() as service:
-            monkeypatch.setattr("outplan.worker.pipeline.publications", bug)
+            monkeypatch.setattr("outplan.worker.pipeline.build_publications", bug)
             with pytest.raises(WorkerFailed, match="exited by itself") as failed:
                 await service.create(**outplan_fields())
             assert repr(failed.value.__cause__) == "KeyError('a bug')"

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from outplan.errors import WrongSetting
 from outplan.mongodb.store import MongoStore
-from outplan.settings import ENV_PREFIX, Settings, load_settings, unknown_variables
+from outplan.settings import ENV_PREFIX, Settings, find_unknown_variables, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +220,7 @@ def test_a_misspelt_variable_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTPLAN_PARTITIONS", "2")
     monkeypatch.setenv("OUTPLAN_TEST_AMQP_URL", "amqp://for-tests/")
     monkeypatch.setenv("ANOTHER_PROGRAMS", "1")
-    assert unknown_variables() == ("OUTPLAN_AMQPURL", "OUTPLAN_PARTITION")
+    assert find_unknown_variables() == ("OUTPLAN_AMQPURL", "OUTPLAN_PARTITION")
     assert load_settings().partitions == 2
 
 
@@ -228,7 +228,7 @@ def test_every_setting_is_known() -> None:
     for field in Settings.model_fields:
         os.environ[variable(field)] = "1"
     try:
-        assert unknown_variables() == ()
+        assert find_unknown_variables() == ()
     finally:
         for field in Settings.model_fields:
             del os.environ[variable(field)]

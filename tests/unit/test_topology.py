@@ -9,12 +9,12 @@ from outplan.contract.topology import (
     Exchange,
     Queue,
     Topology,
-    topology,
+    build_topology,
 )
 
 
 def test_the_topology_without_partitions_has_the_contracts_names() -> None:
-    layout = topology()
+    layout = build_topology()
     assert layout.commands == Exchange("outplan.commands", "topic")
     assert layout.events == Exchange("outplan.events", "topic")
     assert [queue.name for queue in layout.command_queues] == ["outplan.commands"]
@@ -24,7 +24,7 @@ def test_the_topology_without_partitions_has_the_contracts_names() -> None:
 
 
 def test_partitions_are_bound_to_a_consistent_hash_of_the_outplan_id() -> None:
-    layout = topology(partitions=3)
+    layout = build_topology(partitions=3)
     assert layout.partitioner == Exchange(
         "outplan.commands.partitions", "x-consistent-hash", {"hash-header": "outplan_id"}
     )
@@ -42,7 +42,7 @@ def list_names(layout: Topology) -> list[str]:
 
 @pytest.mark.parametrize("partitions", [1, 2, 256])
 def test_every_name_starts_with_the_prefix(partitions: int) -> None:
-    layout, plain = topology("team.x", partitions), topology(partitions=partitions)
+    layout, plain = build_topology("team.x", partitions), build_topology(partitions=partitions)
     names = list_names(layout)
     assert names == [name.replace("outplan", "team.x", 1) for name in list_names(plain)]
     assert all(name.startswith("team.x.") for name in names)
@@ -50,7 +50,7 @@ def test_every_name_starts_with_the_prefix(partitions: int) -> None:
 
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_bindings_name_only_declared_exchanges_and_queues(partitions: int) -> None:
-    layout = topology(partitions=partitions)
+    layout = build_topology(partitions=partitions)
     exchanges = {exchange.name for exchange in layout.exchanges}
     queues = {queue.name for queue in layout.queues}
     for binding in layout.bindings:
@@ -60,7 +60,7 @@ def test_bindings_name_only_declared_exchanges_and_queues(partitions: int) -> No
 
 @pytest.mark.parametrize(
     "queue",
-    topology().command_queues + topology("p", 2).command_queues,
+    build_topology().command_queues + build_topology("p", 2).command_queues,
     ids=lambda queue: queue.name,
 )
 def test_a_command_queue_has_one_active_consumer_and_dead_letters_at_least_once(
@@ -79,13 +79,13 @@ def test_a_command_queue_has_one_active_consumer_and_dead_letters_at_least_once(
 
 
 def test_the_rejected_queue_has_no_limits_that_drop_messages() -> None:
-    rejected = topology().rejected
+    rejected = build_topology().rejected
     assert rejected.arguments == {"x-queue-type": "quorum", "x-delivery-limit": 2_000_000_000}
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_exchanges_and_queues_list_every_declaration(partitions: int) -> None:
-    layout = topology(partitions=partitions)
+    layout = build_topology(partitions=partitions)
     assert len(layout.exchanges) == (2 if partitions == 1 else 3)
     assert layout.queues == (layout.rejected, *layout.command_queues)
 

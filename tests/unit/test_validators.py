@@ -9,7 +9,7 @@ import pytest
 from outplan.contract import fields, schemas
 from outplan.contract import messages as m
 from outplan.contract.messages import Outplan
-from outplan.mongodb.validators import EVENTS, FENCES, OUTPLANS, validators
+from outplan.mongodb.validators import EVENTS, FENCES, OUTPLANS, build_validators
 from tests.support.samples import create_body
 
 FITTING: list[tuple[str, str]] = [
@@ -45,21 +45,21 @@ def objects(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def schema_of(collection: str) -> dict[str, Any]:
-    found: dict[str, Any] = validators()[collection]["$jsonSchema"]
+    found: dict[str, Any] = build_validators()[collection]["$jsonSchema"]
     return found
 
 
 def patterns() -> set[str]:
     return {
         each["pattern"]
-        for name in validators()
+        for name in build_validators()
         for _, each in objects(schema_of(name))
         if "pattern" in each
     }
 
 
 def test_there_are_three_collections() -> None:
-    assert validators().keys() == {OUTPLANS, EVENTS, FENCES}
+    assert build_validators().keys() == {OUTPLANS, EVENTS, FENCES}
 
 
 def test_a_stored_outplan_has_the_documents_fields_and_a_version() -> None:
@@ -120,7 +120,7 @@ def test_a_sip_target_may_have_a_line_break_here_as_in_the_schemas() -> None:
     target = "a@b\n"
     assert re.search(as_python_has_it(of_the_validators(fields.SIP_PATTERN)), target)
     body = create_body(source={"type": "sip", "target": target})
-    assert schemas.violations("outplan_create", body) == ()
+    assert schemas.find_violations("outplan_create", body) == ()
 
 
 def test_every_pattern_matches_the_whole_text() -> None:

@@ -11,7 +11,7 @@ from pamqp.commands import Basic
 
 from outplan.contract.amqp import Publication
 from outplan.contract.times import utc_now
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.domain.poison import MAX_ATTEMPTS
 from outplan.errors import BrokerUnavailable
 from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
@@ -29,7 +29,7 @@ class Outage:
 
     def __init__(self) -> None:
         self.events: list[Publication] = []
-        self.broker = MemoryBroker(topology(), self._take)
+        self.broker = MemoryBroker(build_topology(), self._take)
         self.heard = asyncio.Event()
         self.sessions = 0
         self.expected = 0

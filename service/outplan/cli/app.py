@@ -114,9 +114,9 @@ def watch(options: WatchOptions) -> None:
 
 
 def _complete_schema() -> list[str]:
-    from outplan.contract.schemas import schema_names
+    from outplan.contract.schemas import list_schema_names
 
-    return list(schema_names())
+    return list(list_schema_names())
 
 
 @app.command()

@@ -22,7 +22,7 @@ from outplan.cli.rejected_output import (
     print_list,
     print_message,
 )
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.operations.redrive import NoOutcome, SameProblem, redrive, validate
 from outplan.operations.rejected_message import Selection, build_record
 from outplan.operations.rejected_queue import RejectedMessage, RejectedQueue, open_rejected_queue
@@ -159,12 +159,12 @@ async def _discard(
 def _open_queue(
     broker: BrokerOptions, *, with_bodies: bool
 ) -> AbstractAsyncContextManager[RejectedQueue]:
-    name = topology(broker.prefix).rejected.name
+    name = build_topology(broker.prefix).rejected.name
     return open_rejected_queue(broker.amqp_url, name, with_bodies=with_bodies)
 
 
 def _exchange(broker: BrokerOptions) -> str:
-    return topology(broker.prefix).commands.name
+    return build_topology(broker.prefix).commands.name
 
 
 def _require_selection(selection: SelectOptions, ids: list[str]) -> None:

@@ -22,7 +22,7 @@ from outplan.cli.output import (
 )
 from outplan.cli.stdout import require_stdout
 from outplan.contract.messages import Problem
-from outplan.contract.times import text_time
+from outplan.contract.times import format_time
 from outplan.operations.redrive import RedriveResult
 from outplan.operations.rejected_queue import RejectedMessage
 
@@ -115,7 +115,7 @@ def print_message(
 def encode_message(message: RejectedMessage, fields: Json) -> bytes:
     """Encode a message as a line of JSON."""
     at = message.summary.rejected_at
-    line = {"number": message.number, **fields, "rejected_at": text_time(at) if at else None}
+    line = {"number": message.number, **fields, "rejected_at": format_time(at) if at else None}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
 
 
@@ -224,7 +224,7 @@ def _fit_cell(text: str, width: int) -> str:
 
 def _format_time(message: RejectedMessage) -> str:
     at = message.summary.rejected_at
-    return text_time(at.astimezone(UTC)) if at else "-"
+    return format_time(at.astimezone(UTC)) if at else "-"
 
 
 def _format_age(at: datetime | None) -> str:

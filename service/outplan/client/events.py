@@ -19,7 +19,7 @@ from outplan.client.errors import ClientError, Refused
 from outplan.client.models import Event
 from outplan.client.versions import Filter, Gap, Unreadable, Versions
 from outplan.contract.messages import EventType
-from outplan.contract.topology import NO_DELIVERY_LIMIT, topology
+from outplan.contract.topology import NO_DELIVERY_LIMIT, build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
 from outplan.retry import SPREAD_BACKOFF, retrying
@@ -193,7 +193,7 @@ def events(
     if queue == "":
         raise ValueError("a durable queue has a name; without one, leave queue out")
     wanted = Filter.of(kinds, customer_id, outplan_id)
-    source = _Source(amqp_url, topology(prefix).events.name, queue, wanted.binding_keys)
+    source = _Source(amqp_url, build_topology(prefix).events.name, queue, wanted.binding_keys)
     return Events(source, Versions(wanted, seen or {}), on_reconnect)
 
 

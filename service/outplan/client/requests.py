@@ -131,7 +131,7 @@ class Request:
         if self.name not in COMMANDS:
             detail = f"there is no command {self.name!r}"
             raise UnknownCommand(Problem.of("unknown_command", detail, self.message_id))
-        return schemas.violations(self.name, plain)
+        return schemas.find_violations(self.name, plain)
 
     def _json(self, plain: Mapping[str, object], *, strict: bool) -> str:
         try:

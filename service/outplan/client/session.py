@@ -21,7 +21,7 @@ from pamqp.commands import Basic
 
 from outplan.client.connection import open_connection, translate_errors
 from outplan.client.errors import ClientError, Refused, Unreachable
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
 from outplan.retry import SPREAD_BACKOFF, retrying
@@ -43,7 +43,7 @@ class Route:
 
     @property
     def exchange(self) -> str:
-        return topology(self.prefix).commands.name
+        return build_topology(self.prefix).commands.name
 
 
 class CommandPublisher(Protocol):

@@ -29,15 +29,15 @@ _NOT_QUOTABLE: Final = ProblemError(
 )
 
 
-def schema_names() -> tuple[str, ...]:
+def list_schema_names() -> tuple[str, ...]:
     """List the schemas' names, sorted; ``definitions`` is one of them."""
     names = (file.name.partition(".json") for file in _folder().iterdir())
     return tuple(sorted(stem for stem, suffix, rest in names if suffix and not rest))
 
 
-def schema_text(name: str) -> bytes:
+def read_schema_text(name: str) -> bytes:
     """Return a schema file's bytes. Raises KeyError if there is no such schema."""
-    if name not in schema_names():
+    if name not in list_schema_names():
         raise KeyError(name)
     return (_folder() / f"{name}.json").read_bytes()
 
@@ -50,7 +50,7 @@ def is_valid(name: str, instance: object) -> bool:
         return False
 
 
-def violations(name: str, instance: object) -> tuple[ProblemError, ...]:
+def find_violations(name: str, instance: object) -> tuple[ProblemError, ...]:
     """List the validation errors, at most 32; none for a valid instance.
 
     A pointer leads to the wrong member itself, even if that is missing or unknown. ``instance``
@@ -82,7 +82,7 @@ def _folder() -> Traversable:
 
 @cache
 def _schemas() -> dict[str, dict[str, Any]]:
-    return {name: json.loads(schema_text(name)) for name in schema_names()}
+    return {name: json.loads(read_schema_text(name)) for name in list_schema_names()}
 
 
 @cache

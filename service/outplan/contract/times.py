@@ -11,6 +11,6 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def text_time(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     """Write a UTC time in the contract's form."""
     return moment.replace(tzinfo=None).isoformat(" ", "microseconds")

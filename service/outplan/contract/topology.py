@@ -68,7 +68,7 @@ class Topology:
         return (self.rejected, *self.command_queues)
 
 
-def topology(prefix: str = "outplan", partitions: int = 1) -> Topology:
+def build_topology(prefix: str = "outplan", partitions: int = 1) -> Topology:
     """Lay out the contract's exchanges and queues (sections 2, 4 and 6) under ``prefix``."""
     commands = Exchange(f"{prefix}.commands", "topic")
     rejected = Queue(

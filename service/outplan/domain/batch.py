@@ -14,11 +14,11 @@ from outplan.errors import Unprocessable
 
 
 class Decisions(NamedTuple):
-    """A decided batch: ``records`` are the events to store, ``recorded`` each fence's outcomes."""
+    """A decided batch: its outcomes, the events to store, and the outcomes for each fence."""
 
     outcomes: list[Outcome]
     records: list[Record]
-    recorded: dict[str, tuple[RecordedOutcome, ...]]
+    outcomes_by_queue: dict[str, tuple[RecordedOutcome, ...]]
 
 
 def decide_batch(
@@ -27,18 +27,19 @@ def decide_batch(
     windows: Mapping[str, DeduplicationWindow],
     now: str,
 ) -> Decisions:
-    """Decide one attempt at a batch, in order. Raises Unprocessable for a bug.
+    """Decide a batch in order. Raises Unprocessable if the rules fail by a bug.
 
-    ``windows`` by queue. ``now`` is the time of every change, in the contract's form.
+    ``windows`` maps each queue's name to its window. ``now`` is the time of every change, in the
+    contract's form.
     """
     batch = Batch(snapshot, windows, now)
     outcomes = [batch.decide(item) for item in items]
-    return Decisions(outcomes, batch.records, batch.outcomes_to_record())
+    return Decisions(outcomes, batch.records, batch.list_outcomes_to_record())
 
 
 @dataclass(slots=True)
 class _Queue:
-    """The share of one queue in a batch."""
+    """The part of a batch that one queue's fence is about."""
 
     last: Delivery
     recorded: list[RecordedOutcome] = field(default_factory=list)
@@ -46,7 +47,7 @@ class _Queue:
 
 
 class Batch:
-    """One attempt at a batch: each command sees what the commands before it have changed."""
+    """A batch while it is decided: each command sees the changes of the commands before it."""
 
     def __init__(
         self, snapshot: Snapshot, windows: Mapping[str, DeduplicationWindow], now: str
@@ -60,14 +61,14 @@ class Batch:
         self.records: list[Record] = []
 
     def decide(self, item: ParsedCommand | Outcome) -> Outcome:
-        """Return the outcome of the next delivery; an invalid one has its outcome already."""
+        """Return the outcome of the next delivery; an invalid delivery has its outcome already."""
         if isinstance(item, Outcome):
             return item
         queue = self._queues.setdefault(item.delivery.queue, _Queue(item.delivery))
         queue.last = item.delivery
         # Check recorded outcomes first: a resend may have been accepted since.
         if recorded := self._windows[item.delivery.queue].recall(item.delivery):
-            return self._repeat(item, recorded, queue)
+            return self._answer(item, recorded, queue)
         record = self._known.get(item.command_id)
         if record is None:
             return self._decide_anew(item, queue)
@@ -75,12 +76,12 @@ class Batch:
             return _accept(item, record.event, duplicate=True)
         detail = "this message_id was accepted before with other content"
         reused = Refusal("message_id_reused", detail)
-        return self._repeat(item, _record_outcome(item, reused), queue)
+        return self._answer(item, _record_outcome(item, reused), queue)
 
-    def outcomes_to_record(self) -> dict[str, tuple[RecordedOutcome, ...]]:
-        """Return what each queue's fence has to keep once this batch is stored."""
+    def list_outcomes_to_record(self) -> dict[str, tuple[RecordedOutcome, ...]]:
+        """Return the outcomes to store on each queue's fence with this batch."""
         return {
-            name: self._windows[name].advance(queue.last, queue.recorded, queue.accepted)
+            name: self._windows[name].select_outcomes(queue.last, queue.recorded, queue.accepted)
             for name, queue in self._queues.items()
         }
 
@@ -91,16 +92,17 @@ class Batch:
             if isinstance(decision, Event):
                 self._states[item.outplan_id] = evolve(state, decision)
         except Exception as error:
-            raise Unprocessable(f"decide failed: {error!r}") from error
+            text = f"a bug in deciding command {item.command_id}: {error!r}"
+            raise Unprocessable(text) from error
         if not isinstance(decision, Event):
-            return self._repeat(item, _record_outcome(item, decision, state), queue)
+            return self._answer(item, _record_outcome(item, decision, state), queue)
         record = self._known[item.command_id] = Record(decision, item.digest)
         self.records.append(record)
         queue.accepted.append(item.delivery)
         return _accept(item, decision)
 
-    def _repeat(self, item: ParsedCommand, recorded: RecordedOutcome, queue: _Queue) -> Outcome:
-        """Answer as recorded, and keep the record under this session's delivery tag."""
+    def _answer(self, item: ParsedCommand, recorded: RecordedOutcome, queue: _Queue) -> Outcome:
+        """Return the outcome as recorded, and record it under this session's delivery tag."""
         queue.recorded.append(replace(recorded, tag=item.delivery.tag))
         if recorded.code is not None:
             extra = {"current_version": recorded.version} if recorded.version else {}

@@ -12,9 +12,9 @@ from outplan.contract import schemas
 from outplan.contract.amqp import TRACE_HEADERS, Delivery, Publication
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS
 from outplan.contract.messages import COMMANDS, Command, Event, Outplan, Problem, ProblemError
-from outplan.contract.times import text_time
+from outplan.contract.times import format_time
 from outplan.contract.topology import Topology
-from outplan.domain.decider import outplan_id
+from outplan.domain.decider import find_outplan_id
 
 _ENCODINGS: Final = frozenset({None, "", "utf-8", "identity"})
 _MAX_TRACE_BYTES: Final = 512  # W3C Trace Context asks every participant to propagate so many.
@@ -63,17 +63,17 @@ def parse(delivery: Delivery) -> ParsedCommand | Outcome:
     body = _json_object(delivery)
     if isinstance(body, Outcome):
         return body
-    if errors := schemas.violations(name, body):
+    if errors := schemas.find_violations(name, body):
         return _invalid(delivery, errors)
     try:
         command = model.model_validate(body)
     except ValidationError as error:  # The schema accepts what the model refuses.
         return _invalid(delivery, _model_errors(error))
-    id_ = outplan_id(command, command_id)
-    return ParsedCommand(delivery, command_id, id_, command, digest(name, command))
+    id_ = find_outplan_id(command, command_id)
+    return ParsedCommand(delivery, command_id, id_, command, compute_digest(name, command))
 
 
-def digest(name: str, command: Command) -> str:
+def compute_digest(name: str, command: Command) -> str:
     """Return the SHA-256 of a command's name and normalised body, in hex.
 
     Key order, spacing and fields that have their default value do not count. So a field that a
@@ -85,7 +85,7 @@ def digest(name: str, command: Command) -> str:
     ).hexdigest()
 
 
-def publications(outcome: Outcome, topology: Topology, now: datetime) -> list[Publication]:
+def build_publications(outcome: Outcome, topology: Topology, now: datetime) -> list[Publication]:
     """List what the broker must confirm before the outcome's delivery is acked.
 
     ``now`` is the time of rejection.
@@ -101,7 +101,7 @@ def publications(outcome: Outcome, topology: Topology, now: datetime) -> list[Pu
     return found
 
 
-def event_body(event: Event) -> bytes:
+def encode_event(event: Event) -> bytes:
     """Encode an event: a repeat has the same bytes, read from the store or not."""
     body: dict[str, Any] = {
         "id": event.id,
@@ -117,12 +117,12 @@ def event_body(event: Event) -> bytes:
     return orjson.dumps(body)
 
 
-def problem_body(problem: Problem) -> bytes:
+def encode_problem(problem: Problem) -> bytes:
     """Encode a problem, absent members left out."""
     return orjson.dumps(_problem(problem))
 
 
-def reply_body(outcome: Outcome) -> bytes:
+def encode_reply(outcome: Outcome) -> bytes:
     """Encode a reply, absent members left out."""
     body: dict[str, Any] = {
         "command_id": outcome.delivery.command_id,
@@ -178,7 +178,7 @@ def _event_publication(
     return Publication(
         exchange=topology.events.name,
         routing_key=f"{event.type}.{outplan.customer_id}.{outplan.id}",
-        body=event_body(event),
+        body=encode_event(event),
         headers={
             "outplan_id": outplan.id,
             "customer_id": outplan.customer_id,
@@ -198,7 +198,7 @@ def _reply_publication(outcome: Outcome, trace: dict[str, str]) -> Publication:
     return Publication(
         exchange="",
         routing_key=delivery.properties.reply_to or "",
-        body=reply_body(outcome),
+        body=encode_reply(outcome),
         headers=trace,
         type="outplan_reply",
         correlation_id=delivery.properties.correlation_id or delivery.command_id,
@@ -215,8 +215,8 @@ def _rejected_copy(
         body=delivery.body,
         headers={
             "x-problem-code": problem.code,
-            "x-problem": problem_body(problem).decode(),
-            "x-rejected-at": text_time(now),
+            "x-problem": encode_problem(problem).decode(),
+            "x-rejected-at": format_time(now),
             "x-original-exchange": delivery.exchange,
             "x-original-routing-key": delivery.routing_key,
         },

@@ -6,7 +6,7 @@ from typing import Final
 
 from outplan.contract.fields import NEVER, derive_outplan_id
 from outplan.contract.messages import Command, Create, Delete, Event, EventType, Outplan, Update
-from outplan.contract.times import text_time
+from outplan.contract.times import format_time
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -36,7 +36,7 @@ class Refusal:
 Decision = Event | Unchanged | Refusal
 
 
-def outplan_id(command: Command, command_id: str) -> str:
+def find_outplan_id(command: Command, command_id: str) -> str:
     """Return the id of a command's outplan; derive it for a create without one."""
     return command.id or derive_outplan_id(command_id)
 
@@ -68,7 +68,7 @@ def _create(state: State | None, command: Create, command_id: str, now: str) -> 
     if state is not None:
         return Refusal("already_exists", "the id is in use, or was; choose another")
     fields = {name: getattr(command, name) for name in Create.model_fields}
-    fields["id"] = outplan_id(command, command_id)
+    fields["id"] = find_outplan_id(command, command_id)
     outplan = Outplan.model_construct(**fields, tm_create=now, tm_update=now, tm_delete=NEVER)
     return _event("outplan_created", command_id, 1, outplan)
 
@@ -115,7 +115,7 @@ def _after(state: State, now: str) -> str:
     last = state.outplan.tm_update
     if now > last:
         return now
-    return text_time(datetime.fromisoformat(last) + _MICROSECOND)
+    return format_time(datetime.fromisoformat(last) + _MICROSECOND)
 
 
 def _event(

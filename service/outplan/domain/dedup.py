@@ -1,10 +1,11 @@
 """Remember outcomes that leave no event until their commands can no longer be redelivered.
 
-An accepted command is recognised by its event. A command that was rejected, or that changed
+The worker recognises an accepted command by its event. A command that was rejected, or that changed
 nothing, leaves no event. Suppose that a worker dies after it committed a later command for the
 same outplan: the broker redelivers both. Decided again against the later state, the earlier
-command might now change something, out of order and after its sender was told otherwise. So each
-transaction also records such outcomes on the queue's fence (ADR 0005).
+command might now change something, out of order and after its sender got another reply. So each
+transaction also records such outcomes on the queue's fence (ADR 0005). Parsing needs no record:
+it gives the same result again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,17 +16,18 @@ from outplan.contract.topology import PREFETCH
 from outplan.domain.records import RecordedOutcome
 
 # A queue never has more messages in flight than its prefetch.
-_MOST: Final = PREFETCH
+_MAX_OUTCOMES: Final = PREFETCH
 
 
 class DeduplicationWindow:
-    """The recorded outcomes of one queue, as one session knows them.
+    """One queue's recorded outcomes, as one session knows them.
 
-    A message can be redelivered only while its ack may not have been processed. The broker sends
-    at most ``size`` messages ahead of that, so older outcomes are dropped. Redelivered messages
-    arrive before new ones: the first new message ends the inheritance from earlier sessions.
+    The broker redelivers a message only if it has not processed its ack. It sends at most ``size``
+    messages beyond the last ack that it has processed, so older outcomes are dropped. Redelivered
+    messages arrive before new ones: the first message that is not redelivered drops the outcomes
+    of earlier sessions.
 
-    ``advance`` changes nothing, so that a transaction can be retried; ``commit`` does.
+    ``select_outcomes`` changes nothing, so that a transaction can be retried; ``commit`` does.
     """
 
     def __init__(self, recorded: Iterable[RecordedOutcome], size: int) -> None:
@@ -45,18 +47,18 @@ class DeduplicationWindow:
             return stored
         if not delivery.redelivered:
             return None
-        # A partitioned cluster may redeliver within a session, so its own outcomes count too.
+        # A cluster split by a network fault may redeliver within a session.
         return self._own.get(fingerprint) or self._inherited.get(fingerprint)
 
     def reconcile(self, stored: Iterable[RecordedOutcome]) -> None:
-        """Take over the stored outcomes after a commit whose result is unknown."""
+        """Adopt the outcomes that the fence holds after a commit of unknown result."""
         self._stored = {
             (outcome.fingerprint, outcome.tag): outcome
             for outcome in stored
             if outcome != self._inherited.get(outcome.fingerprint)
         }
 
-    def advance(
+    def select_outcomes(
         self,
         last: Delivery,
         recorded: Sequence[RecordedOutcome],
@@ -73,14 +75,14 @@ class DeduplicationWindow:
         replaced = {outcome.fingerprint for outcome in recorded}
         inherited = () if only_new else (o for k, o in self._inherited.items() if k not in replaced)
         recent = (o for k, o in self._own.items() if o.tag > oldest and k not in replaced)
-        # A stored batch that is taken apart still has these messages ahead of it.
+        # A stored batch that is split still has these messages to handle.
         ahead = (o for o in self._stored.values() if o.tag > last.tag)
-        kept = (*inherited, *recent, *recorded, *ahead)[-_MOST:]
+        kept = (*inherited, *recent, *recorded, *ahead)[-_MAX_OUTCOMES:]
         dropped = {delivery.fingerprint for delivery in accepted} if kept else ()
         return tuple(outcome for outcome in kept if outcome.fingerprint not in dropped)
 
     def commit(self, outcomes: tuple[RecordedOutcome, ...]) -> None:
-        """Take over what ``advance`` returned, now that it is committed."""
+        """Adopt what ``select_outcomes`` returned, now that it is committed."""
         self.outcomes = outcomes
         present = {id(outcome) for outcome in outcomes}
         self._inherited = {k: o for k, o in self._inherited.items() if id(o) in present}

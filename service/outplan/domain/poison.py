@@ -14,7 +14,7 @@ MAX_ATTEMPTS: Final = 5
 
 
 class PoisonGuard:
-    """The attempt on one queue's fence, and whether this session may take it back."""
+    """The attempt on one queue's fence, and whether this session may refund it."""
 
     def __init__(self, attempt: Attempt | None = None) -> None:
         self.attempt = attempt
@@ -41,7 +41,7 @@ class PoisonGuard:
         self.attempt = self._own = None
 
     def refund(self) -> Attempt | None:
-        """Return what to record when the session ends through no fault of the message."""
+        """Return the attempt to record if the session ends after the message has its outcome."""
         if self._own is None or not self._is_handled:
             return None
         return replace(self._own, number=self._own.number - 1)

@@ -20,7 +20,7 @@ OutplanVersion = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class RecordedOutcome:
-    """The outcome of a command that left no event, kept until its ack has reached the broker.
+    """The outcome of a command that left no event, kept while it can be redelivered.
 
     ``fingerprint`` is the delivery's. ``code`` is None for an unchanged outplan. ``version`` is
     the version that an unchanged or conflicting command was compared with.

@@ -9,7 +9,7 @@ from outplan.domain.records import Attempt, Fence, Record, RecordedOutcome
 Document = dict[str, Any]
 
 
-def fence_of(document: Document) -> Fence:
+def parse_fence(document: Document) -> Fence:
     """Read a document of ``outplan_fences``."""
     outcomes = tuple(
         RecordedOutcome(
@@ -27,7 +27,7 @@ def fence_of(document: Document) -> Fence:
     return Fence(document["_id"], document["epoch"], outcomes, attempt)
 
 
-def outcome_document(outcome: RecordedOutcome) -> Document:
+def build_outcome_document(outcome: RecordedOutcome) -> Document:
     """Write an outcome as an item of a fence's ``verdicts``."""
     return {
         "message": outcome.fingerprint,
@@ -38,18 +38,18 @@ def outcome_document(outcome: RecordedOutcome) -> Document:
     }
 
 
-def attempt_document(attempt: Attempt) -> Document:
+def build_attempt_document(attempt: Attempt) -> Document:
     """Write an attempt as a fence's ``trial``."""
     return {"message": attempt.fingerprint, "times": attempt.number}
 
 
-def state_of(document: Document) -> State:
+def parse_state(document: Document) -> State:
     """Read a document of ``outplans``, and consume it. Raises ValidationError."""
     version = document.pop("version")
     return State(Outplan.model_validate({"id": document.pop("_id"), **document}), version)
 
 
-def record_of(document: Document) -> Record:
+def parse_record(document: Document) -> Record:
     """Read a document of ``outplan_events``. Raises ValidationError."""
     event = Event(
         id=document["_id"],
@@ -62,7 +62,7 @@ def record_of(document: Document) -> Record:
     return Record(event, document["digest"])
 
 
-def event_document(record: Record) -> Document:
+def build_event_document(record: Record) -> Document:
     """Write a document of ``outplan_events``."""
     event = record.event
     document = {
@@ -80,7 +80,7 @@ def event_document(record: Record) -> Document:
     return document
 
 
-def outplan_document(event: Event) -> Document:
+def build_outplan_document(event: Event) -> Document:
     """Write the document of ``outplans`` that an event leaves."""
     document = event.data.model_dump()
     return {"_id": document.pop("id"), **document, "version": event.version}

@@ -13,7 +13,7 @@ from pymongo.write_concern import WriteConcern
 from outplan.errors import WrongSetting
 from outplan.mongodb.suitability import find_obstacle
 from outplan.mongodb.translation import translate_errors
-from outplan.mongodb.validators import EVENTS, FENCES, VERSION_INDEX, VERSION_KEYS, validators
+from outplan.mongodb.validators import EVENTS, FENCES, VERSION_INDEX, VERSION_KEYS, build_validators
 
 SECONDS: Final = 4
 _MILLISECONDS: Final = SECONDS * 1_000
@@ -94,7 +94,7 @@ class MongoInspector:
         granted = info["authenticatedUserPrivileges"]
         missing = [a for a in _NEEDED_ON_DATABASE if not self._is_granted(granted, a, "")]
         for action in _NEEDED:
-            names = [c for c in validators() if not self._is_granted(granted, action, c)]
+            names = [c for c in build_validators() if not self._is_granted(granted, action, c)]
             missing += [f"{action} on {', '.join(names)}"] if names else []
         return ", ".join(users), missing
 
@@ -107,7 +107,7 @@ class MongoInspector:
             }
         return {
             name: _drift(found[name], validator)
-            for name, validator in validators().items()
+            for name, validator in build_validators().items()
             if name in found
         }
 

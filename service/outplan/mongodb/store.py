@@ -23,15 +23,15 @@ from outplan.domain.decider import State
 from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
 from outplan.errors import Fenced, StoreConflict, StoreUnavailable, StoreUnsuitable, WrongSetting
 from outplan.mongodb.documents import (
-    attempt_document,
-    event_document,
-    fence_of,
-    outcome_document,
-    outplan_document,
-    record_of,
-    state_of,
+    build_attempt_document,
+    build_event_document,
+    build_outcome_document,
+    build_outplan_document,
+    parse_fence,
+    parse_record,
+    parse_state,
 )
-from outplan.mongodb.suitability import find_obstacle, missing_replica_set
+from outplan.mongodb.suitability import explain_missing_replica_set, find_obstacle
 from outplan.mongodb.translation import translate_errors
 from outplan.mongodb.validators import (
     EVENTS,
@@ -39,7 +39,7 @@ from outplan.mongodb.validators import (
     OUTPLANS,
     VERSION_INDEX,
     VERSION_KEYS,
-    validators,
+    build_validators,
 )
 
 T = TypeVar("T")
@@ -71,14 +71,14 @@ class MongoTransaction:
         outplans = await self._find(OUTPLANS, _any_of(outplan_ids))
         events = await self._find(EVENTS, _any_of(command_ids))
         return Snapshot(
-            {doc["_id"]: state_of(doc) for doc in outplans},
-            {doc["_id"]: record_of(doc) for doc in events},
+            {doc["_id"]: parse_state(doc) for doc in outplans},
+            {doc["_id"]: parse_record(doc) for doc in events},
             await self._load_past(past) if past else {},
         )
 
     async def _load_past(self, past: Collection[OutplanVersion]) -> dict[OutplanVersion, State]:
         events = await self._find(EVENTS, {"$or": [_event_at(*version) for version in past]})
-        recorded = (record_of(doc).event for doc in events)
+        recorded = (parse_record(doc).event for doc in events)
         return {(e.data.id, e.version): State(e.data, e.version) for e in recorded}
 
     async def save(
@@ -86,7 +86,9 @@ class MongoTransaction:
     ) -> None:
         """Write events, the outplans that they leave, and the fences' outcomes last."""
         if records:
-            await self._write(EVENTS, [InsertOne(event_document(record)) for record in records])
+            await self._write(
+                EVENTS, [InsertOne(build_event_document(record)) for record in records]
+            )
             latest = {record.event.data.id: record.event for record in records}
             writes = [_outplan_write(event, known.get(id_)) for id_, event in latest.items()]
             result = await self._write(OUTPLANS, writes)
@@ -100,7 +102,7 @@ class MongoTransaction:
         document = await self._database[FENCES].find_one(_claim_of(fence), session=self._session)
         if document is None:
             raise _fence_lost(fence)
-        return fence_of(document)
+        return parse_fence(document)
 
     async def _find(self, collection: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         cursor = self._database[collection].find(wanted, session=self._session)
@@ -111,7 +113,7 @@ class MongoTransaction:
         # The counter changes the document in each batch, so that another worker's claim conflicts.
         update: dict[str, Any] = {
             "$inc": {"batches": 1},
-            "$set": {"verdicts": [outcome_document(outcome) for outcome in fence.outcomes]},
+            "$set": {"verdicts": [build_outcome_document(outcome) for outcome in fence.outcomes]},
         }
         if fence.attempt is None:
             update["$unset"] = {"trial": ""}
@@ -161,7 +163,7 @@ class MongoStore:
                 item["name"]: item.get("options", {}).get("validator")
                 async for item in await _await(self._database.list_collections())
             }
-            for name, validator in validators().items():
+            for name, validator in build_validators().items():
                 if name not in present:
                     await self._database.create_collection(name, validator=validator)
                 elif present[name] != validator:
@@ -199,7 +201,7 @@ class MongoStore:
             if before is None:
                 return Fence(queue, 1)
             await self._end_session(before["session"])
-            return fence_of({**before, "epoch": before["epoch"] + 1})
+            return parse_fence({**before, "epoch": before["epoch"] + 1})
 
     async def _end_session(self, session_id: Any) -> None:
         """Abort another holder's transaction; the server ignores a session that has ended."""
@@ -210,7 +212,7 @@ class MongoStore:
         """Write the attempt that starts next. Raises Fenced."""
         with translate_errors():
             result = await self._database[FENCES].update_one(
-                _claim_of(fence), {"$set": {"trial": attempt_document(attempt)}}
+                _claim_of(fence), {"$set": {"trial": build_attempt_document(attempt)}}
             )
         if result.matched_count != 1:
             raise _fence_lost(fence)
@@ -255,7 +257,7 @@ class MongoStore:
             if obstacle := await find_obstacle(self._url):
                 raise StoreUnsuitable(obstacle) from None
             raise
-        if obstacle := missing_replica_set(hello):
+        if obstacle := explain_missing_replica_set(hello):
             raise StoreUnsuitable(obstacle)
 
 
@@ -291,7 +293,7 @@ def _event_at(outplan_id: str, version: int) -> dict[str, Any]:
 
 
 def _outplan_write(event: Event, known: State | None) -> Any:
-    document = outplan_document(event)
+    document = build_outplan_document(event)
     if known is None:
         return InsertOne(document)
     return ReplaceOne({"_id": document["_id"], "version": known.version}, document)

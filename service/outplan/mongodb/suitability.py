@@ -35,10 +35,10 @@ async def find_obstacle(url: str) -> str | None:
     name = hello.get("setName")
     if name and "replicaSet=" in url and f"replicaSet={name}" not in url:
         return f"OUTPLAN_MONGO_URL: the server's replica set is {name!r}; change replicaSet"
-    return None if hello.get("isreplicaset") else missing_replica_set(hello)
+    return None if hello.get("isreplicaset") else explain_missing_replica_set(hello)
 
 
-def missing_replica_set(hello: dict[str, Any]) -> str | None:
+def explain_missing_replica_set(hello: dict[str, Any]) -> str | None:
     """Return what to do where a server is neither a replica set nor a mongos; else None.
 
     Raises StoreUnavailable where the replica set is not initiated yet.

@@ -103,7 +103,7 @@ def _fields() -> dict[str, Schema]:
     }
 
 
-def validators() -> dict[str, Schema]:
+def build_validators() -> dict[str, Schema]:
     """Return each collection's validator, as ``{"$jsonSchema": …}``."""
     event = _closed_object(
         _id=_text(minLength=1, maxLength=255),

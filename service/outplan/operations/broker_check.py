@@ -9,7 +9,7 @@ from typing import Final
 from aiormq.exceptions import AuthenticationError, ProbableAuthenticationError
 from yarl import URL
 
-from outplan.contract.topology import Exchange, Queue, Topology, topology
+from outplan.contract.topology import Exchange, Queue, Topology, build_topology
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.operations.findings import Finding, not_checked, ok, problem
 from outplan.operations.probes import SECONDS, ProbeResult, Probes
@@ -57,7 +57,7 @@ async def check_broker(settings: Settings) -> list[Finding]:
 
 
 async def _check_points(settings: Settings, probes: Probes) -> list[Finding]:
-    layout = topology(settings.prefix, settings.partitions)
+    layout = build_topology(settings.prefix, settings.partitions)
     found = [_check_version(probes.version)]
     if layout.partitioner is not None:
         found.append(await _check_plugin(settings, layout.partitioner))
@@ -212,7 +212,7 @@ def _report_depth(queue: Queue, answer: ProbeResult, is_rejected: bool) -> Findi
 
 async def _check_publishing(settings: Settings) -> list[Finding]:
     """Check what publishing needs, on a connection of its own, since an alarm blocks it."""
-    layout = topology(settings.prefix, settings.partitions)
+    layout = build_topology(settings.prefix, settings.partitions)
     try:
         async with _open_probes(settings.amqp_url, _CloseReason()) as probes:
             answers = {_DEFAULT_EXCHANGE: await probes.probe_write("")}

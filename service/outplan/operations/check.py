@@ -6,7 +6,7 @@ from outplan.operations.broker_check import check_broker
 from outplan.operations.findings import Finding, not_checked
 from outplan.operations.settings_check import check_settings
 from outplan.operations.store_check import check_store
-from outplan.settings import Settings, usable_settings, variable
+from outplan.settings import Settings, load_usable_settings, variable
 
 _BROKER_SETTINGS = ("amqp_url", "prefix", "partitions")
 _STORE_SETTINGS = ("mongo_url", "mongo_database", "prefix", "partitions")
@@ -17,7 +17,7 @@ async def run_checks() -> tuple[list[Finding], bool]:
 
     A server whose settings are wrong is not checked.
     """
-    settings, wrong = usable_settings()
+    settings, wrong = load_usable_settings()
     found = check_settings(settings, wrong)
     broker, store = await asyncio.gather(
         _check_server("rabbitmq", _BROKER_SETTINGS, settings, wrong),

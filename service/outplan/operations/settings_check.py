@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from outplan.operations.findings import Finding, not_checked, ok, problem
-from outplan.settings import Settings, unknown_variables, variable
+from outplan.settings import Settings, find_unknown_variables, variable
 
 
 def check_settings(settings: Settings, wrong: dict[str, str]) -> list[Finding]:
@@ -13,7 +13,7 @@ def check_settings(settings: Settings, wrong: dict[str, str]) -> list[Finding]:
                 "correct it, or unset it for the default (docs/running.md)")
         for field, text in wrong.items()
     ]  # fmt: skip
-    found += [_check_unknown(name) for name in unknown_variables()]
+    found += [_check_unknown(name) for name in find_unknown_variables()]
     if any(finding.state == "problem" for finding in found):
         return found
     partitions = "1 partition" if settings.partitions == 1 else f"{settings.partitions} partitions"

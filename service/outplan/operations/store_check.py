@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 from warnings import catch_warnings
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.errors import OutplanError, StoreUnsuitable, WrongSetting
 from outplan.mongodb.inspection import OTHER_VALIDATOR, SECONDS, MongoInspector
 from outplan.mongodb.translation import shorten
-from outplan.mongodb.validators import EVENTS, VERSION_INDEX, validators
+from outplan.mongodb.validators import EVENTS, VERSION_INDEX, build_validators
 from outplan.operations.findings import Finding, not_checked, ok, problem
 from outplan.settings import Settings
 
@@ -122,7 +122,7 @@ async def _check_majority(inspector: MongoInspector) -> list[Finding]:
 
 async def _check_validators(inspector: MongoInspector, settings: Settings) -> list[Finding]:
     drifts = await inspector.compare_validators()
-    return [_report_validator(name, drifts, settings.mongo_database) for name in validators()]
+    return [_report_validator(name, drifts, settings.mongo_database) for name in build_validators()]
 
 
 def _report_validator(name: str, drifts: dict[str, str | None], database: str) -> Finding:
@@ -154,7 +154,7 @@ async def _check_index(inspector: MongoInspector, settings: Settings) -> list[Fi
 
 
 async def _check_fences(inspector: MongoInspector, settings: Settings) -> list[Finding]:
-    layout = topology(settings.prefix, settings.partitions)
+    layout = build_topology(settings.prefix, settings.partitions)
     holders = await inspector.list_holders(queue.name for queue in layout.command_queues)
     if not holders:
         return [ok("mongodb fences", "no worker has claimed a queue here yet")]

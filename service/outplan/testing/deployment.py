@@ -11,7 +11,7 @@ from typing import Any
 import aio_pika
 from pymongo import AsyncMongoClient
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.settings import ENV_PREFIX
 from outplan.testing.servers.interface import Servers
 
@@ -51,7 +51,7 @@ class Deployment:
 
     async def drop_queues(self, further_queues: Iterable[str] = ()) -> None:
         """Delete the worker's queues and exchanges, and further queues."""
-        layout = topology(self.prefix)
+        layout = build_topology(self.prefix)
         async with await aio_pika.connect(self.amqp_url) as connection:
             channel = await connection.channel()
             for queue in (*(queue.name for queue in layout.queues), *further_queues):

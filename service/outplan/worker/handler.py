@@ -1,4 +1,4 @@
-"""Turn deliveries into outcomes: parse, load, decide and commit. Nothing is published or acked."""
+"""Turn deliveries into outcomes: parse, load, decide and commit. Publish and ack nothing."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.times import Clock, text_time
+from outplan.contract.times import Clock, format_time
 from outplan.domain.batch import decide_batch
 from outplan.domain.codec import Outcome, ParsedCommand, parse, reject
 from outplan.domain.dedup import DeduplicationWindow
@@ -24,10 +24,10 @@ from outplan.errors import (
 from outplan.retry import retrying
 from outplan.worker.ports import BatchTransaction, OutplanStore
 
-# After so many conflicts in a row a batch is split: it may be too large for the server's memory,
-# or the document of one outplan may contradict its history.
+# Split a batch after this many conflicts in a row: it may need more memory than the server has, or
+# the document of one outplan may contradict its history.
 _MAX_CONFLICTS: Final = 8
-_RELEASE_SECONDS: Final = 2
+_REFUND_SECONDS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,11 @@ class _Claim:
 
 
 class Handler:
-    """Handles one session's batches in order, one at a time.
+    """Handle one session's batches in order, one at a time.
 
-    ``confirm_ownership`` returns once the broker has shown that the session's consumers are still
-    its own; what it raises, the handler raises. ``on_error`` hears of every retried error.
+    ``confirm_ownership`` returns when the broker has shown that no other consumer has got these
+    deliveries; the handler raises what it raises. The handler calls ``on_error`` with every error
+    that it retries.
     """
 
     def __init__(
@@ -66,50 +67,50 @@ class Handler:
         self._window = window
         self._clock = clock
         self._confirm_ownership = confirm_ownership
-        self._until_available = retrying(StoreUnavailable, StoreConflict, on_error=on_error)
-        self._on_conflict = retrying(StoreConflict, on_error=on_error, attempts=_MAX_CONFLICTS)
-        self._on_failure = retrying(Unprocessable, on_error=on_error, attempts=MAX_ATTEMPTS + 1)
+        self._retry_until_available = retrying(StoreUnavailable, StoreConflict, on_error=on_error)
+        self._retry_conflicts = retrying(StoreConflict, on_error=on_error, attempts=_MAX_CONFLICTS)
+        self._retry_failures = retrying(Unprocessable, on_error=on_error, attempts=MAX_ATTEMPTS + 1)
         self._claims: dict[str, _Claim] = {}
-        self._commit_unknown = False
+        self._is_commit_unknown = False
 
     async def handle(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
         """Decide a batch and commit it in one transaction; return the outcomes in order.
 
-        Raises Unprocessable where the batch must be split, and Fenced where another worker has
-        claimed a queue. Nothing is stored then.
+        Raises Unprocessable if the batch must be split, and Fenced if another worker has claimed a
+        queue. Neither stores anything.
         """
         parsed = _parse(deliveries)
         commands = [item for item in parsed if isinstance(item, ParsedCommand)]
         if not commands:
             return [item for item in parsed if isinstance(item, Outcome)]
         await self._claim({command.delivery.queue for command in commands})
-        outcomes: list[Outcome] = await self._until_available(self._commit, parsed, commands)
+        outcomes: list[Outcome] = await self._retry_until_available(self._commit, parsed, commands)
         return outcomes
 
     async def handle_alone(self, delivery: Delivery) -> Outcome:
         """Handle one delivery that may be a poison message.
 
-        Each attempt is recorded first. A message that has used all its attempts is rejected as
-        ``delivery_limit`` without being parsed again.
+        Record each attempt before it starts. Reject a message that has used all its attempts as
+        ``delivery_limit``, unless it has an outcome already.
         """
         await self._claim({delivery.queue})
         try:
-            outcome: Outcome = await self._on_failure(self._attempt_alone, delivery)
+            outcome: Outcome = await self._retry_failures(self._attempt_alone, delivery)
         except Unprocessable:
             outcome = _give_up(delivery)
         self._claims[delivery.queue].guard.mark_handled()
         return outcome
 
-    def clear(self, delivery: Delivery) -> None:
-        """End the attempt at a delivery that was handled alone and is acked."""
+    def end_attempt(self, delivery: Delivery) -> None:
+        """End the attempt at a delivery that was handled alone, now that it is acked."""
         self._claims[delivery.queue].guard.clear()
 
-    async def release(self) -> None:
-        """Refund attempts that the end of the session cut short, as far as the store answers."""
+    async def refund_attempts(self) -> None:
+        """Refund attempts at messages that have an outcome and no ack; give up after 2 s."""
         for claim in self._claims.values():
             if attempt := claim.guard.refund():
                 with suppress(OutplanError, TimeoutError):
-                    async with asyncio.timeout(_RELEASE_SECONDS):
+                    async with asyncio.timeout(_REFUND_SECONDS):
                         await self._store.record_attempt(claim.fence, attempt)
 
     async def _claim(self, queues: set[str]) -> None:
@@ -118,7 +119,7 @@ class Handler:
             return
         claimed: dict[str, _Claim] = {}
         for queue in new:
-            fence: Fence = await self._until_available(self._store.claim, queue, self._worker)
+            fence: Fence = await self._retry_until_available(self._store.claim, queue, self._worker)
             window = DeduplicationWindow(fence.outcomes, self._window)
             claimed[queue] = _Claim(queue, fence.epoch, window, PoisonGuard(fence.attempt))
         # If this worker stalled, another one may have acked this batch: verify ownership.
@@ -129,11 +130,11 @@ class Handler:
         claim = self._claims[delivery.queue]
         attempt = claim.guard.next_attempt(delivery.fingerprint)
         if attempt is not None:
-            await self._until_available(self._store.record_attempt, claim.fence, attempt)
+            await self._retry_until_available(self._store.record_attempt, claim.fence, attempt)
             claim.guard.record_attempt(attempt)
         elif not (claim.window.recall(delivery) or await self._is_stored(delivery)):
             return _give_up(delivery)
-        # A stored command is published even when its attempts are used up.
+        # Publish a stored command even if it has used up its attempts.
         [outcome] = await self.handle([delivery])
         return outcome
 
@@ -142,28 +143,29 @@ class Handler:
             ids = [delivery.command_id] if delivery.command_id else []
             return bool((await transaction.load((), ids)).records)
 
-        found: bool = await self._until_available(self._store.transact, has_event)
+        found: bool = await self._retry_until_available(self._store.transact, has_event)
         return found
 
     async def _commit(
         self, parsed: list[ParsedCommand | Outcome], commands: list[ParsedCommand]
     ) -> list[Outcome]:
         try:
-            outcomes: list[Outcome] = await self._on_conflict(self._transact, parsed, commands)
+            outcomes: list[Outcome] = await self._retry_conflicts(self._transact, parsed, commands)
         except StoreConflict as error:
             if isinstance(error, StoreAborted) and len(parsed) == 1:
                 raise  # A single command cannot be split and is not at fault: keep retrying.
-            raise Unprocessable(f"conflict after conflict: {error}") from error
+            text = f"{_MAX_CONFLICTS} conflicts in a row, so the worker splits the batch: {error}"
+            raise Unprocessable(text) from error
         return outcomes
 
     async def _transact(
         self, parsed: list[ParsedCommand | Outcome], commands: list[ParsedCommand]
     ) -> list[Outcome]:
-        # No error tells for sure that nothing was stored.
-        work = partial(self._work, parsed, commands, reconcile=self._commit_unknown)
-        self._commit_unknown = True
+        # Assume that the batch may be stored: no error proves the contrary.
+        work = partial(self._work, parsed, commands, reconcile=self._is_commit_unknown)
+        self._is_commit_unknown = True
         outcomes, fences = await self._store.transact(work)
-        self._commit_unknown = False
+        self._is_commit_unknown = False
         for fence in fences:
             self._claims[fence.queue].window.commit(fence.outcomes)
         return outcomes
@@ -187,10 +189,10 @@ class Handler:
             {command.command_id for command in commands},
             _recalled_versions(commands, windows) if is_repeated else (),
         )
-        decisions = decide_batch(parsed, snapshot, windows, text_time(self._clock()))
+        decisions = decide_batch(parsed, snapshot, windows, format_time(self._clock()))
         fences = [
             Fence(queue, self._claims[queue].epoch, recorded, self._claims[queue].guard.attempt)
-            for queue, recorded in decisions.recorded.items()
+            for queue, recorded in decisions.outcomes_by_queue.items()
         ]
         await transaction.save(decisions.records, snapshot.states, fences)
         return decisions.outcomes, fences
@@ -200,13 +202,15 @@ def _parse(deliveries: Sequence[Delivery]) -> list[ParsedCommand | Outcome]:
     try:
         return [parse(delivery) for delivery in deliveries]
     except Exception as error:  # A bug, which must not stop the other deliveries of the batch.
-        raise Unprocessable(f"parse failed: {error!r}") from error
+        raise Unprocessable(
+            f"a bug in parsing, so the worker splits the batch: {error!r}"
+        ) from error
 
 
 def _recalled_versions(
     commands: list[ParsedCommand], windows: dict[str, DeduplicationWindow]
 ) -> set[OutplanVersion]:
-    """Return the versions that redelivered commands were found unchanged against."""
+    """Return the versions with which redelivered, unchanged commands were compared."""
     recalled = ((c, windows[c.delivery.queue].recall(c.delivery)) for c in commands)
     return {
         (command.outplan_id, outcome.version)

@@ -10,7 +10,7 @@ import structlog
 from outplan.contract.amqp import Delivery
 from outplan.contract.times import Clock
 from outplan.contract.topology import Topology
-from outplan.domain.codec import Outcome, publications
+from outplan.domain.codec import Outcome, build_publications
 from outplan.errors import BrokerUnavailable, Fatal, Fenced, OutplanError, Unprocessable
 from outplan.worker.handler import Handler
 from outplan.worker.ports import BrokerSession
@@ -18,14 +18,14 @@ from outplan.worker.telemetry import Health, Metrics
 
 T = TypeVar("T")
 
-# A message that was delivered so often before may be a poison message.
+# A message that was delivered so many times before may be a poison message.
 SUSPICIOUS_DELIVERIES: Final = 3
 # These end a session; the worker opens another one.
 SESSION_ENDED: Final = (BrokerUnavailable, Fenced)
 
 
 class Pipeline:
-    """Commits one batch while the batch before it is published.
+    """Commit one batch while publishing the batch before it.
 
     ``received`` and ``settled`` count deliveries.
     """
@@ -48,7 +48,7 @@ class Pipeline:
         self._batch_size = batch_size
         self._health = health
         self._metrics = metrics
-        # At most one committed batch waits; an error, or None, is the last item.
+        # Holds one committed batch at most. The last item is an error, or None.
         self._committed: asyncio.Queue[list[Outcome] | OutplanError | None] = asyncio.Queue(1)
         self._log = structlog.get_logger()
         self.received = 0
@@ -59,7 +59,7 @@ class Pipeline:
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._session.watch())
-                committing = group.create_task(self._commit())
+                committing = group.create_task(self._commit_batches())
                 await self._settle()
                 watching.cancel()
                 committing.cancel()
@@ -67,16 +67,16 @@ class Pipeline:
             # Python 3.11 lets an error hide that the task is cancelled.
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise asyncio.CancelledError from errors
-            raise _first_fatal(errors) from errors
+            raise _choose_error(errors) from errors
 
-    async def _commit(self) -> None:
+    async def _commit_batches(self) -> None:
         try:
             while deliveries := await self._session.receive(self._batch_size):
                 self.received += len(deliveries)
                 self._metrics.redelivered.inc(sum(d.redelivered for d in deliveries))
                 await self._handle(deliveries)
         except SESSION_ENDED as error:
-            # The batch committed before this error is still published and acked.
+            # Queue the error behind the committed batch, so that that batch is published and acked.
             await self._committed.put(error)
         else:
             await self._committed.put(None)
@@ -87,7 +87,7 @@ class Pipeline:
             self._log.warning("batch_split", commands=len(deliveries), deliveries=highest)
             return await self._handle_one_by_one(deliveries)
         try:
-            outcomes = await self._measure(self._handler.handle(deliveries), len(deliveries))
+            outcomes = await self._time_handling(self._handler.handle(deliveries), len(deliveries))
         except Unprocessable as error:
             self._log.error("batch_split", commands=len(deliveries), detail=str(error))
             return await self._handle_one_by_one(deliveries)
@@ -95,13 +95,13 @@ class Pipeline:
 
     async def _handle_one_by_one(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
-            outcome = await self._measure(self._handler.handle_alone(delivery), 1)
+            outcome = await self._time_handling(self._handler.handle_alone(delivery), 1)
             await self._committed.put([outcome])
-            # The attempt lasts until the ack: publishing may be what ends the worker.
+            # Keep the attempt until the ack: publishing may end the worker too.
             await self._committed.join()
-            self._handler.clear(delivery)
+            self._handler.end_attempt(delivery)
 
-    async def _measure(self, handling: Awaitable[T], commands: int) -> T:
+    async def _time_handling(self, handling: Awaitable[T], commands: int) -> T:
         since = time.monotonic()
         result = await handling
         self._health.recover("store")
@@ -116,7 +116,11 @@ class Pipeline:
                 raise outcomes
             since, now = time.monotonic(), self._clock()
             await self._session.publish(
-                [message for o in outcomes for message in publications(o, self._topology, now)]
+                [
+                    message
+                    for o in outcomes
+                    for message in build_publications(o, self._topology, now)
+                ]
             )
             await self._session.ack(outcomes[-1].delivery)
             self.settled += len(outcomes)
@@ -139,8 +143,8 @@ class Pipeline:
                 self._metrics.lag_seconds.observe(max(0.0, now - sent))
 
 
-def _first_fatal(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error that needs a person, else the first error."""
+def _choose_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first Fatal error, or else the first error."""
     fatal = errors.subgroup(Fatal)
     found: BaseException = fatal or errors
     while isinstance(found, BaseExceptionGroup):

@@ -85,13 +85,13 @@ class Metrics:
         )
         self.lag_seconds = Histogram(
             "outplan_lag_seconds",
-            "From a command's timestamp to its acknowledgement.",
+            "From a command's timestamp to its ack, in seconds.",
             buckets=_LAGS,
             registry=r,
         )
         self.sessions = Counter("outplan_sessions", "Sessions with the broker begun.", registry=r)
         self.retries = Counter(
-            "outplan_retries", "Waits for something that only time mends.", ("error",), registry=r
+            "outplan_retries", "Retries of an error that may pass.", ("error",), registry=r
         )
         self.ready = Gauge("outplan_ready", "1 while the worker is ready.", registry=r)
 

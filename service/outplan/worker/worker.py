@@ -50,7 +50,7 @@ class Dependencies:
 
 
 class Worker:
-    """Consumes commands until ``stop``.
+    """Consume commands until ``stop``.
 
     ``batch_size`` is the most commands in one transaction, ``drain_seconds`` the longest drain.
     """
@@ -139,7 +139,7 @@ class Worker:
                     metrics=parts.metrics,
                 )
             except (*SESSION_ENDED, asyncio.CancelledError):
-                await handler.release()
+                await handler.refund_attempts()
                 raise
             finally:
                 self._session = None

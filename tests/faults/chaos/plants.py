@@ -18,7 +18,7 @@ from outplan.domain import codec
 from outplan.domain.codec import Outcome
 from outplan.domain.records import Fence, Snapshot
 from outplan.mongodb import store
-from outplan.mongodb.documents import event_document, outplan_document
+from outplan.mongodb.documents import build_event_document, build_outplan_document
 from outplan.mongodb.store import MongoStore, MongoTransaction
 from outplan.mongodb.validators import EVENTS, OUTPLANS, VERSION_INDEX
 from outplan.rabbitmq import session as rabbitmq_session
@@ -56,7 +56,9 @@ def publish_before_commit() -> None:
             result = await work(transaction)
             if isinstance(result, tuple):
                 layout = declared_topology()
-                early = [p for o in result[0] for p in codec.publications(o, layout, utc_now())]
+                early = [
+                    p for o in result[0] for p in codec.build_publications(o, layout, utc_now())
+                ]
                 await current_session().publish([p for p in early if p.exchange])
             return result
 
@@ -70,7 +72,7 @@ def ack_before_publish() -> None:
     """Ack a whole batch once it is committed, before it is published."""
     publish, ack = Session.publish, Session.ack
     last: dict[Session, Delivery] = {}
-    publications = codec.publications
+    publications = codec.build_publications
 
     def remember(outcome: Outcome, layout: Any, now: datetime) -> list[Publication]:
         for session in sessions:
@@ -84,14 +86,14 @@ def ack_before_publish() -> None:
             await ack(self, last[self])
         await publish(self, messages)
 
-    _patch(pipeline, "publications", remember)
+    _patch(pipeline, "build_publications", remember)
     _patch(Session, "publish", ack_then_publish)
     _patch(Session, "ack", _do_nothing)
 
 
 def skip_deduplication() -> None:
     """Skip the look-up of applied commands, and the unique event id that backs it."""
-    load, write = MongoTransaction.load, event_document
+    load, write = MongoTransaction.load, build_event_document
 
     async def load_without_ids(
         self: MongoTransaction, outplan_ids: Any, _: Any, past: Any = ()
@@ -103,7 +105,7 @@ def skip_deduplication() -> None:
         return {**document, "_id": f"{document['_id']} {document['version']}"}
 
     _patch(MongoTransaction, "load", load_without_ids)
-    _patch(store, "event_document", event_document_by_version)
+    _patch(store, "build_event_document", event_document_by_version)
 
 
 def skip_version_guard() -> None:
@@ -114,7 +116,7 @@ def skip_version_guard() -> None:
     prepare = MongoStore.prepare
 
     def replace_unguarded(event: Any, _: Any) -> Any:
-        document = outplan_document(event)
+        document = build_outplan_document(event)
         return ReplaceOne({"_id": document["_id"]}, document, upsert=True)
 
     async def prepare_without_index(self: MongoStore) -> None:
@@ -125,7 +127,7 @@ def skip_version_guard() -> None:
     async def save(self: MongoTransaction, records: Any, *_: Any) -> None:
         if not records:
             return
-        await self._write(EVENTS, [InsertOne(event_document(r)) for r in records])
+        await self._write(EVENTS, [InsertOne(build_event_document(r)) for r in records])
         latest = {record.event.data.id: record.event for record in records}
         await self._write(OUTPLANS, [replace_unguarded(event, None) for event in latest.values()])
 
@@ -148,7 +150,7 @@ def take_nack_for_confirm() -> None:
 
 def change_repeats() -> None:
     """Publish a duplicate's event with its members in another order."""
-    publications = codec.publications
+    publications = codec.build_publications
 
     def publications_reordered(outcome: Outcome, layout: Any, now: datetime) -> list[Publication]:
         found = publications(outcome, layout, now)
@@ -161,7 +163,7 @@ def change_repeats() -> None:
             for p in found
         ]
 
-    _patch(pipeline, "publications", publications_reordered)
+    _patch(pipeline, "build_publications", publications_reordered)
 
 
 def consume_twice() -> None:

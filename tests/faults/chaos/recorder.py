@@ -13,7 +13,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from yarl import URL
 
-from outplan.contract.topology import NO_DELIVERY_LIMIT, topology
+from outplan.contract.topology import NO_DELIVERY_LIMIT, build_topology
 from outplan.testing import Deployment
 from tests.faults.chaos.history import (
     History,
@@ -145,7 +145,7 @@ class Recorder:
 
     async def _read_rejected(self) -> None:
         """Read all rejected copies; no other consumer has any."""
-        name = topology(self._deployment.prefix).rejected.name
+        name = build_topology(self._deployment.prefix).rejected.name
         done = asyncio.Event()
         async with open_channel(self._url) as channel:
             left = (await channel.queue_declare(name, passive=True)).message_count or 0

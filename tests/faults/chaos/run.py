@@ -10,7 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-from outplan.contract.topology import Topology, topology
+from outplan.contract.topology import Topology, build_topology
 from outplan.testing import Deployment
 from tests.faults.chaos.checker import Violation, check
 from tests.faults.chaos.history import History
@@ -174,7 +174,7 @@ async def _run(
         await recorder.declare_queues()
         await testbed.persist_queues()
         async with _record(recorder):
-            faults = testbed.faults(topology(deployment.prefix, plan.partitions))
+            faults = testbed.faults(build_topology(deployment.prefix, plan.partitions))
             nemesis = Nemesis(rng, workers, recorder, balancers.breakable, faults, history)
             marker = make_publisher("marker", Outplans(plan.seed, 1), 1)
             context = RunContext(workers, recorder, marker, history)

@@ -12,13 +12,18 @@ import orjson
 from outplan.contract import schemas
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.messages import PROBLEM_CODES
-from outplan.contract.times import text_time
-from outplan.contract.topology import PREFETCH, topology
+from outplan.contract.times import format_time
+from outplan.contract.topology import PREFETCH, build_topology
 from outplan.domain.batch import Batch
-from outplan.domain.codec import Outcome, ParsedCommand, parse, publications
+from outplan.domain.codec import Outcome, ParsedCommand, build_publications, parse
 from outplan.domain.dedup import DeduplicationWindow
 from outplan.domain.records import Record, Snapshot
-from outplan.mongodb.documents import event_document, outplan_document, record_of, state_of
+from outplan.mongodb.documents import (
+    build_event_document,
+    build_outplan_document,
+    parse_record,
+    parse_state,
+)
 from outplan.mongodb.validators import EVENTS, OUTPLANS
 from outplan.rabbitmq.frames import (
     Malformed,
@@ -63,7 +68,7 @@ class FuzzRunner:
     def __init__(self, *, remember_all: bool = False) -> None:
         self._remember_all = remember_all
         self.report = Report()
-        self._layout = topology()
+        self._layout = build_topology()
         self._window = DeduplicationWindow((), PREFETCH)
         self._outplans: dict[str, dict[str, Any]] = {}
         self._events: dict[str, dict[str, Any]] = {}
@@ -74,7 +79,9 @@ class FuzzRunner:
         """Handle one batch and return its outcomes; malformed messages have none."""
         cases = [case for mutant in mutants if (case := self._decode(mutant)) is not None]
         requests = [c.parsed for c in cases if isinstance(c.parsed, ParsedCommand)]
-        batch = Batch(self._load_snapshot(requests), {QUEUE: self._window}, text_time(self._now()))
+        batch = Batch(
+            self._load_snapshot(requests), {QUEUE: self._window}, format_time(self._now())
+        )
         for case in cases:
             with self._report_exceptions(case.mutant):
                 self._judge(batch, case)
@@ -91,7 +98,9 @@ class FuzzRunner:
         if case is not None:
             requests = [case.parsed] if isinstance(case.parsed, ParsedCommand) else []
             self._judge(
-                Batch(self._load_snapshot(requests), {QUEUE: self._window}, text_time(self._now())),
+                Batch(
+                    self._load_snapshot(requests), {QUEUE: self._window}, format_time(self._now())
+                ),
                 case,
             )
             nanoseconds = case.nanoseconds
@@ -122,7 +131,7 @@ class FuzzRunner:
         since = time.thread_time_ns()
         outcome = batch.decide(case.parsed)
         _ = case.delivery.delivery_count
-        found = publications(outcome, self._layout, self._now())
+        found = build_publications(outcome, self._layout, self._now())
         case.sent = [(each, write_publication(1, each, FRAME_MAX, "guest")) for each in found]
         case.nanoseconds += time.thread_time_ns() - since
         case.outcome = outcome
@@ -133,8 +142,8 @@ class FuzzRunner:
         ids = {request.outplan_id for request in requests}
         events = {request.command_id for request in requests} & self._events.keys()
         return Snapshot(
-            {id_: state_of(dict(self._outplans[id_])) for id_ in ids & self._outplans.keys()},
-            {id_: record_of(self._events[id_]) for id_ in events},
+            {id_: parse_state(dict(self._outplans[id_])) for id_ in ids & self._outplans.keys()},
+            {id_: parse_record(self._events[id_]) for id_ in events},
         )
 
     def _now(self) -> datetime:
@@ -142,7 +151,7 @@ class FuzzRunner:
         return datetime(2026, 11, 23, 6, 10, self._tag % 60, 123456, tzinfo=UTC)
 
     def _remember(self, batch: Batch) -> None:
-        for outcomes in batch.outcomes_to_record().values():
+        for outcomes in batch.list_outcomes_to_record().values():
             self._window.commit(outcomes)
         if self._remember_all:
             return
@@ -239,14 +248,14 @@ class FuzzRunner:
     ) -> None:
         event = record.event
         before = self._outplans.get(event.data.id)
-        stored, document = event_document(record), outplan_document(event)
+        stored, document = build_event_document(record), build_outplan_document(event)
         assert event.version == (before["version"] + 1 if before else 1), "a gap in versions"
         assert before is None or event.time > before["tm_update"], "tm_update does not grow"
         if expected.fields is not None:
             changed = {**document, **expected.fields}
             assert {**changed, "id": event.data.id} == {**document, "id": event.data.id}
-        assert record_of(orjson.loads(orjson.dumps(stored))) == record
-        assert state_of(dict(document)).outplan == event.data
+        assert parse_record(orjson.loads(orjson.dumps(stored))) == record
+        assert parse_state(dict(document)).outplan == event.data
         assert oracle.mongodb_validator(EVENTS).is_valid(stored), "the validator refuses the event"
         assert oracle.mongodb_validator(OUTPLANS).is_valid(document), (
             "the validator refuses the outplan"

@@ -15,7 +15,7 @@ import jsonschema_rs
 from referencing import Registry, Resource
 
 from outplan.contract import schemas
-from outplan.mongodb.validators import validators
+from outplan.mongodb.validators import build_validators
 from outplan.rabbitmq.frames import WireProperties
 from tests.support.contract_rules import Command, Document, judge, parse_command
 
@@ -92,14 +92,14 @@ def predict_ruling(
 @cache
 def mongodb_validator(collection: str) -> jsonschema_rs.Draft4Validator:
     """Translate MongoDB's validator of a collection to JSON Schema, as far as possible."""
-    schema = _to_json_schema(validators()[collection]["$jsonSchema"])
+    schema = _to_json_schema(build_validators()[collection]["$jsonSchema"])
     return jsonschema_rs.Draft4Validator(schema, pattern_options=jsonschema_rs.RegexOptions())
 
 
 @cache
 def independent_validator(name: str) -> Any:
     """Build a validator from a library that shares no code with the service's."""
-    files = {n: json.loads(schemas.schema_text(n)) for n in schemas.schema_names()}
+    files = {n: json.loads(schemas.read_schema_text(n)) for n in schemas.list_schema_names()}
     resources = [(schema["$id"], Resource.from_contents(schema)) for schema in files.values()]
     registry = Registry().with_resources(resources)
     return jsonschema.Draft202012Validator(files[name], registry=registry)

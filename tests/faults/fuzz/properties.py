@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.rabbitmq.frames import PROPERTIES
 from tests.support.raw_message import Properties, Table
 from tests.support.wire import encode_table
@@ -30,7 +30,8 @@ FIXED_SIZES: Final = {
     **dict.fromkeys(b"lLdT", 8), b"D"[0]: 5, b"V"[0]: 0,
 }  # fmt: skip
 _REPLY_QUEUES: Final = (
-    b"gone", topology().rejected.name.encode(), topology().commands.name.encode(), b"\xff",
+    b"gone", build_topology().rejected.name.encode(), build_topology().commands.name.encode(),
+    b"\xff",
     b"amq.rabbitmq.reply-to.g1h2AA5yZXBseUAxMjcuMC4wLjEAAAB", b"amq.rabbitmq.reply-to.", b"q" * 255,
 )  # fmt: skip
 

@@ -56,7 +56,7 @@ def raise_index_error(*_: Any, **__: Any) -> Any:
 
 
 def publish_twice(outcome: codec.Outcome, *rest: Any) -> list[Publication]:
-    return codec.publications(outcome, *rest) * 2
+    return codec.build_publications(outcome, *rest) * 2
 
 
 def parse_leniently(delivery: Delivery) -> codec.ParsedCommand | codec.Outcome:
@@ -73,7 +73,7 @@ def decide_unchanged(*_: Any) -> decider.Unchanged:
     [
         ("tests.faults.fuzz.fuzz_runner", "parse", raise_index_error),
         ("tests.faults.fuzz.fuzz_runner", "parse", parse_leniently),
-        ("tests.faults.fuzz.fuzz_runner", "publications", publish_twice),
+        ("tests.faults.fuzz.fuzz_runner", "build_publications", publish_twice),
         ("tests.faults.fuzz.fuzz_runner", "write_publication", lambda *_: b""),
         (batch.__name__, "decide", decide_unchanged),
         (codec.__name__, "_trace_context", lambda _: {"x": "y" * 140_000}),

@@ -12,8 +12,8 @@ from outplan.contract.fields import MAX_EMAIL
 from outplan.contract.messages import Event
 from outplan.domain.decider import decide
 from outplan.domain.records import Record
-from outplan.mongodb.documents import event_document
-from outplan.mongodb.validators import EVENTS, validators
+from outplan.mongodb.documents import build_event_document
+from outplan.mongodb.validators import EVENTS, build_validators
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
 from tests.faults.fuzz.through_broker import run_through_broker
@@ -63,7 +63,7 @@ async def database(servers: Servers) -> AsyncIterator[AsyncDatabase[Document]]:
     place = Deployment(servers.rabbitmq.url, servers.mongodb.url)
     client: AsyncMongoClient[Document]
     async with AsyncMongoClient(place.mongo_url) as client:
-        await client[place.database].create_collection(EVENTS, validator=validators()[EVENTS])
+        await client[place.database].create_collection(EVENTS, validator=build_validators()[EVENTS])
         yield client[place.database]
         await client.drop_database(place.database)
 
@@ -90,7 +90,7 @@ async def test_mongodb_takes_the_longest_texts_that_the_schema_allows(
     event = decide(None, parsed.command, parsed.command_id, NOW)
     assert isinstance(event, Event)
 
-    await database[EVENTS].insert_one(event_document(Record(event, parsed.digest)))
+    await database[EVENTS].insert_one(build_event_document(Record(event, parsed.digest)))
 
     assert await database[EVENTS].count_documents({}) == 1
 
@@ -104,6 +104,6 @@ async def test_mongodb_takes_the_longest_free_texts(
     event = decide(None, parsed.command, parsed.command_id, NOW)
     assert isinstance(event, Event)
 
-    await database[EVENTS].insert_one(event_document(Record(event, parsed.digest)))
+    await database[EVENTS].insert_one(build_event_document(Record(event, parsed.digest)))
 
     assert await database[EVENTS].count_documents({}) == 1

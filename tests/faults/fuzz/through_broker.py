@@ -16,7 +16,7 @@ import orjson
 import typer
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import Session, open_session
@@ -55,7 +55,7 @@ class BrokerRun:
 
     def __init__(self, deployment: Deployment, seed: int | str) -> None:
         self._deployment = deployment
-        self._commands = topology(deployment.prefix).commands.name
+        self._commands = build_topology(deployment.prefix).commands.name
         self.queues = ObserverQueues(deployment.prefix)
         self._mutator = Mutator(seed, publishable=True, reply_to=self.queues.replies.encode())
         self._runner = FuzzRunner(remember_all=True)

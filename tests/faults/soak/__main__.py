@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from yarl import URL
 
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers, start_servers
 from tests.faults.soak.load import Load, open_load
@@ -107,7 +107,7 @@ class Sampler:
         file: SampleFile,
     ) -> None:
         self._load = load
-        self._commands = topology(prefix).command_queues[0].name
+        self._commands = build_topology(prefix).command_queues[0].name
         self._queues = ObserverQueues(prefix)
         self._processes = processes
         self._channel = channel

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.rabbitmq.session import Session, open_session
 from tests.support.command_generator import Draft, Generator, Outplans
 from tests.support.observer_queues import ObserverQueues
@@ -29,7 +29,7 @@ class Load:
 
     def __init__(self, publisher: RawPublisher, prefix: str, seed: int) -> None:
         self._publisher = publisher
-        self._exchange = topology(prefix).commands.name
+        self._exchange = build_topology(prefix).commands.name
         self._queues = ObserverQueues(prefix)
         self._generator = Generator(seed, "soak", Outplans(seed, _OUTPLANS))
         self._sent_at: dict[str, float] = {}

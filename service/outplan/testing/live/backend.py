@@ -13,7 +13,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from outplan.client import CommandRejected, OutplanClient, Request, Result
 from outplan.domain.decider import State
-from outplan.mongodb.documents import state_of
+from outplan.mongodb.documents import parse_state
 from outplan.testing.deployment import Deployment
 from outplan.testing.event_buffer import EventBuffer
 from outplan.testing.harness import AsyncService, Rejected
@@ -99,7 +99,7 @@ class LiveBackend:
             await self.recorder.wait_for(lambda: expected <= seen, _CATCH_UP_SECONDS)
 
     async def read_states(self) -> Sequence[State]:
-        return [state_of(it) for it in await self.database["outplans"].find().to_list()]
+        return [parse_state(it) for it in await self.database["outplans"].find().to_list()]
 
     async def read_rejected(self) -> Sequence[Rejected]:
         rejected = await self._read_rejected()

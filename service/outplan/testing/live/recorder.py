@@ -11,7 +11,7 @@ from aiormq.abc import DeliveredMessage
 
 from outplan.client import Refused
 from outplan.client.connection import open_connection, translate_errors
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
 from outplan.retry import SPREAD_BACKOFF, retrying
@@ -35,7 +35,7 @@ class EventRecorder:
         self.times_seen: Counter[str] = Counter()
         self._url = amqp_url
         self._queue = recorder_queue(prefix)
-        self._exchange = topology(prefix).events
+        self._exchange = build_topology(prefix).events
         self._received = asyncio.Condition()
         self._consuming = asyncio.Event()
 

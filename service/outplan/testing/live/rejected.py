@@ -9,7 +9,7 @@ from aiormq.channel import Channel
 
 from outplan.client.connection import open_connection, translate_errors
 from outplan.contract.messages import Problem
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
 from outplan.retry import SPREAD_BACKOFF, retrying
@@ -30,7 +30,7 @@ async def read_rejected(amqp_url: str, prefix: str, within: float = 30) -> list[
     async def attempt() -> list[Rejected]:
         async with open_connection(amqp_url, "rejected") as connection:
             with translate_errors():
-                return await _read_and_requeue(connection, topology(prefix).rejected.name)
+                return await _read_and_requeue(connection, build_topology(prefix).rejected.name)
 
     retry = retrying(BrokerUnavailable, on_error=errors.append, wait=SPREAD_BACKOFF)
     try:

@@ -14,7 +14,7 @@ from outplan.client.session import ReconnectingSession
 from outplan.contract.amqp import Publication
 from outplan.contract.messages import Problem
 from outplan.contract.times import utc_now
-from outplan.contract.topology import topology
+from outplan.contract.topology import build_topology
 from outplan.domain.decider import State
 from outplan.testing.errors import WorkerFailed
 from outplan.testing.event_buffer import EventBuffer
@@ -136,7 +136,7 @@ async def memory_service(
     WorkerFailed with the cause, and the block's end raises the cause.
     """
     events = EventBuffer()
-    broker = MemoryBroker(topology(prefix), lambda publication: events.add(publication.body))
+    broker = MemoryBroker(build_topology(prefix), lambda publication: events.add(publication.body))
     store = MemoryStore()
     worker = MemoryWorker(broker, store)
     async with _MemoryClient(broker, prefix, within) as client:

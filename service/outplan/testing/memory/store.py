@@ -14,7 +14,12 @@ from outplan.contract import schemas
 from outplan.domain.decider import State
 from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
 from outplan.errors import Fenced, StoreConflict, Unprocessable
-from outplan.mongodb.documents import event_document, outplan_document, record_of, state_of
+from outplan.mongodb.documents import (
+    build_event_document,
+    build_outplan_document,
+    parse_record,
+    parse_state,
+)
 from outplan.mongodb.validators import EVENTS, FENCES, OUTPLANS
 
 T = TypeVar("T")
@@ -41,8 +46,8 @@ class MemoryTransaction:
         outplans = self._find(OUTPLANS, outplan_ids)
         events = self._find(EVENTS, command_ids)
         return Snapshot(
-            {doc["_id"]: state_of(doc) for doc in outplans},
-            {doc["_id"]: record_of(doc) for doc in events},
+            {doc["_id"]: parse_state(doc) for doc in outplans},
+            {doc["_id"]: parse_record(doc) for doc in events},
             {version: self._past(version) for version in past},
         )
 
@@ -51,14 +56,14 @@ class MemoryTransaction:
     ) -> None:
         for record in records:
             event = record.event
-            self._insert((EVENTS, event.id), _validate(event_document(record)))
+            self._insert((EVENTS, event.id), _validate(build_event_document(record)))
             self._insert((_VERSIONS, (event.data.id, event.version)), event.id)
         latest = {record.event.data.id: record.event for record in records}
         for id_, event in latest.items():
             current = self._read((OUTPLANS, id_))
             if (current["version"] if current else None) != _version(known.get(id_)):
                 raise StoreConflict("an outplan has another version than was read")
-            self._write((OUTPLANS, id_), outplan_document(event))
+            self._write((OUTPLANS, id_), build_outplan_document(event))
         for fence in fences:
             stored = await self.read_fence(fence)
             attempt = stored.attempt if fence.attempt else None
@@ -79,7 +84,7 @@ class MemoryTransaction:
         return [dict(document) for document in found if document is not None]
 
     def _past(self, version: OutplanVersion) -> State:
-        event = record_of(self._read((EVENTS, self._read((_VERSIONS, version))))).event
+        event = parse_record(self._read((EVENTS, self._read((_VERSIONS, version))))).event
         return State(event.data, event.version)
 
     def _read(self, key: _Key) -> Any:
@@ -96,7 +101,7 @@ class MemoryTransaction:
 
 
 class MemoryStore:
-    """Documents and their history, as ``outplan.mongodb.store.Store`` holds them.
+    """Documents and their history, as ``outplan.mongodb.store.MongoStore`` holds them.
 
     It passes the same contract suite and is never unavailable. ``states`` are outplans to begin
     with, without their events.
@@ -137,12 +142,12 @@ class MemoryStore:
     @property
     def states(self) -> dict[str, State]:
         """Return all outplans by their ids, in the order of their creation."""
-        return {id_: state_of(doc) for id_, doc in self._documents(OUTPLANS).items()}
+        return {id_: parse_state(doc) for id_, doc in self._documents(OUTPLANS).items()}
 
     @property
     def records(self) -> dict[str, Record]:
         """Return all events by their ids, in the order in which they were stored."""
-        return {id_: record_of(doc) for id_, doc in self._documents(EVENTS).items()}
+        return {id_: parse_record(doc) for id_, doc in self._documents(EVENTS).items()}
 
     @property
     def fences(self) -> dict[str, Fence]:
