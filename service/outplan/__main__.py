@@ -11,7 +11,7 @@ _EXTRAS: Final = {"run": "worker", "check": "worker", "demo": "testing", "sandbo
 
 
 def main() -> None:
-    """Run the command in ``sys.argv``; exit with code 2 where its extra is not installed."""
+    """Run the command in ``sys.argv``; exit with code 2 if its extra is not installed."""
     try:
         from outplan.cli import app  # noqa: PLC0415 - it needs the extra cli
 

@@ -169,7 +169,10 @@ async def test_a_file_about_another_outplan_is_not_sent(tmp_path: Path) -> None:
     file.write_text('{"id": "one", "name": "x"}')
     refused = await outplan(NOWHERE, "publish", "update", "another", "--json-file", str(file))
     assert (refused.code, refused.out) == (2, "")
-    assert "names outplan one, the command line names another" in refused.err
+    assert (
+        "update.json names outplan one and the command line names another: remove one"
+        in refused.err
+    )
 
 
 async def test_no_wait_ends_with_the_brokers_confirm(deployment: Deployment, world: World) -> None:

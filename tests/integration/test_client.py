@@ -228,7 +228,7 @@ async def test_without_a_reply_the_outcome_is_unknown_and_a_resend_finds_it(
     deployment: Deployment, world: World
 ) -> None:
     async with OutplanClient(deployment.amqp_url, prefix=deployment.prefix, timeout=0.3) as hurried:
-        with pytest.raises(OutcomeUnknown, match="no worker has answered") as unknown:
+        with pytest.raises(OutcomeUnknown, match="no worker has replied") as unknown:
             await hurried.create(**create_fields())
     id_ = unknown.value.message_id
     assert id_ in str(unknown.value)
@@ -385,7 +385,7 @@ async def test_a_call_waits_for_an_alarm_to_end_and_names_it_on_timeout(
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
         try:
             asking = asyncio.create_task(patient.create(**create_fields(), message_id="alarmed"))
-            with pytest.raises(OutcomeUnknown, match="does not confirm it; in an alarm"):
+            with pytest.raises(OutcomeUnknown, match="has not confirmed the command"):
                 await hurried.create(**create_fields())
         finally:
             servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
@@ -448,7 +448,10 @@ async def test_a_call_waits_for_a_full_command_queue_and_names_it_on_timeout(
         worker.signal(signal.SIGCONT)
         results = await asyncio.gather(*asking)
     await asyncio.to_thread(ctl, "clear_policy", queue)
-    assert troubles == {"the broker refuses commands: is their queue full?"}
+    assert troubles == {
+        "the broker nacked the command: find the full queue with rabbitmqctl list_queues; "
+        "empty it or raise its limit"
+    }
     assert [(r.status, r.duplicate) for r in results] == [("accepted", False)] * 3
 
 

@@ -117,7 +117,9 @@ def test_the_same_tests_pass_in_memory_without_servers(
 def test_outplan_place_fails_in_memory_and_says_why(suite: pytest.Pytester) -> None:
     result = run_suite(suite, "def test_place(outplan_place): ...", "--outplan-mode=memory")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["outplan_place needs servers: in memory there are none*"])
+    result.stdout.fnmatch_lines(
+        ["outplan_place needs servers, and memory mode has none: use --outplan-mode=servers*"]
+    )
     result.stdout.no_fnmatch_line("*Traceback*")
 
 

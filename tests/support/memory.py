@@ -13,8 +13,8 @@ class Died(Exception):
     """Raised in place of a worker's end."""
 
 
-class Memory(MemoryStore):
-    """It counts; on demand a transaction fails or conflicts, is lost, or its worker dies in it."""
+class FaultyStore(MemoryStore):
+    """A store that counts; on demand a transaction fails, conflicts, is lost or ends its worker."""
 
     def __init__(
         self,

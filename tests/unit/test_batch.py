@@ -63,20 +63,20 @@ def record_of(of: ParsedCommand, version: int = 1) -> Record:
 
 
 def test_three_commands_for_one_outplan_in_one_batch_see_each_other() -> None:
-    each = new_batch()
+    batch = new_batch()
     outcomes = decide_all(
-        each, create("c-1"), update("c-2", name="x", expected_version=1),
+        batch, create("c-1"), update("c-2", name="x", expected_version=1),
         delete("c-3", expected_version=2),
     )  # fmt: skip
     assert [(o.status, o.version) for o in outcomes] == [
         ("accepted", 1), ("accepted", 2), ("accepted", 3),
     ]  # fmt: skip
-    assert [record.event.id for record in each.records] == ["c-1", "c-2", "c-3"]
+    assert [record.event.id for record in batch.records] == ["c-1", "c-2", "c-3"]
     assert outcomes[1].outplan is not None
     assert outcomes[1].outplan.name == "x"
     assert outcomes[2].outplan is not None
     assert outcomes[2].outplan.deleted
-    times = [record.event.time for record in each.records]
+    times = [record.event.time for record in batch.records]
     assert times == sorted(set(times)), "one clock reading for all, and still each one later"
 
 
@@ -89,9 +89,9 @@ def test_a_rejected_command_has_no_effect_on_the_next() -> None:
 
 
 def test_outplans_have_versions_of_their_own() -> None:
-    each = new_batch()
+    batch = new_batch()
     other = request(create_body(id=OTHER_ID), message_id="c-2")
-    assert [o.version for o in decide_all(each, create("c-1"), other)] == [1, 1]
+    assert [o.version for o in decide_all(batch, create("c-1"), other)] == [1, 1]
 
 
 def test_an_update_before_its_create_is_not_found_and_the_create_is_accepted() -> None:
@@ -107,37 +107,37 @@ def test_deciding_does_not_change_the_snapshot() -> None:
 
 
 def test_an_invalid_delivery_is_rejected_and_the_others_are_decided() -> None:
-    each = new_batch()
+    batch = new_batch()
     bad = delivery(b"{", message_id="c-1")
     rejection = parse(bad)
-    outcomes = [each.decide(create("c-0")), each.decide(rejection), each.decide(delete("c-2"))]
+    outcomes = [batch.decide(create("c-0")), batch.decide(rejection), batch.decide(delete("c-2"))]
     assert [read_code(o) for o in outcomes] == ["accepted", "invalid_json", "accepted"]
     assert outcomes[1].delivery is bad
-    assert read_recorded(each) == ()
+    assert read_recorded(batch) == ()
 
 
 # --- duplicates --------------------------------------------------------------------------------
 
 
 def test_a_duplicate_in_the_same_batch_has_the_first_event() -> None:
-    each = new_batch()
-    first, again = decide_all(each, create("c-1", tag=1), create("c-1", tag=2))
+    batch = new_batch()
+    first, again = decide_all(batch, create("c-1", tag=1), create("c-1", tag=2))
     assert (first.duplicate, again.duplicate) == (False, True)
     assert again.event is first.event
     assert (again.status, again.version, again.outplan) == ("accepted", 1, first.outplan)
     assert again.delivery.tag == 2
-    assert len(each.records) == 1
-    assert read_recorded(each) == ()
+    assert len(batch.records) == 1
+    assert read_recorded(batch) == ()
 
 
 def test_a_duplicate_of_a_stored_command_has_the_stored_event_and_outcome() -> None:
     record = record_of(update("c-2", name="x"), version=2)
-    each = new_batch(snapshot_of(5, record, name="much later"))
-    outcome = each.decide(update("c-2", name="x"))
+    batch = new_batch(snapshot_of(5, record, name="much later"))
+    outcome = batch.decide(update("c-2", name="x"))
     assert outcome.duplicate
     assert outcome.event is record.event
     assert (outcome.version, outcome.outplan) == (2, record.event.data)
-    assert each.records == []
+    assert batch.records == []
 
 
 def test_a_duplicate_is_recognised_by_its_values_and_not_by_its_bytes() -> None:
@@ -148,15 +148,15 @@ def test_a_duplicate_is_recognised_by_its_values_and_not_by_its_bytes() -> None:
 
 def test_other_content_under_an_accepted_message_id_is_rejected() -> None:
     record = record_of(create("c-1"))
-    each = new_batch(snapshot_of(1, record))
-    outcomes = decide_all(each, update("c-1", name="x"), delete("c-1"))
+    batch = new_batch(snapshot_of(1, record))
+    outcomes = decide_all(batch, update("c-1", name="x"), delete("c-1"))
     assert [read_code(o) for o in outcomes] == ["message_id_reused"] * 2
     assert all(o.problem and o.problem.status == 409 for o in outcomes)
-    assert each.records == []
-    assert len(read_recorded(each)) == 2
+    assert batch.records == []
+    assert len(read_recorded(batch)) == 2
 
 
-def test_a_message_id_can_be_reused_within_a_batch() -> None:
+def test_other_content_under_a_message_id_of_the_same_batch_is_rejected() -> None:
     outcomes = decide_all(new_batch(), create("c-1"), update("c-1", name="x"), create("c-1"))
     assert [(read_code(o), o.duplicate) for o in outcomes] == [
         ("accepted", False), ("message_id_reused", False), ("accepted", True),
@@ -209,14 +209,14 @@ def test_only_a_version_conflict_tells_the_current_version() -> None:
 
 
 def test_outcomes_without_an_event_are_recorded_by_delivery_tag() -> None:
-    each = new_batch(snapshot_of(2))
+    batch = new_batch(snapshot_of(2))
     requests = [
         update("c-1", tag=11, name="first"),
         update("c-2", tag=12, name="x", expected_version=9),
         update("c-3", tag=13, name="x"),
     ]
-    decide_all(each, *requests)
-    assert [(o.fingerprint, o.tag, o.code) for o in read_recorded(each)] == [
+    decide_all(batch, *requests)
+    assert [(o.fingerprint, o.tag, o.code) for o in read_recorded(batch)] == [
         (requests[0].delivery.fingerprint, 11, None),
         (requests[1].delivery.fingerprint, 12, "version_conflict"),
     ]
@@ -232,8 +232,8 @@ def conflict_recorded_for(command: ParsedCommand) -> RecordedOutcome:
 def test_a_recorded_outcome_precedes_the_acceptance_of_a_resend() -> None:
     """The event of the resend may not be published yet, nor those before it."""
     sent = update("c-2", redelivered=True, name="x")
-    each = new_batch(snapshot_of(2, record_of(sent, version=2)), (conflict_recorded_for(sent),))
-    assert read_code(each.decide(sent)) == "version_conflict"
+    batch = new_batch(snapshot_of(2, record_of(sent, version=2)), (conflict_recorded_for(sent),))
+    assert read_code(batch.decide(sent)) == "version_conflict"
 
 
 def test_a_stored_command_without_a_recorded_outcome_is_a_duplicate() -> None:
@@ -245,20 +245,20 @@ def test_a_recorded_outcome_precedes_message_id_reused() -> None:
     """The message_id was accepted with other content after its sender had a reply."""
     sent = update("c-2", redelivered=True, name="x")
     record = record_of(update("c-2", name="y"), version=2)
-    each = new_batch(snapshot_of(2, record), (conflict_recorded_for(sent),))
-    assert read_code(each.decide(sent)) == "version_conflict"
+    batch = new_batch(snapshot_of(2, record), (conflict_recorded_for(sent),))
+    assert read_code(batch.decide(sent)) == "version_conflict"
 
 
 def test_a_recorded_outcome_precedes_a_new_decision() -> None:
     sent = update("c-2", tag=3, redelivered=True, name="x", expected_version=2)
-    each = new_batch(snapshot_of(2), (conflict_recorded_for(sent),))
-    outcome = each.decide(sent)
+    batch = new_batch(snapshot_of(2), (conflict_recorded_for(sent),))
+    outcome = batch.decide(sent)
     assert outcome.problem is not None
     assert (outcome.problem.code, outcome.problem.current_version, outcome.problem.detail) == (
         "version_conflict", 1, "said before",
     )  # fmt: skip
-    assert each.records == []
-    [again] = read_recorded(each)
+    assert batch.records == []
+    [again] = read_recorded(batch)
     assert again.tag == 3, "it is kept under this session's delivery tag"
 
 

@@ -29,7 +29,7 @@ from tests.support.builders import (
     redeliver,
     update,
 )
-from tests.support.memory import Died, Memory
+from tests.support.memory import Died, FaultyStore
 from tests.support.samples import (
     BEFORE,
     ID,
@@ -48,44 +48,40 @@ async def confirm() -> None:
     """Confirm ownership at once."""
 
 
-def new_handler(
-    memory: Memory,
+def make_handler(
+    memory: FaultyStore,
     *,
     worker: str = "me",
     clock: Callable[[], datetime] = lambda: moment(LATER),
-    on_error: Callable[[BaseException], None] = lambda _: None,
     confirm_ownership: Callable[[], Awaitable[None]] = confirm,
-) -> Handler:
-    return Handler(
+) -> tuple[Handler, list[BaseException]]:
+    """Make a handler, and the list of the errors that it retries."""
+    errors: list[BaseException] = []
+    handler = Handler(
         store=memory,
         worker=worker,
         window=100,
         clock=clock,
-        on_error=on_error,
+        on_error=errors.append,
         confirm_ownership=confirm_ownership,
     )
+    return handler, errors
 
 
-def handler_on(memory: Memory) -> tuple[Handler, list[BaseException]]:
-    """Make a handler, and the list of the errors that it retries."""
-    errors: list[BaseException] = []
-    return new_handler(memory, on_error=errors.append), errors
-
-
-def batch(*requests: ParsedCommand) -> list[Delivery]:
+def make_batch(*requests: ParsedCommand) -> list[Delivery]:
     return [each.delivery for each in requests]
 
 
 async def test_a_batch_without_a_valid_command_does_not_touch_the_store() -> None:
-    memory = Memory()
-    handler, _ = handler_on(memory)
+    memory = FaultyStore()
+    handler, _ = make_handler(memory)
     outcomes = await handler.handle([delivery(b""), delivery({}, "nonsense")])
     assert [read_code(o) for o in outcomes] == ["invalid_json", "unknown_command"]
     assert (memory.claims, memory.commits) == ([], 0)
 
 
 async def test_outcomes_have_the_order_of_their_deliveries() -> None:
-    handler, _ = handler_on(Memory())
+    handler, _ = make_handler(FaultyStore())
     bad = delivery(b"{", tag=2)
     deliveries = [create("c-1", tag=1).delivery, bad, delete("c-3", tag=3).delivery]
     outcomes = await handler.handle(deliveries)
@@ -94,53 +90,53 @@ async def test_outcomes_have_the_order_of_their_deliveries() -> None:
 
 
 async def test_a_queue_is_claimed_once_at_its_first_command() -> None:
-    memory = Memory()
-    handler, _ = handler_on(memory)
-    await handler.handle(batch(create("c-1")))
-    await handler.handle(batch(create("c-2"), create("c-3", queue="another")))
+    memory = FaultyStore()
+    handler, _ = make_handler(memory)
+    await handler.handle(make_batch(create("c-1")))
+    await handler.handle(make_batch(create("c-2"), create("c-3", queue="another")))
     assert memory.claims == ["me:outplan.commands", "me:another"]
     assert {fence.epoch for fence in memory.fences.values()} == {1}
 
 
 async def test_each_queue_keeps_its_own_recorded_outcomes() -> None:
-    memory = Memory()
-    handler, _ = handler_on(memory)
+    memory = FaultyStore()
+    handler, _ = make_handler(memory)
     there = create("c-2", tag=2, queue="another")
-    await handler.handle(batch(create("c-1"), there))
+    await handler.handle(make_batch(create("c-1"), there))
     kept = memory.fences["another"].outcomes
     assert [o.fingerprint for o in kept] == [there.delivery.fingerprint]
     assert memory.fences[QUEUE].outcomes == ()
 
 
 async def test_after_an_unknown_commit_an_accepted_command_is_a_duplicate() -> None:
-    memory = Memory(lose_next=True)
-    handler, errors = handler_on(memory)
-    [outcome] = await handler.handle(batch(create("c-1")))
+    memory = FaultyStore(lose_next=True)
+    handler, errors = make_handler(memory)
+    [outcome] = await handler.handle(make_batch(create("c-1")))
     assert (outcome.status, outcome.duplicate, outcome.version) == ("accepted", True, 1)
     assert [type(error) for error in errors] == [StoreUnavailable]
     assert len(memory.records) == 1
 
 
 async def test_after_an_unknown_commit_an_unchanged_command_has_the_same_outcome() -> None:
-    memory = Memory()
-    handler, _ = handler_on(memory)
-    [created] = await handler.handle(batch(create("c-1")))
+    memory = FaultyStore()
+    handler, _ = make_handler(memory)
+    [created] = await handler.handle(make_batch(create("c-1")))
     assert created.outplan is not None
     memory.lose_next = True
     same, other = (
         update("same", tag=2, name=created.outplan.name),
         update("other", tag=3, name="other"),
     )
-    outcomes = await handler.handle(batch(same, other))
+    outcomes = await handler.handle(make_batch(same, other))
     assert [(o.status, o.version) for o in outcomes] == [("unchanged", 1), ("accepted", 2)]
     assert outcomes[0].outplan == created.outplan
 
 
 async def test_after_an_unknown_commit_an_earlier_rejection_stands() -> None:
-    memory = Memory(states={ID: state(1)}, lose_next=True)
-    handler, _ = handler_on(memory)
+    memory = FaultyStore(states={ID: state(1)}, lose_next=True)
+    handler, _ = make_handler(memory)
     early, late = make_conflict_pair()
-    outcomes = await handler.handle(batch(early, late))
+    outcomes = await handler.handle(make_batch(early, late))
     assert [read_code(o) for o in outcomes] == ["version_conflict", "accepted"]
     assert memory.states[ID].outplan.name == "late"
     assert list(memory.records) == ["late"]
@@ -149,9 +145,9 @@ async def test_after_an_unknown_commit_an_earlier_rejection_stands() -> None:
 
 
 async def test_after_a_failed_commit_the_batch_is_decided_anew() -> None:
-    memory = Memory(states={ID: state(1)}, fail_next=True)
-    handler, errors = handler_on(memory)
-    outcomes = await handler.handle(batch(*make_conflict_pair()))
+    memory = FaultyStore(states={ID: state(1)}, fail_next=True)
+    handler, errors = make_handler(memory)
+    outcomes = await handler.handle(make_batch(*make_conflict_pair()))
     assert [(read_code(o), o.duplicate) for o in outcomes] == [
         ("version_conflict", False), ("accepted", False),
     ]  # fmt: skip
@@ -159,24 +155,24 @@ async def test_after_a_failed_commit_the_batch_is_decided_anew() -> None:
 
 
 async def test_after_a_failed_commit_a_resent_command_is_decided_anew() -> None:
-    memory = Memory(states={ID: state(1)})
+    memory = FaultyStore(states={ID: state(1)})
     early, late = make_conflict_pair()
-    handler, _ = handler_on(memory)
-    await handler.handle(batch(early, late))
+    handler, _ = make_handler(memory)
+    await handler.handle(make_batch(early, late))
     # Everything is acked, the worker restarts, and the sender resends the rejected command.
     memory.fail_next = True
-    handler, _ = handler_on(memory)
-    [outcome] = await handler.handle(batch(early))
+    handler, _ = make_handler(memory)
+    [outcome] = await handler.handle(make_batch(early))
     assert (read_code(outcome), outcome.version) == ("accepted", 3)
 
 
 async def test_the_next_session_inherits_recorded_outcomes() -> None:
-    memory = Memory(states={ID: state(1)})
+    memory = FaultyStore(states={ID: state(1)})
     early, late = make_conflict_pair()
-    handler, _ = handler_on(memory)
-    await handler.handle(batch(early, late))
-    after_the_crash, _ = handler_on(memory)
-    again = await after_the_crash.handle(batch(redeliver(early, 1), redeliver(late, 2)))
+    handler, _ = make_handler(memory)
+    await handler.handle(make_batch(early, late))
+    after_the_crash, _ = make_handler(memory)
+    again = await after_the_crash.handle(make_batch(redeliver(early, 1), redeliver(late, 2)))
     assert [(read_code(o), o.duplicate) for o in again] == [
         ("version_conflict", False), ("accepted", True),
     ]  # fmt: skip
@@ -184,11 +180,11 @@ async def test_the_next_session_inherits_recorded_outcomes() -> None:
 
 
 async def test_the_clock_is_read_once_for_each_attempt() -> None:
-    memory = Memory()
+    memory = FaultyStore()
     times = iter([moment(NOW), moment(BEFORE)])
-    handler = new_handler(memory, clock=lambda: next(times))
-    [first] = await handler.handle(batch(create("c-1")))
-    [second] = await handler.handle(batch(update("c-2", tag=2, name="x")))
+    handler, _ = make_handler(memory, clock=lambda: next(times))
+    [first] = await handler.handle(make_batch(create("c-1")))
+    [second] = await handler.handle(make_batch(update("c-2", tag=2, name="x")))
     assert first.event is not None
     assert second.event is not None
     assert (first.event.time, second.event.time) == (NOW, LATER)
@@ -197,17 +193,17 @@ async def test_the_clock_is_read_once_for_each_attempt() -> None:
 # --- attempts ----------------------------------------------------------------------------------
 
 
-async def die_while_handling(memory: Memory, sent: Delivery) -> None:
+async def die_while_handling(memory: FaultyStore, sent: Delivery) -> None:
     """End a worker in the middle of an attempt, so that nothing is stored or acked."""
-    handler, _ = handler_on(memory)
+    handler, _ = make_handler(memory)
     memory.die_next = True
     with pytest.raises(Died):
         await handler.handle_alone(sent)
 
 
 async def test_an_attempt_is_recorded_before_the_command_is_handled() -> None:
-    memory = Memory()
-    handler, _ = handler_on(memory)
+    memory = FaultyStore()
+    handler, _ = make_handler(memory)
     memory.die_next = True
     with pytest.raises(Died):
         await handler.handle_alone(create("c-1").delivery)
@@ -216,8 +212,8 @@ async def test_an_attempt_is_recorded_before_the_command_is_handled() -> None:
 
 
 async def test_a_command_that_always_fails_is_rejected_after_its_attempts() -> None:
-    memory = Memory()
-    handler, errors = handler_on(memory)
+    memory = FaultyStore()
+    handler, errors = make_handler(memory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_module, "decide", lambda *_: 1 / 0)
         outcome = await handler.handle_alone(create("c-1").delivery)
@@ -229,9 +225,9 @@ async def test_a_command_that_always_fails_is_rejected_after_its_attempts() -> N
 
 async def test_a_session_that_ends_while_it_handles_the_message_counts_as_an_attempt() -> None:
     """The broker gives up on a worker that hangs before the worker ends."""
-    memory = Memory()
+    memory = FaultyStore()
     await die_while_handling(memory, sent := create("c-1").delivery)
-    handler, _ = handler_on(memory)
+    handler, _ = make_handler(memory)
     memory.die_next = True
     with pytest.raises(Died):
         await handler.handle_alone(sent)
@@ -242,8 +238,8 @@ async def test_a_session_that_ends_while_it_handles_the_message_counts_as_an_att
 async def test_a_command_that_can_be_neither_handled_nor_looked_up_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    memory = Memory()
-    handler, errors = handler_on(memory)
+    memory = FaultyStore()
+    handler, errors = make_handler(memory)
 
     async def unreadable(_: object) -> None:
         raise Unprocessable("the stored document is not an event")
@@ -255,26 +251,26 @@ async def test_a_command_that_can_be_neither_handled_nor_looked_up_is_rejected(
 
 
 async def test_a_recorded_outcome_stands_however_many_workers_it_ended() -> None:
-    memory, sent = Memory(), delete("c-1", redelivered=True).delivery
+    memory, sent = FaultyStore(), delete("c-1", redelivered=True).delivery
     for _ in range(MAX_ATTEMPTS + 2):
-        handler, _ = handler_on(memory)
+        handler, _ = make_handler(memory)
         outcome = await handler.handle_alone(sent)
     assert read_code(outcome) == "not_found"
 
 
 async def test_a_single_command_is_retried_while_the_server_aborts_its_transaction() -> None:
-    handler, errors = handler_on(Memory(conflicts=10, conflict=StoreAborted))
+    handler, errors = make_handler(FaultyStore(conflicts=10, conflict=StoreAborted))
     outcome = await handler.handle_alone(create("c-1").delivery)
     assert read_code(outcome) == "accepted"
     assert len(errors) >= 9
 
 
 async def test_a_stored_batch_that_is_split_is_not_decided_anew() -> None:
-    memory = Memory({ID: state()}, lose_next=True)
+    memory = FaultyStore({ID: state()}, lose_next=True)
     early, late = make_conflict_pair()
     idle = delete("idle", tag=0, expected_version=7)
-    handler, _ = handler_on(memory)
-    three = batch(idle, early, late)
+    handler, _ = make_handler(memory)
+    three = make_batch(idle, early, late)
 
     async def conflicts_from_the_second_attempt_on() -> None:
         while memory.commits == 0:
@@ -294,9 +290,9 @@ async def test_a_stored_batch_that_is_split_is_not_decided_anew() -> None:
 
 
 async def test_a_session_that_ends_through_no_fault_of_the_message_refunds_its_attempt() -> None:
-    memory, sent = Memory(), create("c-1").delivery
+    memory, sent = FaultyStore(), create("c-1").delivery
     for _ in range(MAX_ATTEMPTS + 1):
-        handler, _ = handler_on(memory)
+        handler, _ = make_handler(memory)
         outcome = await handler.handle_alone(sent)
         assert read_code(outcome) == "accepted"
         await handler.refund_attempts()  # Its event could not be published.
@@ -304,27 +300,27 @@ async def test_a_session_that_ends_through_no_fault_of_the_message_refunds_its_a
 
 
 async def test_a_session_refunds_only_its_own_attempts() -> None:
-    memory = Memory()
+    memory = FaultyStore()
     await die_while_handling(memory, create("c-1").delivery)
-    handler, _ = handler_on(memory)
-    await handler.handle(batch(update("c-2", name="x")))
+    handler, _ = make_handler(memory)
+    await handler.handle(make_batch(update("c-2", name="x")))
     await handler.refund_attempts()
     assert memory.attempts == [Attempt(create("c-1").delivery.fingerprint, 1)]
 
 
 async def test_a_stored_command_is_never_rejected_however_many_workers_it_ended() -> None:
-    memory, sent = Memory(), create("c-1").delivery
+    memory, sent = FaultyStore(), create("c-1").delivery
     for _ in range(MAX_ATTEMPTS + 2):
-        handler, _ = handler_on(memory)
+        handler, _ = make_handler(memory)
         outcome = await handler.handle_alone(sent)  # Publishing its event ends the worker.
     assert (read_code(outcome), outcome.duplicate) == ("accepted", True)
 
 
 async def test_a_poison_message_is_rejected_after_its_attempts() -> None:
-    memory, poison = Memory(), create("c-1").delivery
+    memory, poison = FaultyStore(), create("c-1").delivery
     for _ in range(MAX_ATTEMPTS):
         await die_while_handling(memory, poison)
-    handler, _ = handler_on(memory)
+    handler, _ = make_handler(memory)
     outcome = await handler.handle_alone(poison)
     assert read_code(outcome) == "delivery_limit"
     assert outcome.problem is not None
@@ -333,10 +329,10 @@ async def test_a_poison_message_is_rejected_after_its_attempts() -> None:
 
 
 async def test_attempts_at_one_message_do_not_count_against_another() -> None:
-    memory = Memory()
+    memory = FaultyStore()
     for _ in range(MAX_ATTEMPTS):
         await die_while_handling(memory, create("c-1").delivery)
-    handler, _ = handler_on(memory)
+    handler, _ = make_handler(memory)
     outcome = await handler.handle_alone(delete("c-2").delivery)
     assert read_code(outcome) == "not_found"
     outcome = await handler.handle_alone(create("c-3").delivery)
@@ -344,8 +340,8 @@ async def test_attempts_at_one_message_do_not_count_against_another() -> None:
 
 
 async def test_copies_of_an_accepted_command_are_all_duplicates() -> None:
-    memory = Memory()
-    handler, _ = handler_on(memory)
+    memory = FaultyStore()
+    handler, _ = make_handler(memory)
     outcomes = []
     for n in range(MAX_ATTEMPTS + 1):
         sent = create("c-1", tag=n).delivery
@@ -358,28 +354,28 @@ async def test_copies_of_an_accepted_command_are_all_duplicates() -> None:
 
 
 async def test_a_batch_that_always_conflicts_is_unprocessable() -> None:
-    handler, errors = handler_on(Memory(conflicts=1_000))
+    handler, errors = make_handler(FaultyStore(conflicts=1_000))
     with pytest.raises(Unprocessable, match="conflicts in a row"):
-        await handler.handle(batch(create("c-1")))
+        await handler.handle(make_batch(create("c-1")))
     assert {type(error) for error in errors} == {StoreConflict}
 
 
 async def test_a_batch_that_conflicts_for_a_while_is_retried() -> None:
-    handler, _ = handler_on(Memory(conflicts=3))
-    [outcome] = await handler.handle(batch(create("c-1")))
+    handler, _ = make_handler(FaultyStore(conflicts=3))
+    [outcome] = await handler.handle(make_batch(create("c-1")))
     assert read_code(outcome) == "accepted"
 
 
 async def test_a_claim_without_ownership_handles_nothing() -> None:
-    memory = Memory()
+    memory = FaultyStore()
 
     async def lose_ownership() -> None:
         raise BrokerUnavailable("another worker has the queue and these deliveries")
 
-    late = new_handler(memory, worker="late", confirm_ownership=lose_ownership)
+    late, _ = make_handler(memory, worker="late", confirm_ownership=lose_ownership)
     for _ in range(2):
         with pytest.raises(BrokerUnavailable):
-            await late.handle(batch(create("c-1")))
+            await late.handle(make_batch(create("c-1")))
     assert (memory.commits, memory.records) == (0, {})
 
 
@@ -387,6 +383,6 @@ async def test_a_bug_in_parsing_makes_the_batch_unprocessable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handler_module, "parse", lambda _: 1 / 0)
-    handler, _ = handler_on(Memory())
+    handler, _ = make_handler(FaultyStore())
     with pytest.raises(Unprocessable, match="ZeroDivisionError"):
         await handler.handle([create().delivery])

@@ -228,6 +228,18 @@ async def test_a_socket_error_means_that_the_broker_is_unavailable(error: Except
         raise error
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (TimeoutError(), "TimeoutError: no answer in time"),
+        (EOFError(), "EOFError"),
+        (OSError("x"), "OSError: x"),
+    ],
+)
+def test_an_error_without_text_shows_its_type(error: Exception, text: str) -> None:
+    assert str(connection.translate(error)) == text
+
+
 class FakeDriver:
     """A connection of aiormq that is closed while connecting, or raises while closing."""
 

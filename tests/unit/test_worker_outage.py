@@ -18,7 +18,7 @@ from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
 from outplan.worker.pipeline import SUSPICIOUS_DELIVERIES
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import Dependencies, Worker
-from tests.support.memory import Memory
+from tests.support.memory import FaultyStore
 from tests.support.samples import ID, create_body
 
 OUTAGE = SUSPICIOUS_DELIVERIES + MAX_ATTEMPTS + 2
@@ -62,7 +62,7 @@ async def test_no_command_is_rejected_because_of_a_long_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("outplan.worker.worker.uniform", lambda *_: 0.0)
-    outage, store = Outage(), Memory()
+    outage, store = Outage(), FaultyStore()
     metrics = Metrics()
     parts = Dependencies(
         name="me",

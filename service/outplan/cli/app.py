@@ -48,7 +48,7 @@ rejected: Final = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; report in one line where standard output cannot be written."""
+    """Run the command line; report in one line if standard output cannot be written."""
     try:
         app(prog_name="outplan")
     except OSError as error:
@@ -262,7 +262,7 @@ app.add_typer(rejected, name="rejected")
 def check(as_json: AsJson = False) -> None:
     """Check settings, RabbitMQ and MongoDB for a worker, and say what to do.
 
-    It changes nothing. The exit code is 0 without problems, 1 with one, and 2 where a worker would
+    It changes nothing. The exit code is 0 without problems, 1 with one, and 2 if a worker would
     refuse its settings.
     """
     from outplan.cli.check import print_checks

@@ -17,7 +17,7 @@ _COLOURS: Final = {"ok": "green", "problem": "red", "not checked": "yellow"}
 
 
 def print_checks(*, as_json: bool) -> None:
-    """Print a line for each finding; raise typer.Exit where a worker could not run."""
+    """Print a line for each finding; raise typer.Exit if a worker could not run."""
     with handle_errors():
         findings, settings_valid = run_async(run_checks())
     if as_json:

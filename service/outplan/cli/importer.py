@@ -98,7 +98,7 @@ class RejectionFile:
 class Importer:
     """Import lines in bounded memory.
 
-    ``validate`` and ``send`` raise OSError where a file cannot be read or written; ``send`` also
+    ``validate`` and ``send`` raise OSError if a file cannot be read or written; ``send`` also
     raises NoReplies and ClientError.
     """
 

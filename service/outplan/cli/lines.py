@@ -55,7 +55,7 @@ class LineSplitter:
         self._add(rest)
 
     def close(self) -> Iterator[Line]:
-        """Return the last line where no line break ends it."""
+        """Return the last line if no line break ends it."""
         if self._size:
             yield self._end_line()
 
@@ -78,7 +78,7 @@ class LineSplitter:
 class LineReader:
     """Open a file, or standard input for ``-``. Raises OSError.
 
-    ``size`` is in bytes, or None where it is not known.
+    ``size`` is in bytes, or None if it is not known.
     """
 
     def __init__(self, name: str) -> None:

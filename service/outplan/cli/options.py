@@ -225,7 +225,7 @@ class WatchOptions(BrokerOptions):
         str | None,
         typer.Option(
             metavar="NAME", callback=check_short_text,
-            help="Read from a durable queue. watch declares it where it does not exist; it stays, "
+            help="Read from a durable queue. watch declares it if it does not exist; it stays, "
             "and collects events while nobody watches.",
         ),
     ] = None  # fmt: skip

@@ -47,7 +47,7 @@ class PublishOutcome:
         return "unknown" if self.obstacle else "sent"
 
     def to_json(self) -> dict[str, Any]:
-        """Return an object in the shape of a reply, also where there is no reply."""
+        """Return an object in the shape of a reply, also if there is no reply."""
         members: dict[str, Any] = {"command_id": self.request.message_id, "status": self.status}
         if self.result is not None:
             members["duplicate"] = self.result.duplicate
@@ -88,11 +88,17 @@ def publish_command(name: CommandName, fields: dict[str, Any], options: PublishO
 def _build_request(name: CommandName, given: dict[str, Any], options: PublishOptions) -> Request:
     body = {} if options.json_file is None else _load_fields(options.json_file)
     if "id" in given and body.get("id", given["id"]) != given["id"]:
-        error = f"the file names outplan {body['id']}, the command line names {given['id']}"
+        error = (
+            f"{options.json_file} names outplan {body['id']} and the command line names "
+            f"{given['id']}: remove one"
+        )
         fail(error, ExitCode.WRONG_USAGE)
     body |= given
     if "id" not in body and name != "outplan_create":
-        fail("the outplan's ID is missing", ExitCode.WRONG_USAGE)
+        fail(
+            "the outplan's ID is missing: give it after the command, or as id in --json-file",
+            ExitCode.WRONG_USAGE,
+        )
     try:
         return Request(name, body, options.message_id or new_id())
     except ValueError as error:
@@ -103,11 +109,11 @@ def _load_fields(file: str) -> dict[str, Any]:
     try:
         fields = orjson.loads(_read_file(file).removeprefix(BOM_UTF8))
     except OSError as error:
-        fail(f"{file}: {error.strerror}", ExitCode.WRONG_USAGE)
+        fail(f"cannot read {file}: {error.strerror}", ExitCode.WRONG_USAGE)
     except orjson.JSONDecodeError as error:
-        fail(f"{file}: this is not JSON in UTF-8: {error}", ExitCode.WRONG_USAGE)
+        fail(f"cannot read {file}: this is not JSON in UTF-8: {error}", ExitCode.WRONG_USAGE)
     if not isinstance(fields, dict):
-        fail(f"{file}: this is JSON, but not an object", ExitCode.WRONG_USAGE)
+        fail(f"cannot read {file}: this is JSON, but not an object", ExitCode.WRONG_USAGE)
     return fields
 
 

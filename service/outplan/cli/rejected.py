@@ -79,7 +79,10 @@ def discard_rejected(
     """Print the selected messages, ask, save them, and remove them, in this order."""
     _require_selection(selection, ids)
     if not yes and not sys.stdin.isatty():
-        fail("cannot ask, since standard input is no terminal; use --yes", ExitCode.WRONG_USAGE)
+        fail(
+            "cannot ask for confirmation: standard input is not a terminal. Add --yes",
+            ExitCode.WRONG_USAGE,
+        )
     with handle_errors():
         run_async(_discard(broker, selection, ids, save=save, yes=yes, as_json=as_json))
 
@@ -181,7 +184,7 @@ def _require_selection(selection: SelectOptions, ids: list[str]) -> None:
 def _select(
     queue: RejectedQueue, filters: FilterOptions, ids: Sequence[str]
 ) -> list[RejectedMessage]:
-    """Return the messages that match; fail where one named by id or number is not there."""
+    """Return the messages that match; fail if one named by id or number is not there."""
     selection = Selection(
         codes=frozenset(filters.code),
         message_ids=frozenset(ids),

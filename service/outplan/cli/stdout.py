@@ -1,4 +1,4 @@
-"""Write to standard output where its reader may be slow, or gone."""
+"""Write to standard output whose reader may be slow, or gone."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ def discard_stdout() -> None:
 
 
 def require_stdout() -> None:
-    """Raise OSError where the process was started with standard output closed."""
+    """Raise OSError if the process was started with standard output closed."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
@@ -26,7 +26,7 @@ class AsyncStdout:
     """Write to standard output from an event loop.
 
     ``wait_writable`` waits while the reader of a pipe is slow, without blocking the loop. The
-    future ``closed`` is done when the reader is gone (``| head -1``). Raises OSError where the
+    future ``closed`` is done when the reader is gone (``| head -1``). Raises OSError if the
     process was started with standard output closed.
     """
 
@@ -52,7 +52,7 @@ class AsyncStdout:
             self._loop.remove_writer(self._descriptor)
 
     def write_line(self, line: str) -> None:
-        """Write a line in UTF-8. Raises OSError, BrokenPipeError where the reader is gone."""
+        """Write a line in UTF-8. Raises OSError, BrokenPipeError if the reader is gone."""
         try:
             sys.stdout.buffer.write(line.encode() + b"\n")
             sys.stdout.buffer.flush()

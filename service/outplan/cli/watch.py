@@ -74,7 +74,7 @@ class JsonLines:
 class EventTable:
     """Print a row for each event, and below it what changed.
 
-    An update's row shows the values before it where an earlier event was printed. Text from other
+    An update's row shows the values before it if an earlier event was printed. Text from other
     people is escaped.
     """
 

@@ -44,7 +44,7 @@ class CommandResult(Generic[ResultT]):
 
 @dataclass(slots=True)
 class Progress:
-    """Counts results so far, by status."""
+    """The number of results so far, by status."""
 
     accepted: int = 0
     unchanged: int = 0

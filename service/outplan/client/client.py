@@ -25,10 +25,14 @@ from outplan.retry import SPREAD_BACKOFF, retrying
 T = TypeVar("T")
 
 _PERSISTENT: Final = 2
-# Seconds without a reply after which the command is sent again.
+# Resend a command after this many seconds without a reply.
 RESEND_SECONDS: Final = 10.0
-_NO_CONFIRM: Final = "the broker does not confirm it; in an alarm (memory, disk) it takes nothing"
-_NO_REPLY: Final = "the broker has it, and no worker has answered"
+_NO_CONFIRM: Final = (
+    "the broker has not confirmed the command; check RabbitMQ for a memory or disk alarm"
+)
+_NO_REPLY: Final = (
+    "the broker has confirmed the command, and no worker has replied; check that a worker runs"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,11 @@ class Result:
 
 
 class OutplanClient:
-    """Sends commands and returns their outcomes; an async context manager.
+    """Send commands and return their outcomes; an async context manager.
 
-    ``timeout`` is the seconds that a call may take, lost connections included. ``resend_after`` is
-    the seconds without a reply after which the client sends the command again. ``validate=False``
-    leaves validation to the worker.
+    ``timeout`` is the seconds that a call may take, lost connections included. The client
+    resends a command after ``resend_after`` seconds without a reply. ``validate=False`` leaves
+    validation to the worker.
 
     Calls may run at the same time; closing the client ends them with OutcomeUnknown. Entering the
     block raises Refused or Unreachable. Calling outside of the block, or entering it twice, raises
@@ -78,10 +82,10 @@ class OutplanClient:
     async def __aenter__(self) -> Self:
         if self._running is not None:
             raise RuntimeError("the client is open already")
-        connection = self._new_session()
-        self._running = connection, asyncio.create_task(connection.run())
+        sessions = self._new_session()
+        self._running = sessions, asyncio.create_task(sessions.run())
         try:
-            await connection.wait_until_open(self._timeout)
+            await sessions.wait_until_open(self._timeout)
         except BaseException:
             await self._close()
             raise
@@ -127,15 +131,15 @@ class OutplanClient:
         return await self.ask(Request.delete(outplan_id, message_id=message_id, **fields))
 
     async def ask(self, request: Request) -> Result:
-        """Send a command and return its outcome, resending it where the outcome is in doubt.
+        """Send a command and return its outcome, resending it while the outcome is in doubt.
 
         Raises the CommandRejected for its problem, or OutcomeUnknown.
         """
-        connection, command = self._require_open(), self._encode(request)
+        sessions, command = self._require_open(), self._encode(request)
         call = PendingCall(self._pending_replies)
         try:
-            attempt = partial(self._attempt, connection, command, call)
-            reply = await self._retry(connection, command, attempt)
+            attempt = partial(self._attempt, sessions, command, call)
+            reply = await self._retry(sessions, command, attempt)
         finally:
             self._pending_replies.discard(call)
         return _result(request, reply)
@@ -145,12 +149,12 @@ class OutplanClient:
 
         Does not wait for the outcome. Raises OutcomeUnknown.
         """
-        connection, command = self._require_open(), self._encode(request)
+        sessions, command = self._require_open(), self._encode(request)
 
         async def attempt() -> None:
-            await _publish(await connection.session(), command, None)
+            await _publish(await sessions.session(), command, None)
 
-        await self._retry(connection, command, attempt)
+        await self._retry(sessions, command, attempt)
         return request.message_id
 
     def send_many(
@@ -169,7 +173,7 @@ class OutplanClient:
 
     async def _retry(
         self,
-        connection: ReconnectingSession,
+        sessions: ReconnectingSession,
         command: "_EncodedCommand",
         attempt: Callable[[], Awaitable[T]],
     ) -> T:
@@ -186,15 +190,15 @@ class OutplanClient:
                     BrokerUnavailable, Refused, on_error=command.on_error, wait=SPREAD_BACKOFF
                 )(attempt)
         except TimeoutError:
-            trouble = command.trouble if connection.is_connected else connection.trouble
+            trouble = command.trouble if sessions.is_connected else sessions.trouble
             raise OutcomeUnknown(id_, trouble) from None
         except SessionClosed as error:
             raise OutcomeUnknown(id_, str(error)) from None
 
     async def _attempt(
-        self, connection: ReconnectingSession, command: "_EncodedCommand", call: PendingCall
+        self, sessions: ReconnectingSession, command: "_EncodedCommand", call: PendingCall
     ) -> Reply:
-        session = await connection.session()
+        session = await sessions.session()
         if not call.reply.done():
             await _publish(session, command, call)
         command.trouble = _NO_REPLY
@@ -242,7 +246,7 @@ class _EncodedCommand:
         self.trouble = str(error)
 
     def properties(self, attempt: str | None) -> Basic.Properties:
-        """Make the AMQP properties; ``attempt`` is the correlation id where a reply is wanted."""
+        """Make the AMQP properties; ``attempt`` is the correlation id if a reply is wanted."""
         return Basic.Properties(
             content_type="application/json",
             delivery_mode=_PERSISTENT,

@@ -8,16 +8,16 @@ from yarl import URL
 
 from outplan.client.errors import ClientError, Refused
 from outplan.errors import BrokerRefused, BrokerUnavailable
-from outplan.rabbitmq import connection as amqp
+from outplan.rabbitmq import connection as rabbitmq_connection
 
 
 @asynccontextmanager
-async def open_connection(url: str, name: str) -> AsyncIterator[amqp.Connection]:
+async def open_connection(url: str, name: str) -> AsyncIterator[rabbitmq_connection.Connection]:
     """Connect; close when the block ends. Raises BrokerUnavailable (try again) or Refused."""
     _require_address(url)
     async with AsyncExitStack() as stack:
         with translate_errors():
-            opening = amqp.open_connection(url, name)
+            opening = rabbitmq_connection.open_connection(url, name)
             connection = await stack.enter_async_context(opening)
         yield connection
 
@@ -26,7 +26,7 @@ async def open_connection(url: str, name: str) -> AsyncIterator[amqp.Connection]
 def translate_errors() -> Iterator[None]:
     """Raise Refused or BrokerUnavailable for what the driver raises."""
     try:
-        with amqp.translate_errors():
+        with rabbitmq_connection.translate_errors():
             yield
     except (BrokerRefused, BrokerUnavailable) as error:
         cause = error.__cause__

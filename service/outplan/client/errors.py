@@ -3,7 +3,7 @@
 ClientError
 ├── Refused             RabbitMQ refuses the credentials, the permission or a declaration
 ├── Unreachable         no session with the broker in time
-├── OutcomeUnknown      no outcome by the deadline: ask again with the same message_id
+├── OutcomeUnknown      no outcome in time: ask again under the same message_id
 └── CommandRejected     the worker rejected the command; ``problem`` says why
     ├── InvalidJson, MissingMessageId, UnknownCommand, InvalidCommand, TooLarge
     ├── NotFound, AlreadyExists, MessageIdReused, VersionConflict
@@ -28,10 +28,10 @@ class Unreachable(ClientError):
 
 
 class OutcomeUnknown(ClientError):
-    """Raised when there is no outcome by the deadline: the command may or may not take effect.
+    """Raised when there is no outcome by the deadline, or when the client closes.
 
-    Ask again under the same ``message_id``: it is not applied twice. ``trouble`` says what went
-    wrong last.
+    The command may or may not take effect. Ask again under the same ``message_id``: it is not
+    applied twice. ``trouble`` says what went wrong last.
     """
 
     def __init__(self, message_id: str, trouble: str) -> None:
@@ -40,7 +40,9 @@ class OutcomeUnknown(ClientError):
         self.trouble = trouble
 
     def __str__(self) -> str:
-        return f"no outcome of {self.message_id} by the deadline: {self.trouble}"
+        return (
+            f"no outcome of {self.message_id}: {self.trouble}; ask again under the same message_id"
+        )
 
 
 class CommandRejected(ClientError):

@@ -42,7 +42,7 @@ Item = Event | Gap | Unreadable
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """Reports that events arrive again.
+    """A report that events arrive again.
 
     Without ``lossless``, the queue is temporary or was deleted, and events published meanwhile are
     gone. The next event of an outplan shows which are missing, but it may come late: read the
@@ -142,7 +142,7 @@ class Events:
         return consumer
 
     async def _reconnect(self) -> "_Consumer":
-        """Connect, retrying; StopAsyncIteration where the stream is closed meanwhile."""
+        """Connect, retrying; StopAsyncIteration if the stream is closed meanwhile."""
         refused = (Refused,) if self._was_open else ()
         attempts = retrying(BrokerUnavailable, *refused, on_error=_log_error, wait=SPREAD_BACKOFF)
         connect: Coroutine[Any, Any, _Consumer] = attempts(self._connect)
@@ -186,7 +186,7 @@ def events(
     (of two processes on one queue, one is active and the other stands by). The loop acks an event
     when it takes the next one. ``seen`` maps outplan ids to the last version that the caller knows.
 
-    Iterating waits for a broker or a service that is not there yet, and raises Refused where
+    Iterating waits for a broker or a service that is not there yet, and raises Refused if
     RabbitMQ refuses the first connection. Raises ValueError for a filter that no event fits, and
     for an empty queue name.
     """
@@ -199,7 +199,7 @@ def events(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Says where the events come from; without ``queue``, from a temporary one."""
+    """The queue that events come from; without ``queue``, a temporary one."""
 
     url: str
     exchange: str
@@ -219,7 +219,7 @@ class _Source:
 
 
 class _Consumer:
-    """Consumes over one connection. What has arrived can be read even after it is lost.
+    """A consumer over one connection. What has arrived can be read even after it is lost.
 
     ``is_lossless``: the queue was there before, and collected what was published.
     """
@@ -266,7 +266,7 @@ class _Consumer:
 
 
 async def _has_queue(connection: Connection, name: str) -> bool:
-    # On a channel of its own: the broker closes it where there is no queue.
+    # On a channel of its own: the broker closes it if there is no queue.
     async with connection.temporary_channel() as channel:
         try:
             await channel.queue_declare(name, passive=True)

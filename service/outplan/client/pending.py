@@ -15,7 +15,7 @@ from outplan.errors import BrokerUnavailable
 
 
 class PendingCall:
-    """Waits for the final ``reply`` to one command."""
+    """A command that waits for its final ``reply``."""
 
     def __init__(self, pending_replies: "PendingReplies") -> None:
         self._pending_replies = pending_replies
@@ -37,7 +37,7 @@ class PendingCall:
 
 
 class PendingReplies:
-    """Finds the call that an attempt belongs to, by correlation ids that only this client uses."""
+    """Find the call that an attempt belongs to, by correlation ids that only this client uses."""
 
     def __init__(self, name: str) -> None:
         self._ids: Iterator[str] = (f"{name}.{n}" for n in itertools.count(1))

@@ -102,7 +102,7 @@ class Request:
 
     @property
     def outplan_id(self) -> str | None:
-        """The id of the command's outplan; None where the body has no readable one."""
+        """The id of the command's outplan; None if the body has no readable one."""
         id_ = self.body.get("id")
         if id_ is None and self.name == "outplan_create":
             return derive_outplan_id(self.message_id)

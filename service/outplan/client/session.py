@@ -35,7 +35,7 @@ OnReply = Callable[[str | None, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Says where commands go and where their replies come."""
+    """The exchange that commands go to, and the queue that their replies come to."""
 
     url: str
     prefix: str
@@ -111,7 +111,10 @@ class CommandSession:
             # this channel publishes until the node is back. Another channel shows which.
             async with self._connection.temporary_channel() as another:
                 if not await _is_confirmed(publish(another)):
-                    raise BrokerUnavailable("the broker refuses commands: is their queue full?")
+                    raise BrokerUnavailable(
+                        "the broker nacked the command: find the full queue with rabbitmqctl "
+                        "list_queues; empty it or raise its limit"
+                    )
             self._connection.guard.fail("the broker nacked on one channel what it took on another")
 
     def _forget(self, id_: str, done: "asyncio.Task[None]") -> None:
@@ -152,7 +155,7 @@ async def open_session(route: Route, on_reply: OnReply) -> AsyncIterator[Command
 
 
 class ReconnectingSession:
-    """Keeps one session open at a time, reconnecting for as long as ``run`` runs.
+    """Keep one session open at a time, reconnecting for as long as ``run`` runs.
 
     ``trouble`` says why there is no session.
     """
@@ -174,7 +177,7 @@ class ReconnectingSession:
     async def session(self) -> CommandPublisher:
         """Wait for a session.
 
-        Raises Refused where RabbitMQ refused the first one, and SessionClosed after ``run``.
+        Raises Refused if RabbitMQ refused the first one, and SessionClosed after ``run``.
         """
         return await asyncio.shield(self._session)
 

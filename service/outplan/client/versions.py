@@ -13,7 +13,7 @@ _KINDS: Final = get_args(EventType)
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Reports that an outplan's events of the versions ``first`` to ``last`` did not arrive.
+    """The versions ``first`` to ``last`` of an outplan, whose events did not arrive.
 
     Every event carries the whole document, so the next one makes up for them.
     """
@@ -25,7 +25,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Reports a message that is no event; ``reason`` says why."""
+    """A message that is no event; ``reason`` says why."""
 
     routing_key: str
     body: bytes
@@ -34,7 +34,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Selects events; a field not given selects all."""
+    """A selection of events; a field not given selects all."""
 
     kinds: frozenset[EventType] = frozenset()
     customer_id: str | None = None
@@ -68,7 +68,7 @@ class Filter:
 
 
 class Versions:
-    """Tracks the last version of each outplan; ``seen`` are those the caller knows already.
+    """Track the last version of each outplan; ``seen`` are those the caller knows already.
 
     The first event of an unknown outplan opens no gap, whatever its version.
     """

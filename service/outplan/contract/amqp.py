@@ -65,7 +65,7 @@ class Delivery:
 
     @property
     def delivery_count(self) -> int:
-        """How often the broker has delivered the message before."""
+        """The number of times that the broker has delivered the message before."""
         count = self.properties.header(DELIVERY_COUNT) if self.redelivered else 0
         return count if isinstance(count, int) else 0
 
@@ -77,7 +77,7 @@ class Publication:
     ``original`` makes it a copy: that delivery's body and properties, with ``headers`` added.
     ``timestamp`` is in seconds. ``outplan_id`` is set for an event, which waits for the confirms of
     the outplan's earlier events. ``best_effort`` is for a reply, whose queue may be gone or full.
-    A ``mandatory`` message is an error where no queue takes it.
+    A ``mandatory`` message is an error if no queue takes it.
     """
 
     exchange: str

@@ -36,7 +36,7 @@ class QueueHolder:
 
 
 class MongoInspector:
-    """Asks MongoDB questions; each may raise StoreUnavailable or StoreUnsuitable.
+    """Ask MongoDB questions; each may raise StoreUnavailable or StoreUnsuitable.
 
     Raises WrongSetting for a URL that cannot be used. The opener closes it.
     """
@@ -61,7 +61,7 @@ class MongoInspector:
         await self._client.close()
 
     async def find_obstacle(self) -> str | None:
-        """Return why a server that does not answer cannot be used, where that can be told."""
+        """Return why a server that does not answer cannot be used, if that can be told."""
         with translate_errors():
             return await find_obstacle(self._url)
 

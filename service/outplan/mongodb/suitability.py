@@ -39,9 +39,9 @@ async def find_obstacle(url: str) -> str | None:
 
 
 def explain_missing_replica_set(hello: dict[str, Any]) -> str | None:
-    """Return what to do where a server is neither a replica set nor a mongos; else None.
+    """Return what to do if a server is neither a replica set nor a mongos; else None.
 
-    Raises StoreUnavailable where the replica set is not initiated yet.
+    Raises StoreUnavailable if the replica set is not initiated yet.
     """
     if "setName" in hello or hello.get("msg") == "isdbgrid":
         return None

@@ -75,7 +75,7 @@ class Probes:
         return await self._send(lambda c: c.exchange_declare(thing.name, passive=True))
 
     async def compare(self, thing: Exchange | Queue) -> ProbeResult:
-        """Declare an object that exists as the worker does: ``wrong`` where it differs."""
+        """Declare an object that exists as the worker does: ``wrong`` if it differs."""
         arguments: dict[str, Any] = dict(thing.arguments)
         if isinstance(thing, Queue):
             return await self._send(

@@ -34,7 +34,7 @@ _PROPERTIES: Final = (
 class Summary:
     """Describe one rejected message briefly.
 
-    ``code`` is the problem's code, or the broker's reason, or None where the message has neither.
+    ``code`` is the problem's code, or the broker's reason, or None if the message has neither.
     """
 
     rejected_at: datetime | None

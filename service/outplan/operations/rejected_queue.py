@@ -2,7 +2,7 @@
 
 AMQP cannot peek at a queue: a consumer takes messages, and closing its channel requeues those that
 it has not acked. A quorum queue puts requeued messages in front of those never delivered, but
-behind those requeued before. So the queue keeps its order only where a consumer takes every
+behind those requeued before. So the queue keeps its order only if a consumer takes every
 message before it requeues any.
 """
 
@@ -214,7 +214,7 @@ async def open_rejected_queue(
         inbox = _Inbox(guard)
         async with open_connection(url, "operator", inbox, guard) as connection:
             with translate_errors():
-                # Not guarded: the broker closes this channel where there is no queue.
+                # Not guarded: the broker closes this channel if there is no queue.
                 passive_channel = await connection.driver.channel(timeout=CONNECT_SECONDS)
                 channel = await connection.open_channel()
             queue = RejectedQueue(name, spool, guard, inbox, channel, passive_channel)

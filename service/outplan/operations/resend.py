@@ -58,7 +58,7 @@ def restore_command(
 
 
 class _Outcome(FrameHandler):
-    """Collects what the broker and the worker say about one command at a time."""
+    """Collect what the broker and the worker say about one command at a time."""
 
     def __init__(self) -> None:
         self._command_id: str | None = None
@@ -130,8 +130,8 @@ class ReplyClient:
     async def ask(self, command: Delivery, seconds: float) -> Reply:
         """Publish a command and return its reply.
 
-        Raises BrokerRefused where the command takes no effect, and TimeoutError or
-        BrokerUnavailable where it may take effect.
+        Raises BrokerRefused if the command takes no effect, and TimeoutError or
+        BrokerUnavailable if it may take effect.
         """
         publication = Publication(
             command.exchange,

@@ -42,7 +42,7 @@ _DRIVER_ERRORS: Final = (
 
 
 class ConnectionGuard:
-    """Ends every wait once a connection or channel that it watches has ended.
+    """End every wait once a connection or channel that it watches has ended.
 
     ``lost`` resolves to the BrokerUnavailable that says why.
     """
@@ -81,19 +81,21 @@ class ConnectionGuard:
         finally:
             waiting.cancel()
 
-    def watch(self, part: "aiormq.connection.Connection | Channel") -> None:
-        """Fail when this connection or channel ends."""
+    def watch(self, part: "aiormq.connection.Connection | Channel", name: str) -> None:
+        """Fail when this connection, or this channel of the connection ``name``, ends."""
+
+        def on_closed(closing: "asyncio.Future[Any]") -> None:
+            if part in self._watched:
+                reason = None if closing.cancelled() else closing.exception()
+                self.fail(f"the {name} connection closed: {reason!r}")
+
         closing = part.closing  # A new future at each access.
         self._watched[part] = closing
-        closing.add_done_callback(self._on_closed)
+        closing.add_done_callback(on_closed)
 
     def unwatch(self, part: "aiormq.connection.Connection | Channel") -> None:
         """Let this connection or channel end without failing."""
-        self._watched.pop(part).remove_done_callback(self._on_closed)
-
-    def _on_closed(self, closing: "asyncio.Future[Any]") -> None:
-        reason = None if closing.cancelled() else closing.exception()
-        self.fail(f"connection closed: {reason!r}")
+        del self._watched[part]
 
 
 class Connection:
@@ -102,10 +104,13 @@ class Connection:
     ``driver`` is the aiormq connection.
     """
 
-    def __init__(self, driver: aiormq.connection.Connection, guard: ConnectionGuard) -> None:
+    def __init__(
+        self, driver: aiormq.connection.Connection, guard: ConnectionGuard, name: str
+    ) -> None:
         self.driver = driver
         self.guard = guard
-        guard.watch(driver)
+        self._name = name
+        guard.watch(driver, name)
 
     @property
     def frame_max(self) -> int:
@@ -115,7 +120,7 @@ class Connection:
     async def open_channel(self) -> Channel:
         """Open a channel with confirms whose end, or cancelled consumer, fails the guard."""
         channel = await self._open_channel()
-        self.guard.watch(channel)
+        self.guard.watch(channel, self._name)
         channel.on_consumer_cancel_callbacks.add(
             lambda frame: self.guard.fail(
                 f"the broker cancelled the consumer {frame.consumer_tag}: its queue is gone"
@@ -183,7 +188,7 @@ async def open_connection(
     def on_close(code: int, reason: str) -> None:
         nonlocal close_code
         close_code = code
-        guard.fail(f"the broker closed the connection: {code} {reason}")
+        guard.fail(f"the broker closed the {name} connection: {code} {reason}")
         if handler is not None:
             handler.on_close(code, reason)
 
@@ -194,7 +199,7 @@ async def open_connection(
         **_socket_options(target),
     )
     try:
-        with translate_errors():
+        with translate_errors(name):
             async with asyncio.timeout(CONNECT_SECONDS):
                 await driver.connect()
                 await driver.ready()
@@ -205,11 +210,12 @@ async def open_connection(
             ) from error
         if isinstance(error.__cause__, InvalidFrameError) and not close_code:
             raise BrokerUnavailable(
-                f"the broker does not open the virtual host {target.path!r}: does it exist?"
+                f"the broker does not open the virtual host {target.path!r}: create it, "
+                "or correct the AMQP URL (OUTPLAN_AMQP_URL)"
             ) from error.__cause__
         raise
     try:
-        yield Connection(driver, guard)
+        yield Connection(driver, guard, name)
     finally:
         # The connection may be closing because it is broken.
         with suppress(OutplanError), translate_errors():
@@ -228,7 +234,7 @@ def _socket_options(target: URL) -> dict[str, Any]:
 
 @contextmanager
 def explain_conflicts(what: str) -> Iterator[None]:
-    """Raise BrokerRefused that says what to do where a declaration of ``what`` is refused."""
+    """Raise BrokerRefused that says what to do if a declaration of ``what`` is refused."""
     try:
         yield
     # RabbitMQ 3 reports an unknown exchange type by the first, RabbitMQ 4 by the second.
@@ -245,8 +251,11 @@ def explain_conflicts(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
-    """Raise BrokerUnavailable or BrokerRefused for what the driver raises."""
+def translate_errors(name: str = "AMQP") -> Iterator[None]:
+    """Raise BrokerUnavailable or BrokerRefused for what the driver raises.
+
+    ``name`` is the connection's, for the message.
+    """
     try:
         yield
     except (*_DRIVER_ERRORS, asyncio.CancelledError) as error:
@@ -256,7 +265,7 @@ def translate_errors() -> Iterator[None]:
             raise asyncio.CancelledError from error
         # The driver cancels its own calls when a connection ends.
         if isinstance(error, asyncio.CancelledError):
-            raise BrokerUnavailable("the connection ended") from error
+            raise BrokerUnavailable(f"the {name} connection ended") from error
         raise translate(error) from error
 
 
@@ -265,7 +274,11 @@ def translate(error: Exception) -> OutplanError:
     if isinstance(error, ProbableAuthenticationError | AuthenticationError):
         return BrokerRefused(f"RabbitMQ refuses the credentials in OUTPLAN_AMQP_URL: {error}")
     if isinstance(error, ChannelAccessRefused):
-        return BrokerRefused(f"RabbitMQ refuses the permission: {error}")
+        return BrokerRefused(
+            f"RabbitMQ refuses the permission: {error}; run outplan check, which prints the "
+            "command that grants it"
+        )
     if isinstance(error, IncompatibleProtocolError):
         return BrokerRefused(f"the server at OUTPLAN_AMQP_URL does not speak AMQP 0-9-1: {error}")
-    return BrokerUnavailable(f"{type(error).__name__}: {str(error) or 'no answer in time'}")
+    text = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else "")
+    return BrokerUnavailable(": ".join(filter(None, (type(error).__name__, text))))

@@ -65,7 +65,7 @@ _HEADERS_FLAG: Final = 0x2000
 _MAX_NESTED: Final = 4_096
 _SIZED: Final = b"SAFx"
 _ROUTING: Final = frozenset({b"CC", b"BCC"})
-# Frame size to use where the broker sets no limit, which the protocol writes as 0.
+# Frame size to use if the broker sets no limit, which the protocol writes as 0.
 _UNLIMITED_FRAME: Final = 131_072
 _FIXED_SIZES: Final = {
     kind: size
@@ -112,7 +112,7 @@ class WireProperties:
     _read: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
 
     def header(self, name: str) -> Any:
-        """Return the value of one header; None where it is absent or has no Python form.
+        """Return the value of one header; None if it is absent or has no Python form.
 
         A header that cannot be decoded does not hide the others. A list or table of more than
         4 KiB counts as one that cannot.

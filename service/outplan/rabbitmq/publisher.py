@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, Self
 
 from aiormq.channel import Channel
@@ -19,16 +20,16 @@ OnError = Callable[[BaseException], None]
 
 # About two seconds of waits: in a cluster, a queue whose leader died has a new one by then.
 _REPLY_ATTEMPTS: Final = 6
-_HASTY_REPLY_ATTEMPTS: Final = 2
-_HASTY_SECONDS: Final = 60
+_REPLY_ATTEMPTS_AFTER_DROP: Final = 2
+_SECONDS_AFTER_DROP: Final = 60
 
 
 @dataclass(slots=True)
 class _Wave:
-    """Messages in flight together: sequence numbers from ``first``, and the nacked places."""
+    """Messages in flight together: sequence numbers from ``first``, and the nacked positions."""
 
     first: int
-    open: set[int]
+    unconfirmed: set[int]
     nacked: list[int] = field(default_factory=list)
     done: "asyncio.Future[list[int]]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -36,7 +37,7 @@ class _Wave:
 
 
 class Confirms(FrameHandler):
-    """Matches the broker's confirms with the messages in flight on one channel."""
+    """Match the broker's confirms with the messages in flight on one channel."""
 
     def __init__(self, guard: ConnectionGuard, mandatory_queue: str) -> None:
         self._guard = guard
@@ -49,8 +50,11 @@ class Confirms(FrameHandler):
         self._last = 0
         self._wave = None
 
-    def expect(self, count: int) -> "asyncio.Future[list[int]]":
-        """Await confirms of the next ``count`` messages: the places of those nacked."""
+    def expect_confirms(self, count: int) -> "asyncio.Future[list[int]]":
+        """Return a future for the confirms of the next ``count`` messages.
+
+        Its result is the positions of the nacked ones.
+        """
         first = self._last + 1
         self._last += count
         self._wave = _Wave(first, set(range(first, self._last + 1)))
@@ -61,14 +65,14 @@ class Confirms(FrameHandler):
         if wave is None:
             return
         if multiple:
-            settled = {n for n in wave.open if n <= tag}
-            wave.open -= settled
+            settled = {n for n in wave.unconfirmed if n <= tag}
+            wave.unconfirmed -= settled
         else:
-            settled = {tag} & wave.open
-            wave.open.discard(tag)
+            settled = {tag} & wave.unconfirmed
+            wave.unconfirmed.discard(tag)
         if not confirmed:
             wave.nacked += (n - wave.first for n in settled)
-        if settled and not wave.open and not wave.done.done():
+        if settled and not wave.unconfirmed and not wave.done.done():
             wave.done.set_result(sorted(wave.nacked))
 
     def on_return(self, reason: str) -> None:
@@ -77,7 +81,7 @@ class Confirms(FrameHandler):
 
 
 class Publisher:
-    """Publishes as ``user``, from ``open``. Not for concurrent use.
+    """A publisher for ``user``, made by ``open``. Not for concurrent use.
 
     Every call may raise BrokerUnavailable.
     """
@@ -94,7 +98,7 @@ class Publisher:
         self._channel = channel
         self._confirms = confirms
         self._user = user
-        self._hasty_until = 0.0
+        self._last_drop = -inf
         self._retrying = retrying(Nacked, on_error=_ignore_replies(on_error))
 
     @classmethod
@@ -105,11 +109,11 @@ class Publisher:
         return cls(connection, await connection.open_channel(), confirms, user, on_error)
 
     async def publish(self, publications: Sequence[Publication]) -> None:
-        """Publish and await every confirm; an outplan's events one at a time, in order.
+        """Publish messages and await every confirm.
 
-        Retry nacked messages until the broker confirms them; give up on replies after six
-        attempts. An outplan's next event waits for the confirm of the one before: a subscriber's
-        full queue might refuse the first and have room for the second.
+        Keep one event of each outplan in flight at a time: a subscriber's full queue might refuse
+        the first and have room for the second. Retry nacked messages until the broker confirms
+        them; give up on replies after six attempts.
         """
         for wave in split_into_waves(publications):
             await self._publish_wave(wave)
@@ -131,7 +135,10 @@ class Publisher:
             attempts += 1
             needed = [p for p in nacked if not p.best_effort]
             has_replies = len(needed) < len(nacked)
-            waiting = needed if has_replies and self._gives_up_replies(attempts) else nacked
+            waiting = nacked
+            if has_replies and self._should_drop_replies(attempts):
+                waiting = needed
+                self._last_drop = asyncio.get_running_loop().time()
             if needed:
                 raise Nacked(_describe_nack(needed[0]))
             if waiting:
@@ -140,10 +147,10 @@ class Publisher:
         await self._retrying(attempt)
 
     async def _publish_once(self, publications: Sequence[Publication]) -> list[int]:
-        """Publish all, in flight together; return the places of those nacked."""
+        """Publish all, in flight together; return the positions of those nacked."""
         number, frame_max = self._channel.number, self._connection.frame_max
         frames = [write_publication(number, p, frame_max, self._user) for p in publications]
-        confirmed = self._confirms.expect(len(frames))
+        confirmed = self._confirms.expect_confirms(len(frames))
         await self._connection.write(b"".join(frames))
         return await self._connection.guard.wait(confirmed)
 
@@ -157,16 +164,14 @@ class Publisher:
         self._confirms.restart()
         self._channel = await self._connection.open_channel()
 
-    def _gives_up_replies(self, attempts: int) -> bool:
-        """Return whether to drop replies nacked this often: everything else waits for them.
+    def _should_drop_replies(self, attempts: int) -> bool:
+        """Drop a reply after six nacks, or after two within a minute of a drop.
 
-        For a minute after a drop, two attempts are enough, so that a full reply queue costs little.
+        Everything else waits for it: a full reply queue must cost little.
         """
-        now = asyncio.get_running_loop().time()
-        if attempts < (_HASTY_REPLY_ATTEMPTS if now < self._hasty_until else _REPLY_ATTEMPTS):
-            return False
-        self._hasty_until = now + _HASTY_SECONDS
-        return True
+        since_drop = asyncio.get_running_loop().time() - self._last_drop
+        is_soon = since_drop < _SECONDS_AFTER_DROP
+        return attempts >= (_REPLY_ATTEMPTS_AFTER_DROP if is_soon else _REPLY_ATTEMPTS)
 
 
 def split_into_waves(publications: Iterable[Publication]) -> list[list[Publication]]:
@@ -190,7 +195,10 @@ def split_into_waves(publications: Iterable[Publication]) -> list[list[Publicati
 
 
 def _ignore_replies(on_error: OnError) -> OnError:
-    """Leave out nacked replies: the requester's full queue does not make the worker unready."""
+    """Do not report nacked replies.
+
+    A publisher's full reply queue must not make the worker unready.
+    """
 
     def report(error: BaseException) -> None:
         if not isinstance(error, ReplyNacked):
@@ -201,4 +209,7 @@ def _ignore_replies(on_error: OnError) -> OnError:
 
 def _describe_nack(publication: Publication) -> str:
     target = publication.exchange or publication.routing_key
-    return f"the broker nacked messages to {target}: is a queue there full?"
+    return (
+        f"the broker nacked messages to {target}: find the full queue with rabbitmqctl "
+        "list_queues; empty it or raise its limit"
+    )

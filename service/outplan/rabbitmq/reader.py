@@ -34,7 +34,7 @@ OnClose = Callable[[int, str], None]
 
 
 class FrameHandler:
-    """Receives what a FrameReader reads. Every method runs in the task that reads the socket."""
+    """Receive what a FrameReader reads. Every method runs in the task that reads the socket."""
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a message for a consumer. Its ``queue`` is the consumer tag."""
@@ -50,7 +50,7 @@ class FrameHandler:
 
 
 class FrameReaderFactory(TransportFactory):
-    """Opens the socket for the driver and reads it through a FrameReader."""
+    """Open the socket for the driver and read it through a FrameReader."""
 
     def __init__(self, handler: FrameHandler, on_close: OnClose) -> None:
         self._handler = handler

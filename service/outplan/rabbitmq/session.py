@@ -33,7 +33,7 @@ _HEADER_WEIGHT: Final = 8
 
 
 class Inbox(FrameHandler):
-    """Holds the deliveries that have arrived and no batch has taken yet."""
+    """The deliveries that have arrived and no batch has taken yet."""
 
     def __init__(self) -> None:
         self._deliveries: deque[Delivery] = deque()

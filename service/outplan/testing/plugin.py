@@ -131,7 +131,8 @@ def outplan_memory_sync(request: pytest.FixtureRequest) -> "SyncService":
 def outplan_place(request: pytest.FixtureRequest) -> "Deployment":
     """Return the URLs, prefix and database of the test's worker, for the program under test."""
     if _mode(request.config) == "memory":
-        pytest.fail("outplan_place needs servers: in memory there are none to connect to", False)
+        text = "outplan_place needs servers, and memory mode has none: use --outplan-mode=servers"
+        pytest.fail(text, False)
     service: LiveService = request.getfixturevalue("_outplan_live")
     return service.deployment
 

@@ -16,7 +16,7 @@ _PING_SECONDS: Final = 0.8
 
 
 class Readiness:
-    """Decides whether a worker is ready, for /readyz and the gauge alike.
+    """Decide whether a worker is ready, for /readyz and the gauge alike.
 
     A worker that has met no error may be idle or on standby, so its servers are asked.
     """

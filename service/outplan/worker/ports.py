@@ -57,9 +57,9 @@ class BatchTransaction(Protocol):
     ) -> None:
         """Write events, the outplans that they leave, and the fences' outcomes last.
 
-        ``known`` has the outplans' states as they were read. Raises StoreConflict where an outplan
+        ``known`` has the outplans' states as they were read. Raises StoreConflict if an outplan
         has another version by now, or an event's id or place in its outplan's history is taken.
-        Raises Fenced where another worker has claimed a queue.
+        Raises Fenced if another worker has claimed a queue.
         """
 
     async def read_fence(self, fence: Fence) -> Fence:

@@ -42,7 +42,7 @@ async def test_a_poison_message_alone_is_rejected_and_can_be_redriven_after_a_fi
 
         async with run_worker(deployment):
             code, _, output = await run(deployment, "redrive", poison)
-            assert (code, output) == (0, "1 of 1 copy: 1 accepted\n")
+            assert (code, output) == (0, "1 of 1 message: 1 accepted\n")
             await world.wait_for_event(poison)
     assert set(Counter(e.message_id for e in world.events)) == {*healthy, poison}
 

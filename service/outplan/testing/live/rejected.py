@@ -9,7 +9,7 @@ from aiormq.channel import Channel
 
 from outplan.client.connection import open_connection, translate_errors
 from outplan.contract.messages import Problem
-from outplan.contract.topology import build_topology
+from outplan.contract.topology import DELIVERY_LIMIT, build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
 from outplan.retry import SPREAD_BACKOFF, retrying
@@ -72,6 +72,6 @@ def _to_rejected(message: DeliveredMessage) -> Rejected:
 def _problem(headers: Mapping[str, Any], properties: Any) -> Problem:
     text = headers.get("x-problem")
     if text is None:
-        detail = "the broker dead-lettered it at the delivery limit: too many workers ended on it"
+        detail = f"the broker dead-lettered it at the delivery limit of {DELIVERY_LIMIT:,}"
         return Problem.of("delivery_limit", detail, properties.message_id)
     return Problem.model_validate_json(text)
