@@ -87,7 +87,7 @@ async def test_discard_killed_while_it_asks_removes_nothing(
     async with open_terminal(deployment, "discard", "--all") as (process, _):
         await read_question(process)
         _, _, err = await run(deployment, "list")
-        assert "another consumer reads this queue" in err
+        assert "another consumer reads the queue" in err
         process.kill()
         await process.wait()
     assert await list_ids(deployment) == ["a"]
@@ -142,7 +142,7 @@ async def test_messages_that_cannot_be_saved_are_not_discarded(
         (["list", "--limit", "-1"], 2, "--limit"),
         (["list", "--amqp-url", "http://localhost/"], 2, "amqp://"),
         (["list", "--message-id", "nobody"], 1, "no message has the message_id nobody"),
-        (["list", "--number", "9"], 1, "there is no number 9; the queue has 1 message"),
+        (["list", "--number", "9"], 1, "there is no number 9: 1 message in the queue"),
         (["show"], 2, "Missing argument"),
         (["show", "nobody"], 1, "neither a message_id nor a number"),
         (["show", "0"], 1, "neither a message_id nor a number"),

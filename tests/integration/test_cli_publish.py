@@ -266,7 +266,7 @@ async def test_a_file_that_is_no_json_object_is_wrong_usage(text: str, tmp_path:
     file.write_bytes(text.encode(errors="surrogateescape"))
     refused = await outplan(NOWHERE, "publish", "create", "--json-file", str(file))
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err.startswith(f"outplan: {file}: this is ")
+    assert refused.err.startswith(f"outplan: cannot read {file}: this is ")
 
 
 async def test_an_unreachable_broker_is_reported_in_one_line(

@@ -141,7 +141,7 @@ async def test_messages_in_flight_to_another_consumer_are_mentioned(
         code, out, err = await run(deployment, "list")
 
     assert (code, out) == (0, "")
-    assert "another consumer reads this queue" in err
+    assert "another consumer reads the queue" in err
     assert await list_ids(deployment) == ["a"]
 
 

@@ -17,7 +17,7 @@ from outplan.retry import retrying
 
 
 class Attempts:
-    """Raises each of ``errors`` once, then succeeds."""
+    """Raise each of ``errors`` once, then succeed."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)

@@ -94,8 +94,7 @@ async def _show(broker: BrokerOptions, which: str, as_json: bool) -> None:
         if not found and which.isdecimal():
             found = [m for m in queue.messages if m.number == int(which)]
         if not found:
-            fail(f"{which!r} is neither a message_id nor a number; the queue has "
-                 f"{count_messages(len(queue.messages))}")  # fmt: skip
+            fail(f"{which!r} is neither a message_id nor a number: {_describe_content(queue)}")
         results = validate(queue, found, _exchange(broker), user_of(broker.amqp_url))
         for message, result in zip(found, results, strict=True):
             print_message(message, build_record(queue.read(message)), result, as_json)
@@ -195,10 +194,9 @@ def _select(
     )
     known = {message.summary.message_id for message in queue.messages}
     if missing := [id_ for id_ in ids if id_ not in known]:
-        fail(f"no message has the message_id {', '.join(missing)}")
+        fail(f"no message has the message_id {', '.join(missing)}: {_describe_content(queue)}")
     if missing := [str(n) for n in filters.number if n > len(queue.messages)]:
-        fail(f"there is no number {', '.join(missing)}; the queue has "
-             f"{count_messages(len(queue.messages))}")  # fmt: skip
+        fail(f"there is no number {', '.join(missing)}: {_describe_content(queue)}")
     now, numbers = datetime.now(UTC), frozenset(filters.number)
     return [
         message
@@ -207,15 +205,21 @@ def _select(
     ]
 
 
+def _describe_content(queue: RejectedQueue) -> str:
+    found = count_messages(len(queue.messages))
+    return f"{found} in the queue {queue.name}; `outplan rejected list` shows all"
+
+
 def _warn_of_hidden_messages(queue: RejectedQueue) -> None:
     if queue.other_consumers:
         others = queue.other_consumers
         who = "another consumer reads" if others == 1 else f"{others} other consumers read"
-        print_note(f"{who} this queue; messages in flight to it are not shown")
+        print_note(f"{who} the queue {queue.name}; messages in flight to it are not shown")
     if queue.missing:
         print_note(
-            f"the queue counted {count_messages(queue.missing)} more than it delivered: another "
-            "consumer took them, they expired, or the broker is slow; run the command again"
+            f"the queue {queue.name} counted {count_messages(queue.missing)} more than it "
+            "delivered: another consumer took them, they expired, or the broker is slow; "
+            "run the command again"
         )
 
 

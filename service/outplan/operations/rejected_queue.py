@@ -81,14 +81,14 @@ class RejectedQueue:
 
     def __init__(
         self,
-        queue: str,
+        name: str,
         spool: IO[bytes] | None,
         guard: ConnectionGuard,
         inbox: _Inbox,
         channel: Channel,
         passive_channel: AbstractChannel,
     ) -> None:
-        self._queue = queue
+        self.name = name
         self._spool = spool
         self._spooled = 0
         self._guard = guard
@@ -113,7 +113,7 @@ class RejectedQueue:
         properties = read_content_header(self._spool.read(head))
         return Delivery(
             message.tag,
-            self._queue,
+            self.name,
             "",
             message.routing_key,
             True,
@@ -138,10 +138,10 @@ class RejectedQueue:
 
     async def _declare_passively(self) -> Queue.DeclareOk:
         try:
-            return await self._passive_channel.queue_declare(self._queue, passive=True)
+            return await self._passive_channel.queue_declare(self.name, passive=True)
         except ChannelNotFoundEntity as error:
             raise BrokerRefused(
-                f"there is no queue {self._queue}; check --prefix, or start a worker, "
+                f"there is no queue {self.name}; check --prefix, or start a worker, "
                 "which declares it"
             ) from error
 
@@ -183,7 +183,7 @@ class RejectedQueue:
                 await asyncio.wait_for(inbox.changed.wait(), _QUIET_SECONDS)
             except TimeoutError:
                 if (await self._declare_passively()).message_count:
-                    raise BrokerUnavailable(f"queue {self._queue} delivers nothing") from None
+                    raise BrokerUnavailable(f"queue {self.name} delivers nothing") from None
                 return bool(inbox.deliveries)
         return True
 
@@ -195,7 +195,7 @@ class RejectedQueue:
         self._prefetched += prefetch
         await self._channel.basic_qos(prefetch_count=prefetch)
         await self._channel.basic_consume(
-            self._queue, unused_callback, consumer_tag=f"operator-{self._consumers:02}"
+            self.name, unused_callback, consumer_tag=f"operator-{self._consumers:02}"
         )
         return True
 
