@@ -153,10 +153,10 @@ async def test_a_server_that_hangs_is_reported_after_seconds(
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def login_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a MongoDB that requires a login; return its URL, a format for user and password."""
     with reserve_ports(1) as (port,):
-        process = _guarded(tmp_path_factory.mktemp("guarded"), port)
+        process = _start_mongod_with_logins(tmp_path_factory.mktemp("guarded"), port)
         try:
             _users(port)
             yield f"mongodb://{{}}@127.0.0.1:{port}/?replicaSet=rs0&authSource=admin"
@@ -165,7 +165,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait()
 
 
-def _guarded(folder: Path, port: int) -> "subprocess.Popen[bytes]":
+def _start_mongod_with_logins(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     key = folder / "key"
     key.write_text("a" * 40)
     key.chmod(0o400)
@@ -209,9 +209,9 @@ def _users(port: int) -> None:
     ],
 )
 async def test_missing_privileges_in_mongodb_are_reported(
-    deployment: Deployment, guarded: str, login: str, expected: list[str], words: str
+    deployment: Deployment, login_url: str, login: str, expected: list[str], words: str
 ) -> None:
-    settings = {"OUTPLAN_MONGO_URL": guarded.format(login), "OUTPLAN_MONGO_DATABASE": "guarded"}
+    settings = {"OUTPLAN_MONGO_URL": login_url.format(login), "OUTPLAN_MONGO_DATABASE": "guarded"}
     code, found = await check(deployment, **settings)
     assert (code, problems(found)) == (1 if expected else 0, expected)
     assert words in found["mongodb privileges"][1]
@@ -219,9 +219,9 @@ async def test_missing_privileges_in_mongodb_are_reported(
 
 
 async def test_a_missing_login_for_mongodb_is_reported(
-    deployment: Deployment, guarded: str
+    deployment: Deployment, login_url: str
 ) -> None:
-    url = guarded.replace("{}@", "").replace("&authSource=admin", "")
+    url = login_url.replace("{}@", "").replace("&authSource=admin", "")
     code, found = await check(deployment, OUTPLAN_MONGO_URL=url, OUTPLAN_MONGO_DATABASE="guarded")
     assert code == 1
     assert "mongodb majority" in problems(found)

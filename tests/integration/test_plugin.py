@@ -76,7 +76,7 @@ def suite(
 
 
 @pytest.fixture
-def served(
+def suite_with_servers(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, servers: Servers
 ) -> pytest.Pytester:
     """Make a user's suite that is given servers by URL."""
@@ -97,9 +97,9 @@ def assert_nothing_remains(tmp_path: Path) -> None:
 
 
 def test_fixtures_serve_sync_asyncio_and_anyio_tests_and_leave_nothing(
-    served: pytest.Pytester, tmp_path: Path
+    suite_with_servers: pytest.Pytester, tmp_path: Path
 ) -> None:
-    run_suite(served, ALL_KINDS).assert_outcomes(passed=4)
+    run_suite(suite_with_servers, ALL_KINDS).assert_outcomes(passed=4)
     assert_nothing_remains(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_an_unknown_mode_is_refused(suite: pytest.Pytester) -> None:
     result.stderr.fnmatch_lines(["ERROR: outplan_mode is 'memori', not servers or memory"])
 
 
-def test_memory_and_servers_can_be_used_in_one_test(served: pytest.Pytester) -> None:
+def test_memory_and_servers_can_be_used_in_one_test(suite_with_servers: pytest.Pytester) -> None:
     tests = """
 def test_both(outplan_memory_sync, outplan_service_sync, outplan_place):
     assert outplan_memory_sync.create(**NEW).version == 1
@@ -143,10 +143,12 @@ async def test_one_worker_for_both_ways_to_call_it(outplan_service, outplan_serv
 async def test_awaited_memory(outplan_memory):
     assert (await outplan_memory.create(**NEW)).version == 1
 """
-    run_suite(served, tests).assert_outcomes(passed=3)
+    run_suite(suite_with_servers, tests).assert_outcomes(passed=3)
 
 
-def test_a_failing_test_reports_the_end_of_its_workers_log(served: pytest.Pytester) -> None:
+def test_a_failing_test_reports_the_end_of_its_workers_log(
+    suite_with_servers: pytest.Pytester,
+) -> None:
     tests = """
 def test_fails(outplan_service_sync):
     outplan_service_sync.publish("outplan_create", b"{", message_id="nonsense")
@@ -156,7 +158,7 @@ def test_fails(outplan_service_sync):
 def test_passes(outplan_service_sync):
     outplan_service_sync.create(**NEW)
 """
-    result = run_suite(served, tests)
+    result = run_suite(suite_with_servers, tests)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         ["*- outplan worker's log -*", '*"ready"*', '*"command_id": "nonsense"*']
@@ -208,7 +210,7 @@ def test_outage(outplan_service_sync):
 
 
 def test_under_xdist_only_own_servers_can_be_stopped(
-    served: pytest.Pytester, tmp_path: Path
+    suite_with_servers: pytest.Pytester, tmp_path: Path
 ) -> None:
     tests = """
 def test_shared(outplan_service_sync, outplan_servers):
@@ -225,7 +227,7 @@ def test_own(outplan_service_sync, outplan_place, outplan_servers):
 def test_that_comes_after_finds_it_running(outplan_service_sync):
     assert outplan_service_sync.create(**NEW).version == 1
 """
-    run_suite(served, tests, "-n1").assert_outcomes(passed=3)
+    run_suite(suite_with_servers, tests, "-n1").assert_outcomes(passed=3)
     assert_nothing_remains(tmp_path)
 
 
