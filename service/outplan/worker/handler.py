@@ -183,11 +183,10 @@ class Handler:
             for claim in self._claims.values():
                 claim.window.reconcile((await transaction.read_fence(claim.fence)).outcomes)
         windows = {queue: claim.window for queue, claim in self._claims.items()}
-        is_repeated = reconcile or any(command.delivery.redelivered for command in commands)
         snapshot = await transaction.load(
             {command.outplan_id for command in commands},
             {command.command_id for command in commands},
-            _recalled_versions(commands, windows) if is_repeated else (),
+            _recalled_versions(commands, windows),
         )
         decisions = decide_batch(parsed, snapshot, windows, format_time(self._clock()))
         fences = [
