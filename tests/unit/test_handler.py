@@ -289,6 +289,34 @@ async def test_a_stored_batch_that_is_split_is_not_decided_anew() -> None:
     assert alone[-1].duplicate
 
 
+async def test_a_split_batch_answers_unchanged_with_the_version_of_the_stored_decision() -> None:
+    memory = FaultyStore()
+    handler, _ = make_handler(memory)
+    [created] = await handler.handle(make_batch(create("c-1", tag=1)))
+    assert created.outplan is not None
+    memory.lose_next = True
+    idle = delete("idle", tag=2, expected_version=7)
+    same = update("same", tag=3, name=created.outplan.name)
+    three = make_batch(idle, same, update("other", tag=4, name="other"))
+    commits = memory.commits
+
+    async def conflict_after_the_commit() -> None:
+        while memory.commits == commits:
+            await asyncio.sleep(0)
+        memory.conflicts = 8
+
+    conflicting = asyncio.create_task(conflict_after_the_commit())
+    with pytest.raises(Unprocessable):
+        await handler.handle(three)
+    await conflicting
+    alone = []
+    for each in three:
+        alone.append(await handler.handle_alone(each))
+        handler.end_attempt(each)
+    assert [(o.status, o.version) for o in alone[1:]] == [("unchanged", 1), ("accepted", 2)]
+    assert alone[1].outplan == created.outplan
+
+
 async def test_a_session_that_ends_through_no_fault_of_the_message_refunds_its_attempt() -> None:
     memory, sent = FaultyStore(), create("c-1").delivery
     for _ in range(MAX_ATTEMPTS + 1):
