@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
+from outplan.contract.slots import split_routing_key
+
 JSON: Final = "application/json"
 DELIVERY_COUNT: Final = "x-delivery-count"
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
@@ -50,7 +52,8 @@ class Delivery:
 
     @property
     def command_name(self) -> str:
-        return self.properties.message_type or self.routing_key
+        """The AMQP type, or else the routing key without its slot."""
+        return self.properties.message_type or split_routing_key(self.routing_key)[0]
 
     @property
     def fingerprint(self) -> str:
