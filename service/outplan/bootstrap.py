@@ -5,17 +5,19 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from secrets import token_hex
 
 import structlog
 
 from outplan.contract.times import utc_now
-from outplan.contract.topology import build_topology
+from outplan.domain.layout import Share
 from outplan.mongodb.store import MongoStore
-from outplan.rabbitmq.session import Session, open_session
+from outplan.rabbitmq.session import Session, SessionPlan, open_session
 from outplan.settings import Settings, find_unknown_variables
 from outplan.worker.health import Readiness, serve_health
+from outplan.worker.membership import Membership
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.watchdog import watchdog
 from outplan.worker.worker import Dependencies, Worker
@@ -25,18 +27,37 @@ def compose(
     settings: Settings, store: MongoStore, health: Health, metrics: Metrics
 ) -> Dependencies:
     """Put a worker's parts together. Nothing is connected yet."""
-    layout = build_topology(settings.prefix, settings.partitions)
+    # Two machines may have the same name, and a container's process often has the same number.
+    name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
+    registry = store.open_registry(settings.prefix)
 
-    def open_broker_session() -> AbstractAsyncContextManager[Session]:
-        return open_session(
-            settings.amqp_url, layout, lambda error: health.fail("publishing", error)
+    def open_broker_session(
+        share: Share, require_layout: Callable[[], Awaitable[None]], is_first: bool
+    ) -> AbstractAsyncContextManager[Session]:
+        plan = SessionPlan(
+            topology=share.layout.build_topology(settings.prefix),
+            queues=share.queues,
+            own=share.own,
+            standby=share.standby,
+            asserts_slots=share.layout.is_steady and share.layout.partitions > 1,
+            is_first=is_first,
+            require_layout=require_layout,
         )
+        return open_session(plan, settings.amqp_url, lambda error: health.fail("publishing", error))
 
     return Dependencies(
-        name=f"{socket.gethostname()}:{os.getpid()}",
+        name=name,
+        prefix=settings.prefix,
         store=store,
+        registry=registry,
+        membership=Membership(
+            registry=registry,
+            prefix=settings.prefix,
+            worker=name,
+            partitions=settings.partitions,
+            count_unordered=metrics.count_unordered,
+        ),
         open_session=open_broker_session,
-        topology=layout,
         clock=utc_now,
         health=health,
         metrics=metrics,

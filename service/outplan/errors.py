@@ -5,6 +5,7 @@ OutplanError
 │   ├── WrongSetting        exit 2
 │   ├── BrokerRefused       exit 1
 │   ├── StoreUnsuitable     exit 1
+│   ├── LayoutDiffers       exit 1
 │   └── PortTaken           exit 1
 ├── Unavailable             not possible now: back off and retry
 │   ├── BrokerUnavailable   ends the session; the worker opens another one
@@ -14,6 +15,7 @@ OutplanError
 ├── StoreConflict           another writer was first: load and decide again
 │   └── StoreAborted        or the server had no room: a smaller batch may fit
 ├── Fenced                  another worker has claimed the queue: end the session
+│   └── LayoutChanged       another layout is in force: end the session
 └── Unprocessable           the batch cannot be stored: split it
 """
 
@@ -42,6 +44,10 @@ class BrokerRefused(Fatal):
 
 class StoreUnsuitable(Fatal):
     """Raised when MongoDB refuses the credentials or is no replica set."""
+
+
+class LayoutDiffers(Fatal):
+    """Raised when OUTPLAN_PARTITIONS is not the number of partitions in force."""
 
 
 class PortTaken(Fatal):
@@ -78,6 +84,10 @@ class StoreAborted(StoreConflict):
 
 class Fenced(OutplanError):
     """Raised when the queue's fence has another epoch. Nothing is stored."""
+
+
+class LayoutChanged(Fenced):
+    """Raised when another layout is in force than the session was opened for."""
 
 
 class Unprocessable(OutplanError):

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     mongo_database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")] = "outplan"
     mongo_driver: Literal["motor", "pymongo"] = "motor"
     prefix: Annotated[str, StringConstraints(pattern=PREFIX_PATTERN)] = "outplan"
-    partitions: Annotated[int, Field(ge=1, le=256)] = 1
+    partitions: Annotated[int, Field(ge=1, le=256)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000)] = 500
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     log_format: Literal["json", "console", "auto"] = "auto"

@@ -70,16 +70,6 @@ def test_each_exchange_is_described_as_declared(channel: str, exchange: Any) -> 
     assert not exchange.arguments
 
 
-def test_the_partitioner_is_described_as_declared() -> None:
-    described = CHANNELS["command_partitions"]["x-amqp-partitioner"]
-    assert PARTITIONED.partitioner is not None
-    assert (described["name"], described["type"]) == (
-        PARTITIONED.partitioner.name,
-        PARTITIONED.partitioner.type,
-    )
-    assert described["arguments"] == PARTITIONED.partitioner.arguments
-
-
 @pytest.mark.parametrize(
     ("channel", "queue"),
     [("command_queue", UNPARTITIONED.command_queues[0]), ("rejected", UNPARTITIONED.rejected)],

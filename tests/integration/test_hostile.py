@@ -7,7 +7,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -19,9 +19,9 @@ from outplan.contract.amqp import Delivery
 from outplan.contract.fields import MAX_BODY_BYTES, NIL_UUID
 from outplan.contract.topology import build_topology
 from outplan.rabbitmq.frames import WireProperties
-from outplan.rabbitmq.session import open_session
 from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
+from tests.support.sessions import consume_queues
 from tests.support.worker_process import run_worker
 from tests.support.world import CUSTOMER, EVENT_QUEUE, TEL, Document, World, create_body, open_world
 
@@ -190,10 +190,9 @@ async def rejected_copies(world: World) -> dict[str, Delivery]:
     aio-pika cannot decode some of them.
     """
     layout = build_topology(world.deployment.prefix)
-    reading = replace(layout, command_queues=(layout.rejected,), bindings=())
     count = sum(c.expected != "accepted" for c in CASES)
     copies: list[Delivery] = []
-    async with open_session(world.deployment.amqp_url, reading, print) as session:
+    async with consume_queues(world.deployment.amqp_url, layout, [layout.rejected]) as session:
         async with asyncio.timeout(30):
             while len(copies) < count:
                 copies += await session.receive(1_000)

@@ -15,6 +15,7 @@ from outplan.rabbitmq import session as session_module
 from outplan.testing import Deployment
 from outplan.testing.servers import Server, Servers
 from tests.support.scenario import Scenario, assert_events_and_documents, build_scenario
+from tests.support.sessions import consume_queues
 from tests.support.worker_process import WorkerProcess, run_worker, start_worker
 from tests.support.world import open_world
 
@@ -53,11 +54,11 @@ async def test_a_declaration_without_an_answer_times_out(
     await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:suspend(ra_log_wal).")
     try:
         with pytest.raises(BrokerUnavailable, match="no answer in time"):
-            async with session_module.open_session(deployment.amqp_url, layout, print):
+            async with consume_queues(deployment.amqp_url, layout, [layout.main]):
                 pass
     finally:
         await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "sys:resume(ra_log_wal).")
-    async with session_module.open_session(deployment.amqp_url, layout, print):
+    async with consume_queues(deployment.amqp_url, layout, [layout.main]):
         pass
 
 

@@ -207,9 +207,9 @@ async def test_a_document_that_breaks_the_contract_is_unprocessable(store: Outpl
 
 async def test_a_claim_fences_off_every_earlier_worker(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
-    first = await store.claim(queue, "one")
+    first = await store.claim(queue, "one", 1)
     await store.transact(lambda transaction: transaction.save([], {}, [first]))
-    second = await store.claim(queue, "two")
+    second = await store.claim(queue, "two", 1)
 
     with pytest.raises(Fenced):
         await store.transact(lambda transaction: transaction.save([], {}, [first]))
@@ -224,28 +224,28 @@ async def test_a_claim_fences_off_every_earlier_worker(store: OutplanStore) -> N
 async def test_a_claim_inherits_recorded_outcomes_and_the_attempt(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
     verdict = RecordedOutcome("a message", 7, "not_found", "no such outplan", None)
-    claimed = await store.claim(queue, "one")
+    claimed = await store.claim(queue, "one", 1)
     held = Fence(queue, claimed.epoch, (verdict,))
     await store.transact(lambda transaction: transaction.save([], {}, [held]))
     await store.record_attempt(held, Attempt("message", 2))
 
-    inherited = await store.claim(queue, "two")
+    inherited = await store.claim(queue, "two", 1)
 
     assert inherited == Fence(queue, 2, (verdict,), Attempt("message", 2))
 
 
 async def test_an_attempt_can_be_reduced_to_zero(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
-    claimed = await store.claim(queue, "one")
+    claimed = await store.claim(queue, "one", 1)
     await store.record_attempt(claimed, Attempt("message", 1))
     await store.record_attempt(claimed, Attempt("message", 0))
 
-    assert (await store.claim(queue, "two")).attempt == Attempt("message", 0)
+    assert (await store.claim(queue, "two", 1)).attempt == Attempt("message", 0)
 
 
 async def test_hold_saves_recorded_outcomes_and_clears_the_attempt(store: OutplanStore) -> None:
     queue = f"queue-{uuid4()}"
-    claimed = await store.claim(queue, "one")
+    claimed = await store.claim(queue, "one", 1)
     await store.record_attempt(claimed, Attempt("message", 1))
     judged = Fence(queue, claimed.epoch, (RecordedOutcome("a message", 7),))
 
@@ -259,11 +259,11 @@ async def test_a_claim_during_a_transaction_rolls_it_back(
 ) -> None:
     queue = f"queue-{uuid4()}"
     record, _ = create_record()
-    claimed = await store.claim(queue, "one")
+    claimed = await store.claim(queue, "one", 1)
 
     async def claim_inside(transaction: BatchTransaction) -> None:
         await transaction.load({record.event.data.id}, {record.event.id})
-        await rival.claim(queue, "two")
+        await rival.claim(queue, "two", 1)
         await transaction.save([record], {})
         await transaction.save([], {}, [claimed])
 
@@ -279,7 +279,7 @@ async def test_a_claim_aborts_the_open_transaction_of_a_dead_worker(
     queue = f"queue-{uuid4()}"
     record, _ = create_record()
     dead = MongoStore(servers.mongodb.url, database)
-    await dead.claim(queue, "dead")
+    await dead.claim(queue, "dead", 1)
     saved, released = asyncio.Event(), asyncio.Event()
 
     async def hold_open(transaction: BatchTransaction) -> None:
@@ -290,7 +290,7 @@ async def test_a_claim_aborts_the_open_transaction_of_a_dead_worker(
     open_transaction = asyncio.create_task(dead.transact(hold_open))
     await saved.wait()
 
-    await mongo_store.claim(queue, "next")
+    await mongo_store.claim(queue, "next", 1)
     async with asyncio.timeout(5):
         await save(mongo_store, record)
 

@@ -35,9 +35,9 @@ class FaultyStore(MemoryStore):
         self.conflict = conflict
         self.die_next = False
 
-    async def claim(self, queue: str, worker: str) -> Fence:
+    async def claim(self, queue: str, worker: str, generation: int) -> Fence:
         self.claims.append(f"{worker}:{queue}")
-        return await super().claim(queue, worker)
+        return await super().claim(queue, worker, generation)
 
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         await super().record_attempt(fence, attempt)

@@ -1,10 +1,13 @@
 """Name and consume the queues at which everything that the worker publishes arrives."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from outplan.contract.topology import Binding, Queue, Topology, build_topology
+from outplan.contract.topology import Binding, Queue, build_topology
+from outplan.rabbitmq.session import Session
+from tests.support.sessions import consume_queues
 
 _QUORUM: Final[Mapping[str, Any]] = {"x-queue-type": "quorum"}
 
@@ -32,9 +35,12 @@ class ObserverQueues:
         """List the queues that the service does not know."""
         return [self.replies, self.events]
 
-    def build_topology(self) -> Topology:
-        """Build a topology for a session that consumes all three queues."""
+    @asynccontextmanager
+    async def open_session(self, url: str) -> AsyncIterator[Session]:
+        """Open a session that consumes all three queues."""
         layout = build_topology(self.prefix)
-        own = tuple(Queue(name, _QUORUM) for name in self.own)
-        bindings = (Binding(layout.events.name, self.events, "#"),)
-        return replace(layout, command_queues=(*own, layout.rejected), bindings=bindings)
+        own = [Queue(name, _QUORUM) for name in self.own]
+        bindings = (*layout.bindings, Binding(layout.events.name, self.events, "#"))
+        topology = replace(layout, bindings=bindings)
+        async with consume_queues(url, topology, [*own, layout.rejected]) as session:
+            yield session

@@ -6,11 +6,14 @@ from outplan.contract.topology import Topology
 
 
 async def declare_topology(channel: AbstractChannel, layout: Topology) -> None:
-    """Declare the exchanges, queues and queue bindings of an unpartitioned ``layout``."""
+    """Declare the exchanges, queues and bindings of ``layout``, but for those of slots."""
     for exchange in layout.exchanges:
-        await channel.declare_exchange(exchange.name, exchange.type, durable=True)
+        await channel.declare_exchange(
+            exchange.name, exchange.type, durable=True, arguments=dict(exchange.arguments)
+        )
     for queue in layout.queues:
         await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
     for binding in layout.bindings:
-        target = await channel.get_queue(binding.destination, ensure=False)
+        get = channel.get_exchange if binding.to_exchange else channel.get_queue
+        target = await get(binding.destination, ensure=False)
         await target.bind(binding.source, binding.routing_key)

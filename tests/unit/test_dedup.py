@@ -11,7 +11,9 @@ from outplan.contract.amqp import Delivery
 from outplan.contract.topology import PREFETCH
 from outplan.domain.codec import ParsedCommand
 from outplan.domain.dedup import DeduplicationWindow
+from outplan.domain.layout import Layout, assign_share
 from outplan.domain.records import RecordedOutcome
+from outplan.mongodb.store import MongoStore
 from outplan.settings import Settings
 from outplan.worker.telemetry import Health, Metrics
 from tests.support.samples import ID, delivery, request
@@ -129,10 +131,11 @@ def test_all_outcomes_of_a_full_batch_are_kept() -> None:
 
 def test_the_window_is_the_prefetch_of_all_partitions_together() -> None:
     """Delivery tags count the whole channel; each consumer has its own prefetch."""
-    store: Any = None
     metrics = Metrics()
+    store = MongoStore("mongodb://localhost", "outplan")  # Connects at its first call.
     parts = compose(Settings(partitions=4), store, Health(metrics), metrics)
-    assert parts.new_handler(confirm)._window == 4 * PREFETCH
+    share = assign_share(Layout(1, "steady", 4, 4), "outplan", "me", ["me"])
+    assert parts.new_handler(share, confirm)._window == (4 + 1) * PREFETCH
 
 
 def test_a_queue_keeps_at_most_its_prefetch() -> None:

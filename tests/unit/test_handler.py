@@ -18,6 +18,7 @@ from outplan.errors import (
     StoreUnavailable,
     Unprocessable,
 )
+from outplan.testing.memory.registry import MemoryRegistry
 from outplan.worker import handler as handler_module
 from outplan.worker.handler import Handler
 from tests.support.builders import (
@@ -59,7 +60,9 @@ def make_handler(
     errors: list[BaseException] = []
     handler = Handler(
         store=memory,
+        registry=MemoryRegistry(),
         worker=worker,
+        generation=1,
         window=100,
         clock=clock,
         on_error=errors.append,

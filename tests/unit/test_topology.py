@@ -19,21 +19,31 @@ def test_the_topology_without_partitions_has_the_contracts_names() -> None:
     assert layout.events == Exchange("outplan.events", "topic")
     assert [queue.name for queue in layout.command_queues] == ["outplan.commands"]
     assert layout.rejected.name == "outplan.rejected"
-    assert layout.partitioner is None
-    assert layout.bindings == (Binding("outplan.commands", "outplan.commands", "#"),)
+    assert layout.slot_bindings == ()
 
 
-def test_partitions_are_bound_to_a_consistent_hash_of_the_outplan_id() -> None:
-    layout = build_topology(partitions=3)
-    assert layout.partitioner == Exchange(
-        "outplan.commands.partitions", "x-consistent-hash", {"hash-header": "outplan_id"}
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_what_no_slot_matches_falls_to_the_main_queue(partitions: int) -> None:
+    layout = build_topology(partitions=partitions)
+    assert layout.slots == Exchange(
+        "outplan.commands.slots", "topic", {"alternate-exchange": "outplan.commands.alternate"}
     )
-    names = ["outplan.commands.0", "outplan.commands.1", "outplan.commands.2"]
-    assert [queue.name for queue in layout.command_queues] == names
+    assert layout.alternate == Exchange("outplan.commands.alternate", "fanout")
     assert layout.bindings == (
-        Binding("outplan.commands", "outplan.commands.partitions", "#", to_exchange=True),
-        *(Binding("outplan.commands.partitions", name, "1") for name in names),
+        Binding("outplan.commands.alternate", "outplan.commands", ""),
+        Binding("outplan.commands", "outplan.commands.slots", "#", to_exchange=True),
     )
+
+
+def test_each_slot_is_bound_to_its_partition() -> None:
+    layout = build_topology(partitions=3)
+    names = ["outplan.commands.0", "outplan.commands.1", "outplan.commands.2"]
+    assert [queue.name for queue in layout.partitions] == names
+    assert layout.command_queues == (layout.main, *layout.partitions)
+    bound = layout.slot_bindings
+    assert [b.routing_key for b in bound] == [f"*.{n:02x}" for n in range(256)]
+    assert [b.destination for b in bound] == [*[names[0]] * 86, *[names[1]] * 85, *[names[2]] * 85]
+    assert {b.source for b in bound} == {"outplan.commands.slots"}
 
 
 def list_names(layout: Topology) -> list[str]:
@@ -53,7 +63,7 @@ def test_bindings_name_only_declared_exchanges_and_queues(partitions: int) -> No
     layout = build_topology(partitions=partitions)
     exchanges = {exchange.name for exchange in layout.exchanges}
     queues = {queue.name for queue in layout.queues}
-    for binding in layout.bindings:
+    for binding in (*layout.bindings, *layout.slot_bindings):
         assert binding.source in exchanges
         assert binding.destination in (exchanges if binding.to_exchange else queues)
 
@@ -86,7 +96,7 @@ def test_the_rejected_queue_has_no_limits_that_drop_messages() -> None:
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_exchanges_and_queues_list_every_declaration(partitions: int) -> None:
     layout = build_topology(partitions=partitions)
-    assert len(layout.exchanges) == (2 if partitions == 1 else 3)
+    assert len(layout.exchanges) == 4
     assert layout.queues == (layout.rejected, *layout.command_queues)
 
 

@@ -15,6 +15,8 @@ from outplan.contract.topology import build_topology
 from outplan.domain.poison import MAX_ATTEMPTS
 from outplan.errors import BrokerUnavailable
 from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
+from outplan.testing.memory.registry import MemoryRegistry
+from outplan.worker.membership import Membership
 from outplan.worker.pipeline import SUSPICIOUS_DELIVERIES
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import Dependencies, Worker
@@ -63,12 +65,20 @@ async def test_no_command_is_rejected_because_of_a_long_outage(
 ) -> None:
     monkeypatch.setattr("outplan.worker.worker.uniform", lambda *_: 0.0)
     outage, store = Outage(), FaultyStore()
-    metrics = Metrics()
+    metrics, registry = Metrics(), MemoryRegistry()
     parts = Dependencies(
         name="me",
+        prefix="outplan",
         store=store,
-        open_session=outage.session,
-        topology=outage.broker.layout,
+        registry=registry,
+        membership=Membership(
+            registry=registry,
+            prefix="outplan",
+            worker="me",
+            partitions=None,
+            count_unordered=metrics.count_unordered,
+        ),
+        open_session=lambda *_: outage.session(),
         clock=utc_now,
         health=Health(metrics),
         metrics=metrics,

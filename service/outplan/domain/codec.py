@@ -12,6 +12,7 @@ from outplan.contract import schemas
 from outplan.contract.amqp import TRACE_HEADERS, Delivery, Publication
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS
 from outplan.contract.messages import COMMANDS, Command, Event, Outplan, Problem, ProblemError
+from outplan.contract.slots import slot_of, split_routing_key
 from outplan.contract.times import format_time
 from outplan.contract.topology import Topology
 from outplan.domain.decider import find_outplan_id
@@ -99,6 +100,19 @@ def build_publications(outcome: Outcome, topology: Topology, now: datetime) -> l
     if delivery.properties.reply_to:
         found.append(_reply_publication(outcome, trace))
     return found
+
+
+def find_disorder(outcome: Outcome) -> str | None:
+    """Tell why a command of a partitioned system did not come through its outplan's partition.
+
+    ``bare_key``, ``wrong_slot``, or None. The id of a rejected command is not looked at.
+    """
+    _, slot = split_routing_key(outcome.delivery.routing_key)
+    if slot is None:
+        return "bare_key"
+    if outcome.outplan is not None and slot != slot_of(outcome.outplan.id):
+        return "wrong_slot"
+    return None
 
 
 def encode_event(event: Event) -> bytes:

@@ -4,6 +4,7 @@ from typing import Any
 
 from outplan.contract.messages import Event, Outplan
 from outplan.domain.decider import State
+from outplan.domain.layout import Layout
 from outplan.domain.records import Attempt, Fence, Record, RecordedOutcome
 
 Document = dict[str, Any]
@@ -25,6 +26,31 @@ def parse_fence(document: Document) -> Fence:
     if "trial" in document:
         attempt = Attempt(document["trial"]["message"], document["trial"]["times"])
     return Fence(document["_id"], document["epoch"], outcomes, attempt)
+
+
+def parse_layout(document: Document) -> Layout:
+    """Read a document of ``outplan_layouts``."""
+    return Layout(
+        document["generation"],
+        document["phase"],
+        document["partitions"],
+        document["former"],
+        document["token"],
+        frozenset(document["drained"]),
+    )
+
+
+def build_layout_document(prefix: str, layout: Layout) -> Document:
+    """Write a document of ``outplan_layouts``."""
+    return {
+        "_id": prefix,
+        "generation": layout.generation,
+        "phase": layout.phase,
+        "partitions": layout.partitions,
+        "former": layout.former,
+        "token": layout.token,
+        "drained": sorted(layout.drained),
+    }
 
 
 def build_outcome_document(outcome: RecordedOutcome) -> Document:

@@ -21,7 +21,14 @@ from pymongo.write_concern import WriteConcern
 from outplan.contract.messages import Event
 from outplan.domain.decider import State
 from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
-from outplan.errors import Fenced, StoreConflict, StoreUnavailable, StoreUnsuitable, WrongSetting
+from outplan.errors import (
+    Fenced,
+    LayoutChanged,
+    StoreConflict,
+    StoreUnavailable,
+    StoreUnsuitable,
+    WrongSetting,
+)
 from outplan.mongodb.documents import (
     build_attempt_document,
     build_event_document,
@@ -31,6 +38,7 @@ from outplan.mongodb.documents import (
     parse_record,
     parse_state,
 )
+from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.suitability import explain_missing_replica_set, find_obstacle
 from outplan.mongodb.translation import translate_errors
 from outplan.mongodb.validators import (
@@ -39,12 +47,14 @@ from outplan.mongodb.validators import (
     OUTPLANS,
     VERSION_INDEX,
     VERSION_KEYS,
+    WORKERS,
     build_validators,
 )
 
 T = TypeVar("T")
 
 _PING_SECONDS: Final = 5
+_FORGET_SECONDS: Final = 3_600
 # Bound the wait for a server that hangs, unless the URL says otherwise.
 _TIMEOUTS: Final = {
     "serverSelectionTimeoutMS": 5_000,
@@ -171,15 +181,22 @@ class MongoStore:
             await self._database[EVENTS].create_index(
                 list(VERSION_KEYS), unique=True, name=VERSION_INDEX
             )
+            # Forget workers that were killed.
+            await self._database[WORKERS].create_index("seen", expireAfterSeconds=_FORGET_SECONDS)
 
     async def ping(self) -> None:
         """Await an answer from the primary for at most 5 s, in one of the driver's threads."""
         with translate_errors(), pymongo.timeout(_PING_SECONDS):
             await self._client.admin.command("ping", read_preference=ReadPreference.PRIMARY)
 
-    async def claim(self, queue: str, worker: str) -> Fence:
+    def open_registry(self, prefix: str) -> MongoRegistry:
+        """Return the registry of the workers with this prefix, on the same connections."""
+        return MongoRegistry(self._database, prefix)
+
+    async def claim(self, queue: str, worker: str, generation: int) -> Fence:
         """Raise the queue's epoch, which fences off every earlier holder.
 
+        Raises Fenced if a layout of a later generation is in force.
         A holder that was killed in a transaction leaves its documents locked, for a minute by the
         server's default. So the claim kills the former holder's MongoDB session too.
         """
@@ -187,12 +204,21 @@ class MongoStore:
             session = await self._open_session()
             before = await self._database[FENCES].find_one({"_id": queue})
             if before is not None:
+                if before.get("generation", 0) > generation:
+                    raise LayoutChanged(
+                        f"another layout is in force: {queue} has a later generation"
+                    )
                 await self._end_session(before["session"])
+            # Of a later generation by now, the fence does not match, and the upsert conflicts.
             before = await self._database[FENCES].find_one_and_update(
-                {"_id": queue},
+                {"_id": queue, "generation": {"$not": {"$gt": generation}}},
                 {
                     "$inc": {"epoch": 1},
-                    "$set": {"worker": worker, "session": session.session_id["id"]},
+                    "$set": {
+                        "worker": worker,
+                        "session": session.session_id["id"],
+                        "generation": generation,
+                    },
                     "$setOnInsert": {"batches": 0, "verdicts": []},
                 },
                 upsert=True,

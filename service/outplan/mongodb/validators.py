@@ -9,10 +9,13 @@ from typing import Any, Final
 
 from outplan.contract import fields
 from outplan.contract import messages as m
+from outplan.domain.layout import MAX_PARTITIONS
 
 OUTPLANS: Final = "outplans"
 EVENTS: Final = "outplan_events"
 FENCES: Final = "outplan_fences"
+LAYOUTS: Final = "outplan_layouts"
+WORKERS: Final = "outplan_workers"
 # The unique index on the events.
 VERSION_INDEX: Final = "outplan_version"
 VERSION_KEYS: Final = (("outplan_id", 1), ("version", 1))
@@ -120,6 +123,7 @@ def build_validators() -> dict[str, Schema]:
     fence = _closed_object(
         _id=_text(minLength=1),
         epoch=_number(1, 2**53),
+        generation=_number(0, 2**53),
         worker=_text(),
         session={"bsonType": "binData"},
         batches=_number(0, 2**53),
@@ -127,9 +131,30 @@ def build_validators() -> dict[str, Schema]:
         trial=_closed_object(message=_text(), times=_number(0, 100)),
     )
     fence["required"].remove("trial")
+    # A fence from before there were layouts has no generation.
+    fence["required"].remove("generation")
+    partitions = _number(1, MAX_PARTITIONS)
+    layout = _closed_object(
+        _id=_text(minLength=1),
+        generation=_number(1, 2**53),
+        phase={"enum": ["steady", "divert", "replay", "retire"]},
+        partitions=partitions,
+        former=partitions,
+        token=_text(),
+        drained={"bsonType": "array", "items": _text()},
+    )
+    worker = _closed_object(
+        _id=_text(minLength=1),
+        prefix=_text(minLength=1),
+        seen={"bsonType": "date"},
+        joined={"bsonType": "date"},
+        unordered=_number(0, 2**53),
+    )
     schemas = {
         OUTPLANS: _closed_object(_id=_uuid(), **_fields(), version=_version()),
         EVENTS: event,
         FENCES: fence,
+        LAYOUTS: layout,
+        WORKERS: worker,
     }
     return {name: {"$jsonSchema": schema} for name, schema in schemas.items()}

@@ -22,7 +22,6 @@ _POINTS: Final = (
     "rabbitmq version", "rabbitmq topology", "rabbitmq permissions", "rabbitmq queues",
     "rabbitmq alarms",
 )  # fmt: skip
-_PLUGIN: Final = "plugin rabbitmq_consistent_hash_exchange"
 _DEFAULT_EXCHANGE: Final = "the default exchange"
 
 
@@ -57,10 +56,8 @@ async def check_broker(settings: Settings) -> list[Finding]:
 
 
 async def _check_points(settings: Settings, probes: Probes) -> list[Finding]:
-    layout = build_topology(settings.prefix, settings.partitions)
+    layout = build_topology(settings.prefix, settings.partitions or 1)
     found = [_check_version(probes.version)]
-    if layout.partitioner is not None:
-        found.append(await _check_plugin(settings, layout.partitioner))
     inspected = {declared.name: await probes.inspect(declared) for declared in _objects(layout)}
     for declared in _objects(layout):
         found.append(await _check_drift(probes, declared, inspected[declared.name]))
@@ -118,21 +115,6 @@ def _check_version(version: str) -> Finding:
             "rabbitmq version", version or "unknown", "upgrade to RabbitMQ 3.10 or later"
         )
     return ok("rabbitmq version", version)
-
-
-async def _check_plugin(settings: Settings, partitioner: Exchange) -> Finding:
-    # RabbitMQ 3.10 closes the connection on an unknown type, so this probe opens its own.
-    try:
-        async with _open_probes(settings.amqp_url, _CloseReason()) as probes:
-            answer = await probes.probe_exchange_type(partitioner.name, partitioner.type)
-    except (OutplanError, TimeoutError) as error:
-        answer = ProbeResult("failed", str(error))
-    if re.search("(unknown|invalid) exchange type", answer.text):
-        remedy = f"rabbitmq-plugins enable {_PLUGIN.split()[1]}, or OUTPLAN_PARTITIONS=1"
-        return problem(_PLUGIN, "not enabled", remedy)
-    if answer.outcome == "wrong":
-        return ok(_PLUGIN, "enabled")
-    return not_checked([_PLUGIN], answer.text)[0]
 
 
 async def _check_drift(
@@ -212,7 +194,7 @@ def _report_depth(queue: Queue, answer: ProbeResult, is_rejected: bool) -> Findi
 
 async def _check_publishing(settings: Settings) -> list[Finding]:
     """Check what publishing needs, on a connection of its own, since an alarm blocks it."""
-    layout = build_topology(settings.prefix, settings.partitions)
+    layout = build_topology(settings.prefix, settings.partitions or 1)
     try:
         async with _open_probes(settings.amqp_url, _CloseReason()) as probes:
             answers = {_DEFAULT_EXCHANGE: await probes.probe_write("")}

@@ -96,10 +96,6 @@ class Probes:
             )
         return await self._declare_invalid_exchange(thing.name, "topic")
 
-    async def probe_exchange_type(self, name: str, type_: str) -> ProbeResult:
-        """Declare with an invalid argument; RabbitMQ checks that it knows the type first."""
-        return await self._declare_invalid_exchange(name, type_)
-
     async def probe_write(self, exchange: str) -> ProbeResult:
         """Publish with an invalid expiration, which takes the write permission."""
 

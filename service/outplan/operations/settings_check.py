@@ -16,7 +16,11 @@ def check_settings(settings: Settings, wrong: dict[str, str]) -> list[Finding]:
     found += [_check_unknown(name) for name in find_unknown_variables()]
     if any(finding.state == "problem" for finding in found):
         return found
-    partitions = "1 partition" if settings.partitions == 1 else f"{settings.partitions} partitions"
+    number = settings.partitions
+    partitions = (
+        "the stored number of partitions" if number is None
+        else "1 partition" if number == 1 else f"{number} partitions"
+    )  # fmt: skip
     summary = f"prefix {settings.prefix}, {partitions}, database {settings.mongo_database}"
     return [ok("settings", summary), *found]
 

@@ -154,7 +154,7 @@ async def _check_index(inspector: MongoInspector, settings: Settings) -> list[Fi
 
 
 async def _check_fences(inspector: MongoInspector, settings: Settings) -> list[Finding]:
-    layout = build_topology(settings.prefix, settings.partitions)
+    layout = build_topology(settings.prefix, settings.partitions or 1)
     holders = await inspector.list_holders(queue.name for queue in layout.command_queues)
     if not holders:
         return [ok("mongodb fences", "no worker has claimed a queue here yet")]

@@ -4,6 +4,7 @@ A connection is never repaired: whoever needs another one opens another one.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, NoReturn, TypeVar
@@ -17,7 +18,6 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelPreconditionFailed,
     ConnectionClosed,
-    ConnectionCommandInvalid,
     IncompatibleProtocolError,
     InvalidFrameError,
     ProbableAuthenticationError,
@@ -34,7 +34,6 @@ _CLOSE_SECONDS: Final = 3
 _HEARTBEAT_SECONDS: Final = 10
 _BLOCKED_SECONDS: Final = 0.05
 _NOT_ALLOWED: Final = 530
-_UNKNOWN_TYPE: Final = "unknown exchange type"
 # aiormq also raises EOFError, StopAsyncIteration and a bare Exception when a connection ends.
 _DRIVER_ERRORS: Final = (
     AMQPError, OSError, RuntimeError, TimeoutError, EOFError, StopAsyncIteration,
@@ -111,6 +110,12 @@ class Connection:
         self.guard = guard
         self._name = name
         guard.watch(driver, name)
+
+    @property
+    def broker_version(self) -> tuple[int, ...]:
+        """The broker's version as numbers; empty if it names none."""
+        found = self.driver.server_properties or {}
+        return tuple(int(n) for n in re.findall(r"\d+", str(found.get("version", "")))[:3])
 
     @property
     def frame_max(self) -> int:
@@ -237,13 +242,7 @@ def explain_conflicts(what: str) -> Iterator[None]:
     """Raise BrokerRefused that says what to do if a declaration of ``what`` is refused."""
     try:
         yield
-    # RabbitMQ 3 reports an unknown exchange type by the first, RabbitMQ 4 by the second.
-    except (ConnectionCommandInvalid, ChannelPreconditionFailed) as error:
-        if _UNKNOWN_TYPE in str(error):
-            raise BrokerRefused(
-                f"{what}: {error}. Enable the plugin rabbitmq_consistent_hash_exchange, or set "
-                "OUTPLAN_PARTITIONS=1"
-            ) from error
+    except ChannelPreconditionFailed as error:
         raise BrokerRefused(
             f"{what} exists with other arguments: {error}. Delete it once it is empty, or set "
             "OUTPLAN_PREFIX"

@@ -7,19 +7,27 @@ nothing is repaired in place. (A nack is not a fault: see ``publisher``.)
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from aiormq.channel import Channel
 from yarl import URL
 
 from outplan.contract.amqp import Delivery, Publication
-from outplan.contract.topology import PREFETCH, Topology
+from outplan.contract.topology import CONSUMER_TIMEOUT_MILLISECONDS, PREFETCH, Queue, Topology
+from outplan.errors import OutplanError
+from outplan.rabbitmq.bindings import (
+    LockTaken,
+    bind_slots,
+    declare_topology,
+    hold_lock,
+    remove_other_bindings,
+)
 from outplan.rabbitmq.connection import (
     Connection,
     ConnectionGuard,
-    explain_conflicts,
     open_connection,
     translate_errors,
 )
@@ -27,9 +35,31 @@ from outplan.rabbitmq.publisher import Confirms, OnError, Publisher
 from outplan.rabbitmq.reader import FrameHandler, unused_callback
 
 _START_SECONDS: Final = 30
+_STANDBY_SECONDS: Final = 1
+_LOCK_SECONDS: Final = 0.1
+_LOCK_ATTEMPTS: Final = 50
+_CONSUMER_TIMEOUT_SINCE: Final = (4, 3)
 _BATCH_BYTES: Final = 16 * 1024 * 1024
 # Headers are walked field by field: one byte of them costs as much time as many of a body.
 _HEADER_WEIGHT: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPlan:
+    """The ``queues`` to consume: ``own`` ones at once, ``standby`` ones a second later.
+
+    ``require_layout`` raises LayoutChanged once the plan is outdated. A session that
+    ``asserts_slots`` binds them; the first one of a process also removes bindings that the layout
+    does not have from its own queues.
+    """
+
+    topology: Topology
+    queues: tuple[Queue, ...]
+    own: tuple[str, ...]
+    standby: tuple[str, ...]
+    asserts_slots: bool = False
+    is_first: bool = False
+    require_layout: Callable[[], Awaitable[None]]
 
 
 class Inbox(FrameHandler):
@@ -121,13 +151,13 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(url: str, topology: Topology, on_error: OnError) -> AsyncIterator[Session]:
+async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncIterator[Session]:
     """Connect twice, declare, consume. Raises BrokerUnavailable (try again) or BrokerRefused.
 
-    ``on_error`` is called with each Nacked that is not about replies alone.
+    ``on_error`` is called with each Nacked that is not about replies alone. Raises LayoutChanged.
     """
     guard, inbox = ConnectionGuard(), Inbox()
-    confirms = Confirms(guard, topology.rejected.name)
+    confirms = Confirms(guard, plan.topology.rejected.name)
     user = URL(url).user or "guest"
     async with (
         open_connection(url, "consume", inbox, guard) as consuming,
@@ -136,37 +166,71 @@ async def open_session(url: str, topology: Topology, on_error: OnError) -> Async
         with translate_errors():
             # A broker that has just started may take a declaration and never answer it.
             async with asyncio.timeout(_START_SECONDS):
-                await _declare(await consuming.open_channel(), topology)
+                await _declare(consuming, plan)
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
-                channel = await _consume(consuming, topology)
-        yield Session(guard, inbox, channel, publisher)
+                channel = await _open_consuming_channel(consuming)
+                await _consume(consuming, channel, plan.own)
+        standing_by = asyncio.create_task(_stand_by(guard, consuming, channel, plan.standby))
+        try:
+            yield Session(guard, inbox, channel, publisher)
+        finally:
+            standing_by.cancel()
+            await asyncio.wait({standing_by})
 
 
-async def _declare(channel: Channel, topology: Topology) -> None:
-    for exchange in topology.exchanges:
-        with explain_conflicts(f"exchange {exchange.name}"):
-            await channel.exchange_declare(
-                exchange.name,
-                exchange_type=exchange.type,
-                durable=True,
-                arguments=dict(exchange.arguments),
-            )
-    for queue in topology.queues:
-        with explain_conflicts(f"queue {queue.name}"):
-            await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-    for b in topology.bindings:
-        with explain_conflicts(f"binding {b.source} to {b.destination}"):
-            bind = channel.exchange_bind if b.to_exchange else channel.queue_bind
-            await bind(b.destination, b.source, b.routing_key)
+async def _declare(connection: Connection, plan: SessionPlan) -> None:
+    topology, channel = plan.topology, await connection.open_channel()
+    await declare_topology(channel, topology, plan.queues)
+    if plan.asserts_slots:
+        await _assert_slots(connection, plan)
 
 
-async def _consume(connection: Connection, topology: Topology) -> Channel:
+async def _assert_slots(connection: Connection, plan: SessionPlan) -> None:
+    """Bind each slot to its partition, unless a change of the layout begins."""
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            async with hold_lock(connection, plan.topology):
+                # Under the lock, because a change of the layout takes it first.
+                await plan.require_layout()
+                await bind_slots(connection, plan.topology)
+                if plan.is_first:
+                    await remove_other_bindings(connection, plan.topology, plan.own)
+                return
+        except LockTaken:
+            await plan.require_layout()
+            await asyncio.sleep(_LOCK_SECONDS)
+    # Another worker is asserting the same bindings, or hangs: the broker then ends its connection.
+
+
+async def _open_consuming_channel(connection: Connection) -> Channel:
     channel = await connection.open_channel()
     await channel.basic_qos(prefetch_count=PREFETCH)
-    for queue in topology.command_queues:
-        # The frame reader learns a delivery's queue from its consumer tag.
-        await channel.basic_consume(queue.name, unused_callback, consumer_tag=queue.name)
     return channel
+
+
+async def _consume(connection: Connection, channel: Channel, queues: Iterable[str]) -> None:
+    knows_timeout = connection.broker_version >= _CONSUMER_TIMEOUT_SINCE
+    arguments: dict[str, Any] = (
+        {"x-consumer-timeout": CONSUMER_TIMEOUT_MILLISECONDS} if knows_timeout else {}
+    )
+    for queue in queues:
+        # The frame reader learns a delivery's queue from its consumer tag.
+        await channel.basic_consume(queue, unused_callback, consumer_tag=queue, arguments=arguments)
+
+
+async def _stand_by(
+    guard: ConnectionGuard, connection: Connection, channel: Channel, queues: Sequence[str]
+) -> None:
+    """Consume the queues of other workers, after these have had the time to be first.
+
+    RabbitMQ activates a queue's consumers in the order in which they came.
+    """
+    await asyncio.sleep(_STANDBY_SECONDS)
+    try:
+        with translate_errors():
+            await _consume(connection, channel, queues)
+    except OutplanError as error:
+        guard.fail(str(error))
 
 
 def _weigh(delivery: Delivery) -> int:

@@ -1,6 +1,5 @@
 """The names that one worker has to itself: servers, a prefix and a database."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ import aio_pika
 from pymongo import AsyncMongoClient
 
 from outplan.contract.topology import build_topology
+from outplan.mongodb.validators import LAYOUTS
 from outplan.settings import ENV_PREFIX
 from outplan.testing.servers.interface import Servers
 
@@ -47,17 +47,24 @@ class Deployment:
 
     async def drop(self, further_queues: Iterable[str] = ()) -> None:
         """Delete the worker's queues and exchanges, and further queues; drop the database."""
-        await asyncio.gather(self.drop_queues(further_queues), self.drop_database())
+        await self.drop_queues(further_queues)
+        await self.drop_database()
 
     async def drop_queues(self, further_queues: Iterable[str] = ()) -> None:
         """Delete the worker's queues and exchanges, and further queues."""
-        layout = build_topology(self.prefix)
+        layout = build_topology(self.prefix, await self._count_partitions())
         async with await aio_pika.connect(self.amqp_url) as connection:
             channel = await connection.channel()
             for queue in (*(queue.name for queue in layout.queues), *further_queues):
                 await channel.queue_delete(queue)
             for exchange in layout.exchanges:
                 await channel.exchange_delete(exchange.name)
+
+    async def _count_partitions(self) -> int:
+        """Return the most partitions that the stored layout has or had."""
+        async with AsyncMongoClient[dict[str, Any]](self.mongo_url) as mongo:
+            layout = await mongo[self.database][LAYOUTS].find_one({"_id": self.prefix})
+        return max(layout["partitions"], layout["former"]) if layout else 1
 
     async def drop_database(self) -> None:
         """Drop the worker's database."""

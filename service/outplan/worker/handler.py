@@ -1,6 +1,7 @@
 """Turn deliveries into outcomes: parse, load, decide and commit. Publish and ack nothing."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from outplan.errors import (
     Unprocessable,
 )
 from outplan.retry import retrying
-from outplan.worker.ports import BatchTransaction, OutplanStore
+from outplan.worker.ports import BatchTransaction, OutplanStore, Registry
 
 # Split a batch after this many conflicts in a row: it may need more memory than the server has, or
 # the document of one outplan may contradict its history.
@@ -38,6 +39,7 @@ class _Claim:
     epoch: int
     window: DeduplicationWindow
     guard: PoisonGuard
+    since: float
 
     @property
     def fence(self) -> Fence:
@@ -49,21 +51,25 @@ class Handler:
 
     ``confirm_ownership`` returns when the broker has shown that no other consumer has got these
     deliveries; the handler raises what it raises. The handler calls ``on_error`` with every error
-    that it retries.
+    that it retries. ``generation`` is the session's layout.
     """
 
     def __init__(
         self,
         *,
         store: OutplanStore,
+        registry: Registry,
         worker: str,
+        generation: int,
         window: int,
         clock: Clock,
         on_error: Callable[[BaseException], None],
         confirm_ownership: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
+        self._registry = registry
         self._worker = worker
+        self._generation = generation
         self._window = window
         self._clock = clock
         self._confirm_ownership = confirm_ownership
@@ -105,6 +111,16 @@ class Handler:
         """End the attempt at a delivery that was handled alone, now that it is acked."""
         self._claims[delivery.queue].guard.clear()
 
+    async def pass_barrier(self, delivery: Delivery) -> None:
+        """Note that every delivery before this barrier in its queue is published and acked."""
+        queue, token = delivery.queue, delivery.properties.message_id or ""
+        await self._retry_until_available(self._registry.mark_drained, queue, token)
+
+    def list_claimed(self, seconds: float) -> set[str]:
+        """Return the queues that this session has held for longer than so many seconds."""
+        earliest = time.monotonic() - seconds
+        return {queue for queue, claim in self._claims.items() if claim.since < earliest}
+
     async def refund_attempts(self) -> None:
         """Refund attempts at messages that have an outcome and no ack; give up after 2 s."""
         for claim in self._claims.values():
@@ -119,9 +135,12 @@ class Handler:
             return
         claimed: dict[str, _Claim] = {}
         for queue in new:
-            fence: Fence = await self._retry_until_available(self._store.claim, queue, self._worker)
+            fence: Fence = await self._retry_until_available(
+                self._store.claim, queue, self._worker, self._generation
+            )
             window = DeduplicationWindow(fence.outcomes, self._window)
-            claimed[queue] = _Claim(queue, fence.epoch, window, PoisonGuard(fence.attempt))
+            guard = PoisonGuard(fence.attempt)
+            claimed[queue] = _Claim(queue, fence.epoch, window, guard, time.monotonic())
         # If this worker stalled, another one may have acked this batch: verify ownership.
         await self._confirm_ownership()
         self._claims |= claimed

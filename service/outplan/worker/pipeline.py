@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import Awaitable
+from itertools import groupby
 from typing import Final, TypeVar
 
 import structlog
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.times import Clock
-from outplan.contract.topology import Topology
-from outplan.domain.codec import Outcome, build_publications
+from outplan.contract.topology import BARRIER, Topology
+from outplan.domain.codec import Outcome, build_publications, find_disorder
 from outplan.errors import BrokerUnavailable, Fatal, Fenced, OutplanError, Unprocessable
 from outplan.worker.handler import Handler
 from outplan.worker.ports import BrokerSession
@@ -74,12 +75,21 @@ class Pipeline:
             while deliveries := await self._session.receive(self._batch_size):
                 self.received += len(deliveries)
                 self._metrics.redelivered.inc(sum(d.redelivered for d in deliveries))
-                await self._handle(deliveries)
+                for is_barrier, some in groupby(deliveries, _is_barrier):
+                    await (self._pass_barriers if is_barrier else self._handle)(list(some))
         except SESSION_ENDED as error:
             # Queue the error behind the committed batch, so that that batch is published and acked.
             await self._committed.put(error)
         else:
             await self._committed.put(None)
+
+    async def _pass_barriers(self, barriers: list[Delivery]) -> None:
+        """Report each barrier once everything before it is published and acked."""
+        await self._committed.join()
+        for barrier in barriers:
+            await self._handler.pass_barrier(barrier)
+        await self._session.ack(barriers[-1])
+        self.settled += len(barriers)
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
         highest = max((d.delivery_count for d in deliveries if d.redelivered), default=0)
@@ -135,12 +145,18 @@ class Pipeline:
             code = outcome.problem.code if outcome.problem else ""
             status = "duplicate" if outcome.duplicate else outcome.status
             self._metrics.commands.labels(status, code).inc()
+            if self._topology.partitions and (reason := find_disorder(outcome)):
+                self._metrics.unordered.labels(reason).inc()
             if outcome.problem:
                 command_id = outcome.delivery.command_id
                 self._log.info("command_rejected", code=code, command_id=command_id)
             sent = outcome.delivery.properties.timestamp
             if sent is not None and sent >= 0:
                 self._metrics.lag_seconds.observe(max(0.0, now - sent))
+
+
+def _is_barrier(delivery: Delivery) -> bool:
+    return delivery.properties.message_type == BARRIER
 
 
 def _choose_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

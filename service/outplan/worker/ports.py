@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from outplan.contract.amqp import Delivery, Publication
 from outplan.domain.decider import State
+from outplan.domain.layout import Layout
 from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
 
 T = TypeVar("T")
@@ -78,8 +79,11 @@ class OutplanStore(Protocol):
     async def ping(self) -> None:
         """Await an answer from the primary."""
 
-    async def claim(self, queue: str, worker: str) -> Fence:
-        """Raise the queue's epoch, which fences off every earlier holder."""
+    async def claim(self, queue: str, worker: str, generation: int) -> Fence:
+        """Raise the queue's epoch, which fences off every earlier holder.
+
+        Raises LayoutChanged if a layout of a later generation is in force.
+        """
 
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         """Write the attempt that starts next. Raises Fenced."""
@@ -89,3 +93,28 @@ class OutplanStore(Protocol):
 
         Raises what ``work`` does, StoreConflict and Unprocessable.
         """
+
+
+class Registry(Protocol):
+    """The layout of the command queues, and the live workers, of one prefix.
+
+    Any call may raise StoreUnavailable.
+    """
+
+    async def read_layout(self) -> Layout | None:
+        """Return the layout in force; None on an empty system."""
+
+    async def ensure_layout(self, partitions: int) -> Layout:
+        """Return the layout in force; on an empty system, write one with so many partitions."""
+
+    async def mark_drained(self, queue: str, token: str) -> None:
+        """Note that the phase's barrier came through a queue; ignore the token of another phase."""
+
+    async def announce(self, worker: str, unordered: int) -> None:
+        """Note that a worker is alive, and how many commands it got outside of their partition."""
+
+    async def list_workers(self) -> list[str]:
+        """List the live workers, the oldest first."""
+
+    async def leave(self, worker: str) -> None:
+        """Forget a worker that stops."""

@@ -93,7 +93,18 @@ class Metrics:
         self.retries = Counter(
             "outplan_retries", "Retries of an error that may pass.", ("error",), registry=r
         )
+        self.unordered = Counter(
+            "outplan_unordered_commands",
+            "Commands outside of their outplan's partition, while there is more than one.",
+            ("reason",),
+            registry=r,
+        )
         self.ready = Gauge("outplan_ready", "1 while the worker is ready.", registry=r)
+
+    def count_unordered(self) -> int:
+        """Return how many commands came outside of their outplan's partition."""
+        [metric] = self.unordered.collect()
+        return int(sum(s.value for s in metric.samples if s.name.endswith("_total")))
 
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus' text format."""

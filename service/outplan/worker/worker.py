@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from random import uniform
 from typing import Final
 
@@ -11,12 +12,20 @@ import structlog
 from tenacity import AsyncRetrying
 
 from outplan.contract.times import Clock
-from outplan.contract.topology import PREFETCH, Topology
-from outplan.errors import BrokerUnavailable, OutplanError, StoreConflict, StoreUnavailable
+from outplan.contract.topology import PREFETCH
+from outplan.domain.layout import EXPIRY_SECONDS, Share
+from outplan.errors import (
+    BrokerUnavailable,
+    LayoutChanged,
+    OutplanError,
+    StoreConflict,
+    StoreUnavailable,
+)
 from outplan.retry import retrying
 from outplan.worker.handler import Handler
+from outplan.worker.membership import Membership
 from outplan.worker.pipeline import SESSION_ENDED, Pipeline
-from outplan.worker.ports import BrokerSession, OutplanStore
+from outplan.worker.ports import BrokerSession, OutplanStore, Registry
 from outplan.worker.telemetry import Health, Metrics
 
 # Between sessions, in seconds.
@@ -24,25 +33,40 @@ _SHORTEST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 30.0
 
 
+OpenSession = Callable[
+    [Share, Callable[[], Awaitable[None]], bool], AbstractAsyncContextManager[BrokerSession]
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dependencies:
-    """The parts that a worker works with, from ``bootstrap``; ``name`` tells workers apart."""
+    """The parts that a worker works with, from ``bootstrap``; ``name`` tells workers apart.
+
+    ``open_session`` takes the worker's share, a function that raises LayoutChanged once it is
+    outdated, and whether it is the first session.
+    """
 
     name: str
+    prefix: str
     store: OutplanStore
-    open_session: Callable[[], AbstractAsyncContextManager[BrokerSession]]
-    topology: Topology
+    registry: Registry
+    membership: Membership
+    open_session: OpenSession
     clock: Clock
     health: Health
     metrics: Metrics
 
-    def new_handler(self, confirm_ownership: Callable[[], Awaitable[None]]) -> Handler:
+    def new_handler(
+        self, share: Share, confirm_ownership: Callable[[], Awaitable[None]]
+    ) -> Handler:
         """Make the handler of one session."""
         return Handler(
             store=self.store,
+            registry=self.registry,
             worker=self.name,
+            generation=share.layout.generation,
             # Each queue's consumer has a prefetch of its own; delivery tags count all of them.
-            window=PREFETCH * len(self.topology.command_queues),
+            window=PREFETCH * len(share.queues),
             clock=self.clock,
             on_error=lambda error: self.health.fail("store", error),
             confirm_ownership=confirm_ownership,
@@ -64,7 +88,7 @@ class Worker:
         self._log = structlog.get_logger()
         self._stopping = asyncio.Event()
         self._session: BrokerSession | None = None
-        self._was_ready = False
+        self._share: Share | None = None
 
     def stop(self) -> None:
         """Finish the batches in hand, leave the rest in the queue, and return from ``run``."""
@@ -88,6 +112,7 @@ class Worker:
             stopping.cancel()
             serving.cancel()
             await asyncio.wait({serving})
+        await self._parts.membership.leave()
         if not serving.cancelled():
             serving.result()
 
@@ -100,6 +125,8 @@ class Worker:
     async def _serve(self) -> None:
         store, health = self._parts.store, self._parts.health
         await self._retrying("store", StoreUnavailable, StoreConflict)(store.prepare)
+        require_setting = self._parts.membership.require_setting
+        await self._retrying("store", StoreUnavailable)(require_setting)
         pause = _SHORTEST_PAUSE
         while not self._stopping.is_set():
             # Wait for the store before anything is received: each lost delivery raises the
@@ -110,6 +137,8 @@ class Worker:
             try:
                 async with self._open_pipeline() as pipeline:
                     await pipeline.run()
+            except LayoutChanged as error:
+                self._log.info("session_ended", detail=str(error))
             except SESSION_ENDED as error:
                 health.fail("broker", error)
             # A session that settles nothing raises the delivery count of every prefetched message.
@@ -119,20 +148,26 @@ class Worker:
 
     @asynccontextmanager
     async def _open_pipeline(self) -> AsyncIterator[Pipeline]:
-        parts = self._parts
+        parts, read_share = self._parts, self._parts.membership.read_share
         async with AsyncExitStack() as stack:
 
-            async def enter() -> BrokerSession:
-                return await stack.enter_async_context(parts.open_session())
+            async def enter() -> tuple[Share, BrokerSession]:
+                share: Share = await self._retrying("store", StoreUnavailable)(read_share)
+                require_layout = partial(parts.membership.require_layout, share)
+                opening = parts.open_session(share, require_layout, self._share is None)
+                return share, await stack.enter_async_context(opening)
 
-            session: BrokerSession = await self._retrying("broker", BrokerUnavailable)(enter)
-            handler = parts.new_handler(session.confirm_ownership)
-            self._start_session(session)
+            entered: tuple[Share, BrokerSession]
+            entered = await self._retrying("broker", BrokerUnavailable)(enter)
+            share, session = entered
+            handler = parts.new_handler(share, session.confirm_ownership)
+            self._start_session(session, share)
+            watching = asyncio.create_task(self._end_outdated(session, share, handler))
             try:
                 yield Pipeline(
                     session=session,
                     handler=handler,
-                    topology=parts.topology,
+                    topology=share.layout.build_topology(parts.prefix),
                     clock=parts.clock,
                     batch_size=self._batch_size,
                     health=parts.health,
@@ -143,16 +178,33 @@ class Worker:
                 raise
             finally:
                 self._session = None
+                watching.cancel()
+                await asyncio.wait({watching})
 
-    def _start_session(self, session: BrokerSession) -> None:
+    async def _end_outdated(self, session: BrokerSession, share: Share, handler: Handler) -> None:
+        """Stop the session once the share has changed, or an owner could have its queue back."""
+
+        def holds_others_queue() -> bool:
+            return not handler.list_claimed(EXPIRY_SECONDS) <= set(share.own)
+
+        await self._parts.membership.wait_for_change(share, holds_others_queue)
+        session.stop_receiving()
+
+    def _start_session(self, session: BrokerSession, share: Share) -> None:
         self._session = session
         if self._stopping.is_set():
             session.stop_receiving()
         self._parts.metrics.sessions.inc()
         for component in ("broker", "publishing"):
             self._parts.health.recover(component)
-        self._log.info("session_reopened" if self._was_ready else "ready")
-        self._was_ready = True
+        self._log.info(
+            "session_reopened" if self._share else "ready",
+            partitions=share.layout.partitions,
+            phase=share.layout.phase,
+            queues=len(share.own),
+            workers=share.workers,
+        )
+        self._share = share
 
     async def _pause(self, seconds: float) -> None:
         """Wait for at most so long, or until told to stop."""

@@ -247,9 +247,9 @@ def _declared_topology() -> Callable[[], topology.Topology]:
     found: list[topology.Topology] = []
     declare = rabbitmq_session._declare
 
-    async def declare_and_remember(channel: Any, layout: topology.Topology) -> None:
-        found[:] = [layout]
-        await declare(channel, layout)
+    async def declare_and_remember(connection: Any, plan: rabbitmq_session.SessionPlan) -> None:
+        found[:] = [plan.topology]
+        await declare(connection, plan)
 
     _patch(rabbitmq_session, "_declare", declare_and_remember)
     return lambda: found[0]

@@ -25,12 +25,10 @@ class SingleTestbed:
         self._servers = servers
         self._rng = rng
 
-    def faults(self, layout: Topology) -> Faults:
+    def faults(self, layout: Topology) -> Faults:  # noqa: ARG002
         rabbitmq, mongodb = self._servers.rabbitmq, self._servers.mongodb
-        killed = {"RabbitMQ killed": Fault(2, "rabbitmq", self._kill(rabbitmq))}
         return {
-            # A crash may redistribute outplans over the partitions: see docs/reliability.md.
-            **({} if layout.partitioner else killed),
+            "RabbitMQ killed": Fault(2, "rabbitmq", self._kill(rabbitmq)),
             "RabbitMQ frozen": Fault(3, "rabbitmq", self._freeze(rabbitmq)),
             "RabbitMQ restarted": Fault(1, "rabbitmq", self._restart(rabbitmq)),
             "connections closed by RabbitMQ": Fault(4, "rabbitmq", self._close_connections),

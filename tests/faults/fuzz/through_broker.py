@@ -19,7 +19,7 @@ from outplan.contract.amqp import Delivery
 from outplan.contract.topology import build_topology
 from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import WireProperties
-from outplan.rabbitmq.session import Session, open_session
+from outplan.rabbitmq.session import Session
 from outplan.testing import Deployment
 from outplan.testing.servers import start_servers
 from tests.faults.fuzz.frame_checks import has_same_headers, property_bytes
@@ -69,8 +69,8 @@ class BrokerRun:
 
     async def run(self, count: int) -> BrokerReport:
         """Send ``count`` messages to a worker, stop it, and compare."""
-        url, layout = self._deployment.amqp_url, self.queues.build_topology()
-        async with open_session(url, layout, print) as session:
+        url = self._deployment.amqp_url
+        async with self.queues.open_session(url) as session:
             receiving = asyncio.create_task(self._receive(session))
             async with run_worker(self._deployment) as worker, open_raw_publisher(url) as publisher:
                 since = time.monotonic()

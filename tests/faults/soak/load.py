@@ -8,7 +8,7 @@ from typing import Final
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.topology import build_topology
-from outplan.rabbitmq.session import Session, open_session
+from outplan.rabbitmq.session import Session
 from tests.support.command_generator import Draft, Generator, Outplans
 from tests.support.observer_queues import ObserverQueues
 from tests.support.raw_message import Properties, RawMessage, encode_content_header
@@ -131,9 +131,8 @@ class Load:
 @asynccontextmanager
 async def open_load(amqp_url: str, prefix: str, seed: int) -> AsyncIterator[Load]:
     """Connect a load, and consume in the background while the block runs."""
-    layout = ObserverQueues(prefix).build_topology()
     async with (
-        open_session(amqp_url, layout, print) as session,
+        ObserverQueues(prefix).open_session(amqp_url) as session,
         open_raw_publisher(amqp_url) as publisher,
     ):
         load = Load(publisher, prefix, seed)

@@ -20,9 +20,11 @@ from outplan.testing.errors import WorkerFailed
 from outplan.testing.event_buffer import EventBuffer
 from outplan.testing.harness import AsyncService, Rejected
 from outplan.testing.memory.broker import STOPPED, MemoryBroker, Message
+from outplan.testing.memory.registry import MemoryRegistry
 from outplan.testing.memory.store import MemoryStore
 from outplan.testing.raw_command import RawCommand
 from outplan.testing.worker_exit import WorkerExit
+from outplan.worker.membership import Membership
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import Dependencies, Worker
 
@@ -170,12 +172,21 @@ class _MemoryClient(OutplanClient):
 
 
 def _compose(broker: MemoryBroker, store: MemoryStore, awake: asyncio.Event) -> Dependencies:
-    metrics = Metrics()
+    metrics, registry, prefix = Metrics(), MemoryRegistry(), broker.layout.events.name
+    prefix = prefix.removesuffix(".events")
     return Dependencies(
         name="memory",
+        prefix=prefix,
         store=store,
-        open_session=lambda: broker.worker_session(awake),
-        topology=broker.layout,
+        registry=registry,
+        membership=Membership(
+            registry=registry,
+            prefix=prefix,
+            worker="memory",
+            partitions=None,
+            count_unordered=metrics.count_unordered,
+        ),
+        open_session=lambda *_: broker.worker_session(awake),
         clock=utc_now,
         health=Health(metrics),
         metrics=metrics,

@@ -151,7 +151,7 @@ class WorkerSession:
         self._inbox.append(
             Delivery(
                 self._tag,
-                layout.command_queues[0].name,
+                layout.main.name,
                 layout.commands.name,
                 message.routing_key,
                 message.deliveries > 0,

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from outplan.contract import schemas
 from outplan.domain.decider import State
 from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
-from outplan.errors import Fenced, StoreConflict, Unprocessable
+from outplan.errors import Fenced, LayoutChanged, StoreConflict, Unprocessable
 from outplan.mongodb.documents import (
     build_event_document,
     build_outplan_document,
@@ -111,6 +111,7 @@ class MemoryStore:
         self._stored: dict[_Key, Any] = {
             (OUTPLANS, id_): _document(state) for id_, state in states.items()
         }
+        self._generations: dict[str, int] = {}
 
     async def prepare(self) -> None:
         """Do nothing: there are no indexes or validators to create."""
@@ -118,7 +119,15 @@ class MemoryStore:
     async def ping(self) -> None:
         """Return at once: the store is always available."""
 
-    async def claim(self, queue: str, worker: str) -> Fence:  # noqa: ARG002 - as the real one's
+    async def claim(
+        self,
+        queue: str,
+        worker: str,  # noqa: ARG002 - as the real one's
+        generation: int,
+    ) -> Fence:
+        if self._generations.setdefault(queue, generation) > generation:
+            raise LayoutChanged(f"another layout is in force: {queue} has a later generation")
+        self._generations[queue] = generation
         old: Fence = self._stored.get((FENCES, queue), Fence(queue, 0))
         claimed = replace(old, epoch=old.epoch + 1)
         self._stored[FENCES, queue] = claimed

@@ -1,0 +1,173 @@
+"""Lay out the command queues, change the number of partitions, share queues among workers. Pure.
+
+A change moves commands from the former queues to the new ones in phases (ADR 0014). In each phase
+the workers consume only queues whose commands may be applied now:
+
+    divert   No slot is bound, so new commands gather in the main queue. Workers consume the former
+             partitions.
+    replay   The slots are bound to the new partitions. Workers consume the main queue.
+    retire   Workers consume everything, the former partitions that go away too.
+    steady   Nothing changes.
+
+A phase ends when a barrier message has come through every queue that it awaits.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Final, Literal
+
+from outplan.contract.topology import Queue, Topology, build_topology
+
+Phase = Literal["steady", "divert", "replay", "retire"]
+
+MAX_PARTITIONS: Final = 256
+# A worker that has not announced itself for so long, by MongoDB's clock, is dead to the others.
+EXPIRY_SECONDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The layout in force; ``generation`` grows with each phase.
+
+    ``partitions`` is the number in force, or the one that a change leads to; ``former`` is the
+    number before the change. ``drained`` names the queues through which the barrier with this
+    phase's ``token`` has come.
+    """
+
+    generation: int
+    phase: Phase
+    partitions: int
+    former: int
+    token: str = ""
+    drained: frozenset[str] = frozenset()
+
+    @property
+    def is_steady(self) -> bool:
+        return self.phase == "steady"
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of partitions that a worker may be set to."""
+        return {self.partitions} if self.phase in ("steady", "retire") else {
+            self.partitions, self.former,
+        }  # fmt: skip
+
+    def start(self, partitions: int, token: str) -> "Layout":
+        """Return the first phase of a change to another number of partitions."""
+        phase: Phase = "divert" if self.partitions > 1 else "replay"
+        return Layout(self.generation + 1, phase, partitions, self.partitions, token)
+
+    def advance(self, token: str) -> "Layout":
+        """Return the phase after this one, whose awaited queues are drained."""
+        after: Phase = "steady"
+        if self.phase == "divert" and self.partitions > 1:
+            after = "replay"
+        elif self.phase in ("divert", "replay") and self._retired:
+            after = "retire"
+        former = self.partitions if after == "steady" else self.former
+        return Layout(self.generation + 1, after, self.partitions, former, token)
+
+    def abort(self, token: str) -> "Layout":
+        """Return a divert that leads back to the former number of partitions."""
+        assert self.phase == "divert"
+        return replace(self, generation=self.generation + 1, partitions=self.former, token=token,
+                       drained=frozenset())  # fmt: skip
+
+    def list_consumed(self, prefix: str) -> list[Queue]:
+        """List the queues that workers consume in this phase."""
+        topology = build_topology(prefix, max(self.partitions, self.former))
+        main, numbered = topology.main, topology.partitions
+        match self.phase:
+            case "divert":
+                return [*numbered[: _count(self.former)]]
+            case "replay":
+                return [main]
+            case "retire":
+                return [main, *numbered]
+            case "steady":
+                return [main, *numbered[: _count(self.partitions)]]
+
+    def list_awaited(self, prefix: str) -> list[Queue]:
+        """List the queues that a barrier must come through before the next phase."""
+        topology = build_topology(prefix, max(self.partitions, self.former))
+        numbered = topology.partitions
+        match self.phase:
+            case "divert":
+                return [*numbered[: _count(self.former)]]
+            case "replay":
+                return [topology.main]
+            case "retire":
+                return [*numbered[_count(self.partitions) :]]
+            case "steady":
+                return []
+
+    def build_topology(self, prefix: str) -> Topology:
+        """Build the topology that this layout leads to."""
+        return build_topology(prefix, self.partitions)
+
+    @property
+    def _retired(self) -> bool:
+        return _count(self.former) > _count(self.partitions)
+
+
+def _count(partitions: int) -> int:
+    """Return how many numbered queues there are: a single partition is the main queue."""
+    return partitions if partitions > 1 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One worker's part of a layout.
+
+    Of the ``queues`` that are consumed now, the worker consumes its ``own`` at once and stands by
+    on the others, which it consumes when their owner is gone. ``workers`` is how many are alive.
+    """
+
+    layout: Layout
+    queues: tuple[Queue, ...]
+    own: tuple[str, ...]
+    workers: int
+
+    @property
+    def standby(self) -> tuple[str, ...]:
+        return tuple(queue.name for queue in self.queues if queue.name not in self.own)
+
+    def is_same(self, other: "Share") -> bool:
+        """Tell whether a session that was opened for ``other`` may go on."""
+        return (self.layout.generation, self.own) == (other.layout.generation, other.own)
+
+
+def assign_share(layout: Layout, prefix: str, worker: str, workers: Sequence[str]) -> Share:
+    """Return a worker's share. ``workers`` lists the live workers, the oldest first.
+
+    The main queue belongs to the oldest worker, so that a worker that joins never moves it.
+    """
+    consumed = layout.list_consumed(prefix)
+    main = build_topology(prefix).main.name
+    owners = assign([queue.name for queue in consumed if queue.name != main], workers)
+    owners[main] = workers[0]
+    own = tuple(queue.name for queue in consumed if owners[queue.name] == worker)
+    return Share(layout, tuple(consumed), own, len(workers))
+
+
+def assign(queues: Collection[str], workers: Collection[str]) -> dict[str, str]:
+    """Assign each queue to a worker by rendezvous hashing with bounded shares.
+
+    Shares differ by one at most. Every worker computes the same from the same list.
+    """
+    fewest, extra = divmod(len(queues), len(workers))
+    pairs = sorted(((_weigh(w, q), q, w) for w in workers for q in queues), reverse=True)
+    owners: dict[str, str] = {}
+    shares = dict.fromkeys(workers, 0)
+    for _, queue, worker in pairs:
+        if queue in owners or shares[worker] > fewest or (shares[worker] == fewest and not extra):
+            continue
+        extra -= shares[worker] == fewest
+        shares[worker] += 1
+        owners[queue] = worker
+    return owners
+
+
+def _weigh(worker: str, queue: str) -> bytes:
+    return sha256(f"{worker}\n{queue}".encode()).digest()

@@ -1,0 +1,90 @@
+"""Keep the layout of the command queues, and who is alive to consume them."""
+
+from typing import Any
+
+from pymongo.errors import DuplicateKeyError
+from pymongo.read_concern import ReadConcern
+
+from outplan.domain.layout import EXPIRY_SECONDS, Layout
+from outplan.errors import StoreConflict
+from outplan.mongodb.documents import build_layout_document, parse_layout
+from outplan.mongodb.translation import translate_errors
+from outplan.mongodb.validators import LAYOUTS, WORKERS
+
+
+class MongoRegistry:
+    """A ``worker.ports.Registry`` for one prefix, from ``MongoStore.open_registry``.
+
+    Any call may raise StoreUnavailable.
+    """
+
+    def __init__(self, database: Any, prefix: str) -> None:
+        # A layout that a failover takes back must not be acted on.
+        self._layouts = database.get_collection(LAYOUTS, read_concern=ReadConcern("majority"))
+        self._workers = database[WORKERS]
+        self._prefix = prefix
+
+    async def read_layout(self) -> Layout | None:
+        """Return the layout in force; None on an empty system."""
+        with translate_errors():
+            document = await self._layouts.find_one({"_id": self._prefix})
+        return None if document is None else parse_layout(document)
+
+    async def ensure_layout(self, partitions: int) -> Layout:
+        """Return the layout in force; on an empty system, write one with so many partitions."""
+        layout = Layout(1, "steady", partitions, partitions)
+        with translate_errors():
+            try:
+                await self._layouts.insert_one(build_layout_document(self._prefix, layout))
+            except DuplicateKeyError:
+                found = await self.read_layout()
+                assert found is not None
+                return found
+        return layout
+
+    async def replace_layout(self, current: Layout, following: Layout) -> None:
+        """Store the layout that follows. Raises StoreConflict if ``current`` is not in force."""
+        with translate_errors():
+            result = await self._layouts.replace_one(
+                {"_id": self._prefix, "generation": current.generation},
+                build_layout_document(self._prefix, following),
+            )
+        if result.matched_count != 1:
+            raise StoreConflict("another layout is in force by now")
+
+    async def mark_drained(self, queue: str, token: str) -> None:
+        """Note that the phase's barrier came through a queue; ignore the token of another phase."""
+        with translate_errors():
+            await self._layouts.update_one(
+                {"_id": self._prefix, "token": token}, {"$addToSet": {"drained": queue}}
+            )
+
+    async def announce(self, worker: str, unordered: int) -> None:
+        """Note that a worker is alive.
+
+        ``unordered`` is the number of commands that it handled outside of their partition.
+        """
+        with translate_errors():
+            await self._workers.update_one(
+                {"_id": worker},
+                [{"$set": {"prefix": self._prefix, "seen": "$$NOW", "unordered": unordered,
+                           "joined": {"$ifNull": ["$joined", "$$NOW"]}}}],
+                upsert=True,
+            )  # fmt: skip
+
+    async def list_workers(self) -> list[str]:
+        """List the live workers, the oldest first."""
+        with translate_errors():
+            found = await self._workers.find(
+                {"prefix": self._prefix, "$expr": {"$gt": ["$seen", _ago(EXPIRY_SECONDS)]}}
+            ).to_list(length=None)
+        return [item["_id"] for item in sorted(found, key=lambda i: (i["joined"], i["_id"]))]
+
+    async def leave(self, worker: str) -> None:
+        """Forget a worker that stops."""
+        with translate_errors():
+            await self._workers.delete_one({"_id": worker})
+
+
+def _ago(seconds: int) -> dict[str, Any]:
+    return {"$subtract": ["$$NOW", seconds * 1_000]}
