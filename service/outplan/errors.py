@@ -16,6 +16,7 @@ OutplanError
 │   └── StoreAborted        or the server had no room: a smaller batch may fit
 ├── Fenced                  another worker has claimed the queue: end the session
 │   └── LayoutChanged       another layout is in force: end the session
+├── LayoutRefused           the layout in force does not allow that change
 └── Unprocessable           the batch cannot be stored: split it
 """
 
@@ -48,6 +49,10 @@ class StoreUnsuitable(Fatal):
 
 class LayoutDiffers(Fatal):
     """Raised when OUTPLAN_PARTITIONS is not the number of partitions in force."""
+
+
+class LayoutRefused(OutplanError):
+    """Raised when the layout in force does not allow a change."""
 
 
 class PortTaken(Fatal):

@@ -270,6 +270,45 @@ def check(as_json: AsJson = False) -> None:
     print_checks(as_json=as_json)
 
 
+@app.command()
+def partitions(
+    number: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="N",
+            min=1,
+            max=256,
+            show_default=False,
+            help="The number to change to; without it, show the number and the workers.",
+        ),
+    ] = None,
+    *,
+    abort: Annotated[
+        bool, typer.Option("--abort", help="Undo a change that is in its phase divert.")
+    ] = False,
+    settle: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Time for all nodes of RabbitMQ to learn of a binding."
+        ),
+    ] = 3.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show or change the number of partitions while commands are published and handled.
+
+    Killed or interrupted, a change waits: run the command again, and it goes on. It needs the
+    worker's settings in the environment, and at least one worker.
+    """
+    from outplan.cli.partitions import change_partitions, show_partitions
+
+    if number is None and not abort:
+        show_partitions(as_json=as_json)
+    elif number is not None and abort:
+        raise typer.BadParameter("give N or --abort, not both")
+    else:
+        change_partitions(number, abort=abort, settle=settle)
+
+
 @app.command("import")
 @expand_groups
 def import_(

@@ -6,7 +6,8 @@ the workers consume only queues whose commands may be applied now:
     divert   No slot is bound, so new commands gather in the main queue. Workers consume the former
              partitions.
     replay   The slots are bound to the new partitions. Workers consume the main queue.
-    retire   Workers consume everything, the former partitions that go away too.
+    retire   The slots are bound as in steady. Workers also consume queues that the layout does not
+             have, before these are deleted.
     steady   Nothing changes.
 
 A phase ends when a barrier message has come through every queue that it awaits.
@@ -30,9 +31,9 @@ EXPIRY_SECONDS: Final = 10
 class Layout:
     """The layout in force; ``generation`` grows with each phase.
 
-    ``partitions`` is the number in force, or the one that a change leads to; ``former`` is the
-    number before the change. ``drained`` names the queues through which the barrier with this
-    phase's ``token`` has come.
+    ``partitions`` is the number in force, or the one that a change leads to. ``former`` is the
+    number before the change; in retire, workers consume all queues below this number. ``drained``
+    names the queues through which the barrier with this phase's ``token`` has come.
     """
 
     generation: int
@@ -60,11 +61,7 @@ class Layout:
 
     def advance(self, token: str) -> "Layout":
         """Return the phase after this one, whose awaited queues are drained."""
-        after: Phase = "steady"
-        if self.phase == "divert" and self.partitions > 1:
-            after = "replay"
-        elif self.phase in ("divert", "replay") and self._retired:
-            after = "retire"
+        after: Phase = "replay" if self.phase == "divert" and self.partitions > 1 else "steady"
         former = self.partitions if after == "steady" else self.former
         return Layout(self.generation + 1, after, self.partitions, former, token)
 
@@ -74,31 +71,36 @@ class Layout:
         return replace(self, generation=self.generation + 1, partitions=self.former, token=token,
                        drained=frozenset())  # fmt: skip
 
+    def retire(self, former: int, token: str) -> "Layout":
+        """Return a phase that empties the queues from ``partitions`` up to below ``former``."""
+        assert self.is_steady
+        return Layout(self.generation + 1, "retire", self.partitions, former, token)
+
     def list_consumed(self, prefix: str) -> list[Queue]:
         """List the queues that workers consume in this phase."""
-        topology = build_topology(prefix, max(self.partitions, self.former))
+        topology = self._build_largest_topology(prefix)
         main, numbered = topology.main, topology.partitions
         match self.phase:
             case "divert":
-                return [*numbered[: _count(self.former)]]
+                return [*numbered[: count_queues(self.former)]]
             case "replay":
                 return [main]
             case "retire":
-                return [main, *numbered]
+                return [main, *numbered[: max(count_queues(self.partitions), self.former)]]
             case "steady":
-                return [main, *numbered[: _count(self.partitions)]]
+                return [main, *numbered[: count_queues(self.partitions)]]
 
     def list_awaited(self, prefix: str) -> list[Queue]:
         """List the queues that a barrier must come through before the next phase."""
-        topology = build_topology(prefix, max(self.partitions, self.former))
+        topology = self._build_largest_topology(prefix)
         numbered = topology.partitions
         match self.phase:
             case "divert":
-                return [*numbered[: _count(self.former)]]
+                return [*numbered[: count_queues(self.former)]]
             case "replay":
                 return [topology.main]
             case "retire":
-                return [*numbered[_count(self.partitions) :]]
+                return [*numbered[count_queues(self.partitions) : self.former]]
             case "steady":
                 return []
 
@@ -106,12 +108,12 @@ class Layout:
         """Build the topology that this layout leads to."""
         return build_topology(prefix, self.partitions)
 
-    @property
-    def _retired(self) -> bool:
-        return _count(self.former) > _count(self.partitions)
+    def _build_largest_topology(self, prefix: str) -> Topology:
+        # A single retired queue is number 0 of at least two.
+        return build_topology(prefix, max(self.partitions, self.former, 2))
 
 
-def _count(partitions: int) -> int:
+def count_queues(partitions: int) -> int:
     """Return how many numbered queues there are: a single partition is the main queue."""
     return partitions if partitions > 1 else 0
 
