@@ -20,6 +20,7 @@ from outplan.client.models import Outplan
 from outplan.client.requests import Request
 from outplan.contract.messages import COMMANDS, Address, CommandName
 from outplan.domain.decider import find_outplan_id
+from outplan.testing.raw_command import RawCommand
 from tests.support.samples import ID, create_body, outplan
 
 WITHOUT_ID = {name: value for name, value in create_body().items() if name != "id"}
@@ -101,6 +102,54 @@ def test_encode_without_validation_accepts_any_json() -> None:
     request = Request(cast(CommandName, "outplan_paint"), {"id": "7", "colour": "\ud800"})
     assert b"colour" in request.encode(validate=False)
     assert request.outplan_id == "7"
+
+
+@pytest.mark.parametrize(
+    ("request_", "key"),
+    [
+        (Request.create(**create_body(id=ID)), "outplan_create.9e"),
+        (Request.update(ID.upper(), name="x"), "outplan_update.9e"),
+        (Request.delete(UUID(ID)), "outplan_delete.9e"),
+    ],
+    ids=["create", "upper case", "UUID"],
+)
+def test_the_routing_key_has_the_slot_of_the_outplan(request_: Request, key: str) -> None:
+    assert request_.routing_key == key
+
+
+def test_a_create_without_id_has_the_slot_of_the_id_that_the_worker_derives() -> None:
+    request = Request.create(**WITHOUT_ID, message_id="c-1")
+    command = COMMANDS["outplan_create"].model_validate(WITHOUT_ID)
+    assert request.routing_key == f"outplan_create.{find_outplan_id(command, 'c-1')[-2:]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("outplan_create", {"id": "7"}),
+        ("outplan_update", {}),
+        ("outplan_update", {"id": f"{ID}\n"}),
+        ("outplan_update", {"id": ID.replace("-", "")}),
+        ("outplan_delete", {"id": 7}),
+        ("outplan_paint", {"id": ID}),
+        ("x" * 255, {"id": ID}),
+    ],
+)
+def test_the_routing_key_of_an_invalid_command_is_its_name(name: str, body: dict[str, Any]) -> None:
+    assert Request(cast(CommandName, name), body).routing_key == name
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ({"id": ID, "colour": "green"}, "outplan_update.9e"),
+        ({"id": "7"}, "outplan_update"),
+        (json.dumps({"id": ID}).encode(), "outplan_update"),
+    ],
+    ids=["mapping", "no UUID", "bytes"],
+)
+def test_a_raw_command_has_its_slot_if_the_body_is_a_mapping(body: Any, key: str) -> None:
+    assert RawCommand.of("outplan_update", body, None, None).routing_key == key
 
 
 @pytest.mark.parametrize("message_id", ["", "x" * 256, "\N{BLACK STAR}" * 86])

@@ -264,7 +264,7 @@ async def _publish(
 ) -> None:
     """Publish; return at the broker's confirm, or at the reply if that is faster."""
     properties = command.properties(call.start_attempt() if call else None)
-    publishing = session.publish(command.request.name, command.body, properties)
+    publishing = session.publish(command.request.routing_key, command.body, properties)
     awaited: set[asyncio.Future[Any]] = {publishing, session.lost}
     if call is not None:
         awaited.add(call.reply)

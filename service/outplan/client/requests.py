@@ -9,8 +9,14 @@ from uuid import UUID
 from outplan.client.errors import InvalidCommand, TooLarge, UnknownCommand
 from outplan.client.ids import new_id
 from outplan.contract import schemas
-from outplan.contract.fields import MAX_BODY_BYTES, MAX_MESSAGE_ID_BYTES, derive_outplan_id
+from outplan.contract.fields import (
+    MAX_BODY_BYTES,
+    MAX_MESSAGE_ID_BYTES,
+    UUID_TARGET,
+    derive_outplan_id,
+)
 from outplan.contract.messages import COMMANDS, Address, CommandName, Problem, ProblemError
+from outplan.contract.slots import routing_key
 
 _NO_UNICODE: Final = ProblemError(pointer="", detail="holds text that is not valid Unicode")
 
@@ -107,6 +113,17 @@ class Request:
         if id_ is None and self.name == "outplan_create":
             return derive_outplan_id(self.message_id)
         return str(id_).lower() if isinstance(id_, str | UUID) else None
+
+    @property
+    def routing_key(self) -> str:
+        """The key to publish with: the name and the slot, which keeps the outplan's order.
+
+        Only the name for what the worker rejects anyway: an unknown command, or no UUID as id.
+        """
+        id_ = self.outplan_id
+        if self.name in COMMANDS and id_ is not None and UUID_TARGET.match(id_):
+            return routing_key(self.name, id_)
+        return self.name
 
     def encode(self, *, validate: bool = True) -> bytes:
         """Encode the body as JSON; raise the CommandRejected for what the worker would reject.

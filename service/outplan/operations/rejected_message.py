@@ -18,6 +18,7 @@ from outplan.client.requests import Request
 from outplan.contract.amqp import Delivery
 from outplan.contract.fields import MAX_BODY_BYTES
 from outplan.contract.messages import COMMANDS
+from outplan.contract.slots import split_routing_key
 from outplan.rabbitmq.frames import WireProperties
 
 Json = dict[str, Any]
@@ -117,11 +118,18 @@ def build_record(message: Delivery) -> Json:
 
 def find_command_name(message: Delivery) -> str:
     """Return the command's name: its type, or else the routing key that it came with."""
-    if message.properties.message_type:
-        return message.properties.message_type
-    keys = _death(message).get("routing-keys")
-    routing_key = keys[0] if isinstance(keys, list) and keys else ""
-    return _text(message, "x-original-routing-key") or _decode(routing_key) or ""
+    return message.properties.message_type or split_routing_key(find_route(message)[1])[0]
+
+
+def find_route(message: Delivery) -> tuple[str, str]:
+    """Return the exchange and the routing key that the command came with; empty if unknown."""
+    routing_key = _text(message, "x-original-routing-key")
+    if routing_key is not None:
+        return _text(message, "x-original-exchange") or "", routing_key
+    death = _death(message)
+    keys = death.get("routing-keys")
+    first = keys[0] if isinstance(keys, list) and keys else None
+    return _decode(death.get("exchange")) or "", _decode(first) or ""
 
 
 def escape_surrogates(text: str) -> str:

@@ -12,7 +12,7 @@ from yarl import URL
 from outplan.client.models import Reply
 from outplan.contract.amqp import Delivery, Publication
 from outplan.errors import BrokerRefused
-from outplan.operations.rejected_message import find_command_name
+from outplan.operations.rejected_message import find_command_name, find_route
 from outplan.rabbitmq.connection import Connection, open_connection, translate_errors
 from outplan.rabbitmq.frames import U32, WireProperties, drop_headers, write_publication
 from outplan.rabbitmq.reader import FrameHandler, unused_callback
@@ -35,8 +35,9 @@ def restore_command(
 ) -> Delivery:
     """Rebuild the command that a rejected message holds, to validate or to publish it.
 
-    Body, message_id, type, correlation_id and the publisher's headers keep their bytes. ``user`` is
-    the connection's user: the broker refuses a ``user_id`` that names another.
+    Body, message_id, type, correlation_id and the publisher's headers keep their bytes, and the
+    routing key its slot. ``user`` is the connection's user: the broker refuses a ``user_id`` that
+    names another.
     """
     properties = message.properties
     assert isinstance(properties, WireProperties)
@@ -46,8 +47,12 @@ def restore_command(
         changes["reply_to"] = bytes((len(reply_to),)) + reply_to.encode()
     if properties.user_id != user:
         changes["user_id"] = None
-    name = find_command_name(message)
-    key = name if len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_KEY else ""
+    former_exchange, key = find_route(message)
+    if not former_exchange:
+        # Through the default exchange, the key was the queue's name.
+        key = find_command_name(message)
+    if len(key.encode("utf-8", "surrogateescape")) > _LONGEST_KEY:
+        key = ""
     return replace(
         message,
         exchange=exchange,

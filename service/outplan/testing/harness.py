@@ -110,8 +110,9 @@ class AsyncService:
     ) -> str:
         """Publish any command, valid or not, without waiting for its outcome.
 
-        Returns the message_id, a new one if none is given. Raises OutcomeUnknown if the broker
-        does not confirm it, ValueError or TypeError if AMQP cannot carry it.
+        A mapping goes with its slot in the routing key, as the client sends it, bytes with the
+        bare name. Returns the message_id, a new one if none is given. Raises OutcomeUnknown if the
+        broker does not confirm it, ValueError or TypeError if AMQP cannot carry it.
         """
         command = RawCommand.of(name, body, message_id, headers)
         raise_if_exited(self.backend.worker.exited)

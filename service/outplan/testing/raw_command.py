@@ -3,22 +3,23 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 from uuid import UUID
 
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from outplan.client.requests import require_message_id
+from outplan.client.requests import Request, require_message_id
+from outplan.contract.messages import CommandName
 
 _PERSISTENT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RawCommand:
-    """A body with its properties; ``name`` is the routing key and the property ``type``."""
+    """A body with its properties, among which ``type`` is the command's name."""
 
-    name: str
+    routing_key: str
     body: bytes
     properties: Basic.Properties
 
@@ -30,10 +31,14 @@ class RawCommand:
         message_id: str | UUID | None,
         headers: Mapping[str, Any] | None,
     ) -> Self:
-        """Make a command. TypeError for a wrong body, ValueError for what AMQP does not carry."""
+        """Make a command. TypeError for a wrong body, ValueError for what AMQP does not carry.
+
+        A mapping gets the client's routing key, with the outplan's slot; bytes get the bare name.
+        """
+        id_, content = require_message_id(message_id), _encode(body)
         properties = Basic.Properties(
             delivery_mode=_PERSISTENT,
-            message_id=require_message_id(message_id),
+            message_id=id_,
             message_type=name,
             headers=dict(headers or {}),
         )
@@ -42,7 +47,8 @@ class RawCommand:
             ContentHeader(0, 0, properties).marshal()
         except (TypeError, ValueError) as error:
             raise ValueError(f"AMQP does not carry its name or headers: {error}") from error
-        return cls(name, _encode(body), properties)
+        known = Request(cast(CommandName, name), body, id_) if isinstance(body, Mapping) else None
+        return cls(known.routing_key if known else name, content, properties)
 
     @property
     def message_id(self) -> str:

@@ -26,7 +26,7 @@ class RawCommandPublisher:
 
         async def attempt() -> None:
             session = await self._session.session()
-            publishing = session.publish(command.name, command.body, command.properties)
+            publishing = session.publish(command.routing_key, command.body, command.properties)
             either: set[asyncio.Future[Any]] = {publishing, session.lost}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not publishing.done():

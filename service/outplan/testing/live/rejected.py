@@ -9,6 +9,7 @@ from aiormq.channel import Channel
 
 from outplan.client.connection import open_connection, translate_errors
 from outplan.contract.messages import Problem
+from outplan.contract.slots import split_routing_key
 from outplan.contract.topology import DELIVERY_LIMIT, build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
@@ -65,7 +66,7 @@ def _to_rejected(message: DeliveredMessage) -> Rejected:
     properties = message.header.properties
     headers: Mapping[str, Any] = properties.headers or {}
     key = headers.get("x-original-routing-key", message.routing_key)
-    name = properties.message_type or str(key or "")
+    name = properties.message_type or split_routing_key(str(key or ""))[0]
     return Rejected(properties.message_id, name, message.body, _problem(headers, properties))
 
 

@@ -105,7 +105,7 @@ class MemoryBackend:
     async def publish(self, command: RawCommand) -> None:
         if not await self._is_broker_running():
             raise OutcomeUnknown(command.message_id, STOPPED)
-        self.broker.send(Message(command.name, command.properties, command.body))
+        self.broker.send(Message(command.routing_key, command.properties, command.body))
 
     async def catch_up(self) -> None:
         """Return at once: a published event is in the buffer."""
