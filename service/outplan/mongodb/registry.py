@@ -56,7 +56,8 @@ class MongoRegistry:
         """Note that the phase's barrier came through a queue; ignore the token of another phase."""
         with translate_errors():
             await self._layouts.update_one(
-                {"_id": self._prefix, "token": token}, {"$addToSet": {"drained": queue}}
+                {"_id": self._prefix, "token": token, "phase": {"$ne": "steady"}},
+                {"$addToSet": {"drained": queue}},
             )
 
     async def announce(self, worker: str, unordered: int) -> None:

@@ -42,7 +42,6 @@ _HOLDER: Final = "outplan partitions"
 _POLL_SECONDS: Final = 0.2
 _LOCK_SECONDS: Final = 20
 _PERSISTENT: Final = 2
-_PROBES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,24 +305,22 @@ class LayoutChange:
 
 
 async def read_depths(connection: Connection, queues: Sequence[Queue]) -> list[QueueDepth]:
-    """Return the depths of those queues that exist."""
+    """Return the depths of those queues that exist.
 
-    async def read(some: Sequence[Queue]) -> list[QueueDepth | None]:
-        return [await _read_depth(connection, queue) for queue in some]
-
-    with translate_errors():
-        parts = await asyncio.gather(*(read(queues[n::_PROBES]) for n in range(_PROBES)))
-    found = (depth for part in parts for depth in part if depth is not None)
-    return sorted(found, key=lambda depth: queues.index(depth.queue))
-
-
-async def _read_depth(connection: Connection, queue: Queue) -> QueueDepth | None:
-    async with connection.temporary_channel() as channel:
-        try:
-            declared = await channel.queue_declare(queue.name, passive=True)
-        except ChannelNotFoundEntity:
-            return None
-    return QueueDepth(queue, declared.message_count or 0, declared.consumer_count or 0)
+    One after the other: the driver uses the number of a channel that the broker has closed too
+    soon again.
+    """
+    found = []
+    for queue in queues:
+        with translate_errors():
+            async with connection.temporary_channel() as channel:
+                try:
+                    declared = await channel.queue_declare(queue.name, passive=True)
+                except ChannelNotFoundEntity:
+                    continue
+        messages, consumers = declared.message_count or 0, declared.consumer_count or 0
+        found.append(QueueDepth(queue, messages, consumers))
+    return found
 
 
 async def find_stale_queues(
