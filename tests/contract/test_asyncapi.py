@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from string import Formatter
 from typing import Any, Final, get_args
 
 import pytest
@@ -9,14 +10,14 @@ import yaml  # type: ignore[import-untyped]  # has no stubs among its files
 
 from outplan.contract.fields import PUBLISHER
 from outplan.contract.messages import COMMANDS, EventType
-from outplan.contract.topology import Binding, build_topology
+from outplan.contract.slots import SLOTS, routing_key, slots_of
+from outplan.contract.topology import Binding, Exchange, build_topology
 from tests.contract.schema_files import SCHEMAS
 
 DOCUMENT: Final[dict[str, Any]] = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
 CHANNELS: Final = DOCUMENT["channels"]
 MESSAGES: Final = DOCUMENT["components"]["messages"]
-UNPARTITIONED: Final = build_topology()
-PARTITIONED: Final = build_topology(partitions=3)
+LAYOUT: Final = build_topology(partitions=3)
 
 
 def find_references(node: Any) -> Iterator[str]:
@@ -42,12 +43,12 @@ def amqp_binding(channel: str) -> dict[str, Any]:
     return binding
 
 
-def queue_bindings(channel: str, queue: str) -> set[Binding]:
+def read_bindings(channel: str, queue: str = "", slot: str = "") -> set[Binding]:
     return {
         Binding(
             binding["source"],
             binding.get("destination_exchange", queue),
-            binding["routing_key"],
+            binding["routing_key"].replace("{slot}", slot),
             to_exchange="destination_exchange" in binding,
         )
         for binding in CHANNELS[channel]["x-amqp-bindings"]
@@ -61,7 +62,11 @@ def test_every_reference_resolves(reference: str) -> None:
 
 @pytest.mark.parametrize(
     ("channel", "exchange"),
-    [("commands", UNPARTITIONED.commands), ("events", UNPARTITIONED.events)],
+    [
+        ("commands", LAYOUT.commands),
+        ("bare_commands", LAYOUT.commands),
+        ("events", LAYOUT.events),
+    ],
 )
 def test_each_exchange_is_described_as_declared(channel: str, exchange: Any) -> None:
     described = amqp_binding(channel)["exchange"]
@@ -70,9 +75,18 @@ def test_each_exchange_is_described_as_declared(channel: str, exchange: Any) -> 
     assert not exchange.arguments
 
 
+def test_the_exchanges_behind_the_commands_are_described_as_declared() -> None:
+    described = CHANNELS["commands"]["x-amqp-exchanges"]
+    assert all(exchange["durable"] is True for exchange in described)
+    assert [Exchange(e["name"], e["type"], e["arguments"]) for e in described] == [
+        LAYOUT.slots,
+        LAYOUT.alternate,
+    ]
+
+
 @pytest.mark.parametrize(
     ("channel", "queue"),
-    [("command_queue", UNPARTITIONED.command_queues[0]), ("rejected", UNPARTITIONED.rejected)],
+    [("command_queue", LAYOUT.main), ("rejected", LAYOUT.rejected)],
 )
 def test_each_queue_is_described_as_declared(channel: str, queue: Any) -> None:
     described = amqp_binding(channel)["queue"]
@@ -87,27 +101,30 @@ def test_each_queue_is_described_as_declared(channel: str, queue: Any) -> None:
 
 @pytest.mark.parametrize("number", range(3))
 def test_each_partition_is_described_as_declared(number: int) -> None:
-    channel, queue = CHANNELS["command_partitions"], PARTITIONED.command_queues[number]
+    channel, queue = CHANNELS["command_partitions"], LAYOUT.partitions[number]
     assert channel["address"] == amqp_binding("command_partitions")["queue"]["name"]
     assert channel["address"].replace("{partition}", str(number)) == queue.name
     assert channel["x-amqp-queue-arguments"] == queue.arguments
 
 
 def test_the_bindings_are_described_as_declared() -> None:
-    assert queue_bindings("command_queue", UNPARTITIONED.command_queues[0].name) == set(
-        UNPARTITIONED.bindings
-    )
-    queues = [queue.name for queue in PARTITIONED.command_queues]
-    partitioned = set().union(*(queue_bindings("command_partitions", queue) for queue in queues))
-    assert partitioned == set(PARTITIONED.bindings)
+    described = read_bindings("commands") | read_bindings("command_queue", LAYOUT.main.name)
+    assert described == set(LAYOUT.bindings)
+    slots = [
+        read_bindings("command_partitions", queue.name, slot)
+        for number, queue in enumerate(LAYOUT.partitions)
+        for slot in slots_of(number, len(LAYOUT.partitions))
+    ]
+    assert set().union(*slots) == set(LAYOUT.slot_bindings)
 
 
 def test_every_declared_exchange_and_queue_is_described() -> None:
     bindings = [amqp_binding(channel) for channel in CHANNELS if "bindings" in CHANNELS[channel]]
     exchanges = {b["exchange"]["name"] for b in bindings if "exchange" in b}
+    behind = {e["name"] for c in CHANNELS.values() for e in c.get("x-amqp-exchanges", ())}
     queues = {b["queue"]["name"] for b in bindings if "queue" in b}
-    assert exchanges == {exchange.name for exchange in UNPARTITIONED.exchanges}
-    assert queues == {queue.name for queue in UNPARTITIONED.queues} | {
+    assert exchanges | behind == {exchange.name for exchange in LAYOUT.exchanges}
+    assert queues == {queue.name for queue in (LAYOUT.rejected, LAYOUT.main)} | {
         "outplan.commands.{partition}"
     }
 
@@ -121,13 +138,33 @@ def test_each_message_names_its_schema_and_its_amqp_type(name: str) -> None:
     assert message["x-amqp-properties"]["$ref"]
 
 
-@pytest.mark.parametrize("channel", ["commands", "command_queue", "command_partitions"])
+@pytest.mark.parametrize(
+    "channel", ["commands", "bare_commands", "command_queue", "command_partitions"]
+)
 def test_each_command_channel_lists_every_command(channel: str) -> None:
     assert CHANNELS[channel]["messages"].keys() == COMMANDS.keys()
 
 
+@pytest.mark.parametrize("channel", CHANNELS.values(), ids=CHANNELS)
+def test_the_parameters_of_a_channel_are_those_of_its_address(channel: dict[str, Any]) -> None:
+    names = {name for _, name, _, _ in Formatter().parse(channel["address"] or "") if name}
+    assert channel.get("parameters", {}).keys() == names
+
+
+def test_the_routing_key_of_a_command_is_its_name_and_slot() -> None:
+    address, parameters = CHANNELS["commands"]["address"], CHANNELS["commands"]["parameters"]
+    slots = parameters["slot"]["examples"]
+    assert slots
+    assert set(slots) <= set(SLOTS)
+    for slot in slots:
+        key = routing_key("outplan_update", f"0192f0c1-7a51-7b7e-a2f5-d7a0e9a4b1{slot}")
+        assert address.format(command="outplan_update", slot=slot) == key
+    assert CHANNELS["bare_commands"]["address"] == "{command}"
+
+
 def test_routing_keys_start_with_the_message_name() -> None:
-    assert CHANNELS["commands"]["parameters"]["command"]["enum"] == list(COMMANDS)
+    for channel in ("commands", "bare_commands"):
+        assert CHANNELS[channel]["parameters"]["command"]["enum"] == list(COMMANDS)
     assert CHANNELS["events"]["parameters"]["event"]["enum"] == list(get_args(EventType))
     assert CHANNELS["events"]["address"] == "{event}.{customer_id}.{outplan_id}"
     assert CHANNELS["events"]["messages"].keys() == set(get_args(EventType))
@@ -135,7 +172,7 @@ def test_routing_keys_start_with_the_message_name() -> None:
 
 def test_every_receive_operation_describes_its_reply() -> None:
     received = [o for o in DOCUMENT["operations"].values() if o["action"] == "receive"]
-    assert len(received) == 3
+    assert len(received) == 4
     assert all(o["reply"]["channel"]["$ref"] == "#/channels/replies" for o in received)
     assert MESSAGES["outplan_reply"]["payload"]["schema"]["$ref"] == "./reply.json"
 
