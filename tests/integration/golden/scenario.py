@@ -8,6 +8,7 @@ the documents of all collections; their validators and indexes; what the broker 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -331,6 +332,7 @@ def _read_documents(database: Database[Document]) -> Document:
         "outplans": _to_extended_json(outplans),
         "outplan_events": _to_extended_json(events),
         "outplan_fences": _to_extended_json(fences),
+        "outplan_layouts": _to_extended_json(database["outplan_layouts"].find()),
     }
 
 
@@ -338,8 +340,8 @@ def _shape(fence: Document) -> Document:
     """Hide a fence's values that differ each time: the process and its session."""
     session = fence["session"]
     kind = f"binary of subtype {session.subtype}" if isinstance(session, Binary) else repr(session)
-    host, _, process = str(fence["worker"]).rpartition(":")
-    worker = "<host>:<process>" if host and process.isdigit() else fence["worker"]
+    named = re.fullmatch(r".+:\d+:[0-9a-f]{4}", str(fence["worker"]))
+    worker = "<host>:<process>:<random>" if named else fence["worker"]
     return {**fence, "session": f"<{kind}>", "worker": worker}
 
 
