@@ -15,8 +15,8 @@ async def consume_queues(
     plan = SessionPlan(
         topology=topology,
         queues=tuple(queues),
-        own=tuple(queue.name for queue in queues),
-        standby=(),
+        own=frozenset(queue.name for queue in queues),
+        standby=frozenset(),
         require_layout=_accept_layout,
     )
     async with open_session(plan, url, print) as session:

@@ -108,10 +108,37 @@ def test_every_worker_computes_the_same_shares() -> None:
     queues = names(*range(16))
     assert assign(queues, workers) == assign(queues, sorted(workers, reverse=True))
     shares = [assign_share(steady(16), PREFIX, worker, workers) for worker in workers]
-    owned = [name for share in shares for name in share.own]
-    assert sorted(owned) == sorted([MAIN, *queues])
-    for share in shares:
-        assert sorted([*share.own, *share.standby]) == sorted([MAIN, *queues])
+    for part in ("own", "standby"):
+        parts = [name for share in shares for name in getattr(share, part)]
+        assert sorted(parts) == sorted([MAIN, *queues])
+    assert not any(share.own & share.standby for share in shares)
+
+
+def test_a_standby_owns_the_queue_when_its_owner_dies() -> None:
+    workers = [str(uuid4()) for _ in range(5)]
+    for dead in workers:
+        left = [worker for worker in workers if worker != dead]
+        orphans = assign_share(steady(16), PREFIX, dead, workers).own
+        for worker in left:
+            before = assign_share(steady(16), PREFIX, worker, workers)
+            after = assign_share(steady(16), PREFIX, worker, left)
+            assert after.own & orphans == before.standby & orphans
+
+
+def test_a_single_worker_stands_by_on_nothing() -> None:
+    share = assign_share(steady(4), PREFIX, "a", ["a"])
+    assert share.own == {MAIN, *names(0, 1, 2, 3)}
+    assert not share.standby
+
+
+def test_a_share_extends_another_one_only_if_no_queue_is_given_up() -> None:
+    alone = assign_share(steady(4), PREFIX, "a", ["a"])
+    shared = assign_share(steady(4), PREFIX, "a", ["a", "b"])
+    assert alone.extends(shared)
+    assert not shared.extends(alone)
+    assert alone.extends(alone)
+    changed = assign_share(steady(4).start(2, ""), PREFIX, "a", ["a"])
+    assert not changed.extends(alone)
 
 
 def test_the_main_queue_stays_with_the_oldest_worker() -> None:

@@ -291,7 +291,7 @@ def partitions(
         typer.Option(
             min=0, metavar="SECONDS", help="Time for all nodes of RabbitMQ to learn of a binding."
         ),
-    ] = 3.0,
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Show or change the number of partitions while commands are published and handled.

@@ -84,7 +84,11 @@ def _describe(layout: Layout) -> str:
 
 
 def _describe_share(share: Share) -> str:
-    return ", ".join(share.own) or "stands by"
+    return ", ".join(_list_own(share)) or "stands by"
+
+
+def _list_own(share: Share) -> list[str]:
+    return [queue.name for queue in share.queues if queue.name in share.own]
 
 
 def _to_json(view: LayoutView) -> dict[str, object]:
@@ -94,7 +98,7 @@ def _to_json(view: LayoutView) -> dict[str, object]:
         "phase": layout.phase,
         "former": layout.former,
         "generation": layout.generation,
-        "workers": {worker: list(share.own) for worker, share in view.shares.items()},
+        "workers": {worker: _list_own(share) for worker, share in view.shares.items()},
     }
 
 

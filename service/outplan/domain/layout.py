@@ -15,6 +15,7 @@ A phase ends when a barrier message has come through every queue that it awaits.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final, Literal
 
@@ -122,35 +123,63 @@ def count_queues(partitions: int) -> int:
 class Share:
     """One worker's part of a layout.
 
-    Of the ``queues`` that are consumed now, the worker consumes its ``own`` at once and stands by
-    on the others, which it consumes when their owner is gone. ``workers`` is how many are alive.
+    Of the ``queues`` that are consumed now, the worker consumes its ``own`` at once. On its
+    ``standby`` ones it waits for their owner to go. ``workers`` is how many are alive.
     """
 
     layout: Layout
     queues: tuple[Queue, ...]
-    own: tuple[str, ...]
+    own: frozenset[str]
+    standby: frozenset[str]
     workers: int
 
     @property
-    def standby(self) -> tuple[str, ...]:
-        return tuple(queue.name for queue in self.queues if queue.name not in self.own)
+    def consumed(self) -> frozenset[str]:
+        return self.own | self.standby
 
-    def is_same(self, other: "Share") -> bool:
-        """Tell whether a session that was opened for ``other`` may go on."""
-        return (self.layout.generation, self.own) == (other.layout.generation, other.own)
+    def extends(self, other: "Share") -> bool:
+        """Tell whether a session for ``other`` need not give up a queue for this share."""
+        return (
+            self.layout.generation == other.layout.generation
+            and self.own >= other.own
+            and self.consumed >= other.consumed
+        )
 
 
 def assign_share(layout: Layout, prefix: str, worker: str, workers: Sequence[str]) -> Share:
     """Return a worker's share. ``workers`` lists the live workers, the oldest first.
 
-    The main queue belongs to the oldest worker, so that a worker that joins never moves it.
+    A worker stands by on the queues that will be its own when their owner dies. The main queue
+    belongs to the oldest worker, so that a worker that joins never moves it.
     """
     consumed = layout.list_consumed(prefix)
     main = build_topology(prefix).main.name
-    owners = assign([queue.name for queue in consumed if queue.name != main], workers)
-    owners[main] = workers[0]
-    own = tuple(queue.name for queue in consumed if owners[queue.name] == worker)
-    return Share(layout, tuple(consumed), own, len(workers))
+    names = tuple(queue.name for queue in consumed)
+    owners, successors = _assign_with_successors(names, main, tuple(workers))
+    return Share(
+        layout,
+        tuple(consumed),
+        frozenset(name for name in names if owners[name] == worker),
+        frozenset(name for name in names if successors.get(name) == worker),
+        len(workers),
+    )
+
+
+@lru_cache(maxsize=8)
+def _assign_with_successors(
+    names: tuple[str, ...], main: str, workers: tuple[str, ...]
+) -> tuple[dict[str, str], dict[str, str]]:
+    owners = _assign_all(names, main, workers)
+    successors = {}
+    for owner in workers if len(workers) > 1 else ():
+        following = _assign_all(names, main, tuple(w for w in workers if w != owner))
+        successors.update({name: following[name] for name in names if owners[name] == owner})
+    return owners, successors
+
+
+def _assign_all(names: Sequence[str], main: str, workers: Sequence[str]) -> dict[str, str]:
+    owners = assign([name for name in names if name != main], workers)
+    return {**owners, main: workers[0]}
 
 
 def assign(queues: Collection[str], workers: Collection[str]) -> dict[str, str]:

@@ -37,7 +37,9 @@ from outplan.rabbitmq.connection import Connection, open_connection, translate_e
 from outplan.retry import retrying
 from outplan.settings import Settings
 
-SETTLE_SECONDS: Final = 3.0
+SETTLE_SECONDS: Final = 1.0
+# RabbitMQ writes a new quorum queue down only after about a second. A crash before that loses it.
+_NEW_QUEUES_SECONDS: Final = 3.0
 _HOLDER: Final = "outplan partitions"
 _POLL_SECONDS: Final = 0.2
 _LOCK_SECONDS: Final = 20
@@ -191,8 +193,7 @@ class LayoutChange:
         with translate_errors():
             async with connection.temporary_channel() as channel:
                 await declare_topology(channel, topology, topology.partitions)
-        # RabbitMQ writes a new quorum queue down about a second later.
-        await self._wait_to_settle(layout, "queues")
+        await self._wait(layout, "letting RabbitMQ write down the queues", _NEW_QUEUES_SECONDS)
         if following is not layout:
             await self._registry.replace_layout(layout, following)
         return following
@@ -204,7 +205,7 @@ class LayoutChange:
             await unbind_slots(connection, build_topology(self._prefix, layout.former))
         elif layout.phase == "replay":
             await bind_slots(connection, layout.build_topology(self._prefix))
-        await self._wait_to_settle(layout, "bindings")
+        await self._wait(layout, "letting all nodes learn of the bindings", self._settle)
         await self._publish_barriers(connection, layout)
         await self._wait_until_drained(connection, layout)
         following = layout.advance(token_hex(8))
@@ -219,9 +220,9 @@ class LayoutChange:
             if queue.name not in consumed:
                 await self._store.claim(queue.name, _HOLDER, layout.generation)
 
-    async def _wait_to_settle(self, layout: Layout, what: str) -> None:
-        self._report(Progress(layout, f"letting {what} settle", seconds=self._settle))
-        await asyncio.sleep(self._settle)
+    async def _wait(self, layout: Layout, why: str, seconds: float) -> None:
+        self._report(Progress(layout, why, seconds=seconds))
+        await asyncio.sleep(seconds)
 
     async def _publish_barriers(self, connection: Connection, layout: Layout) -> None:
         properties = Basic.Properties(

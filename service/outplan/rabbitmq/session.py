@@ -7,8 +7,8 @@ nothing is repaired in place. (A nack is not a fault: see ``publisher``.)
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from yarl import URL
 
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import CONSUMER_TIMEOUT_MILLISECONDS, PREFETCH, Queue, Topology
-from outplan.errors import OutplanError
+from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.bindings import (
     LockTaken,
     bind_slots,
@@ -55,8 +55,8 @@ class SessionPlan:
 
     topology: Topology
     queues: tuple[Queue, ...]
-    own: tuple[str, ...]
-    standby: tuple[str, ...]
+    own: frozenset[str]
+    standby: frozenset[str]
     asserts_slots: bool = False
     is_first: bool = False
     require_layout: Callable[[], Awaitable[None]]
@@ -103,12 +103,17 @@ class Session:
     """
 
     def __init__(
-        self, guard: ConnectionGuard, inbox: Inbox, channel: Channel, publisher: Publisher
+        self, connection: Connection, inbox: Inbox, channel: Channel, publisher: Publisher
     ) -> None:
-        self._guard = guard
+        self._connection = connection
+        self._guard = connection.guard
         self._inbox = inbox
         self._channel = channel
         self._publisher = publisher
+
+    async def consume(self, queues: Collection[str]) -> None:
+        """Consume further queues."""
+        await self._guard.wait(_consume(self._connection, self._channel, queues))
 
     async def receive(self, most: int) -> list[Delivery]:
         """Return what has arrived, ``most`` at most; wait for the first, never for more.
@@ -170,9 +175,10 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
                 channel = await _open_consuming_channel(consuming)
                 await _consume(consuming, channel, plan.own)
-        standing_by = asyncio.create_task(_stand_by(guard, consuming, channel, plan.standby))
+        session = Session(consuming, inbox, channel, publisher)
+        standing_by = asyncio.create_task(_stand_by(session, plan.standby))
         try:
-            yield Session(guard, inbox, channel, publisher)
+            yield session
         finally:
             standing_by.cancel()
             await asyncio.wait({standing_by})
@@ -218,19 +224,14 @@ async def _consume(connection: Connection, channel: Channel, queues: Iterable[st
         await channel.basic_consume(queue, unused_callback, consumer_tag=queue, arguments=arguments)
 
 
-async def _stand_by(
-    guard: ConnectionGuard, connection: Connection, channel: Channel, queues: Sequence[str]
-) -> None:
+async def _stand_by(session: Session, queues: Collection[str]) -> None:
     """Consume the queues of other workers, after these have had the time to be first.
 
     RabbitMQ activates a queue's consumers in the order in which they came.
     """
     await asyncio.sleep(_STANDBY_SECONDS)
-    try:
-        with translate_errors():
-            await _consume(connection, channel, queues)
-    except OutplanError as error:
-        guard.fail(str(error))
+    with suppress(BrokerUnavailable):  # The session has ended, and says so itself.
+        await session.consume(queues)
 
 
 def _weigh(delivery: Delivery) -> int:

@@ -65,17 +65,22 @@ class Membership:
         if layout.generation != share.layout.generation:
             raise LayoutChanged(f"a layout of generation {layout.generation} is in force")
 
-    async def wait_for_change(self, share: Share, is_over: Callable[[], bool]) -> None:
+    async def wait_for_change(self, share: Share, is_over: Callable[[], bool]) -> Share:
         """Announce this worker once a second, until it has another share or ``is_over`` is true.
 
-        Only a worker with a session announces itself. A store that is away changes nothing.
+        Return the share then. Only a worker with a session announces itself. A store that is away
+        changes nothing.
         """
         while not is_over():
             with suppress(OutplanError):
                 await self._registry.announce(self._worker, self._count_unordered())
-                if not (await self.read_share()).is_same(share):
-                    return
+                found = await self.read_share()
+                if (found.layout.generation, found.own, found.standby) != (
+                    share.layout.generation, share.own, share.standby,
+                ):  # fmt: skip
+                    return found
             await asyncio.sleep(_HEARTBEAT_SECONDS)
+        return share
 
     async def leave(self) -> None:
         """Let the others share this worker's queues at once; give up after 2 s."""

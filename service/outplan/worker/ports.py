@@ -20,6 +20,9 @@ class BrokerSession(Protocol):
     async def receive(self, most: int) -> list[Delivery]:
         """Wait for a delivery and return up to ``most``; return none once receiving has stopped."""
 
+    async def consume(self, queues: Collection[str]) -> None:
+        """Consume further queues."""
+
     def stop_receiving(self) -> None:
         """Make ``receive`` return nothing from now on."""
 

@@ -162,7 +162,7 @@ class Worker:
             share, session = entered
             handler = parts.new_handler(share, session.confirm_ownership)
             self._start_session(session, share)
-            watching = asyncio.create_task(self._end_outdated(session, share, handler))
+            following = asyncio.create_task(self._follow_share(session, share, handler))
             try:
                 yield Pipeline(
                     session=session,
@@ -178,16 +178,26 @@ class Worker:
                 raise
             finally:
                 self._session = None
-                watching.cancel()
-                await asyncio.wait({watching})
+                following.cancel()
+                await asyncio.wait({following})
 
-    async def _end_outdated(self, session: BrokerSession, share: Share, handler: Handler) -> None:
-        """Stop the session once the share has changed, or an owner could have its queue back."""
+    async def _follow_share(self, session: BrokerSession, share: Share, handler: Handler) -> None:
+        """Consume what is added to the share; stop the session once it must give up a queue.
+
+        So it must if it has served a queue for long whose owner is alive and waits for it.
+        """
 
         def holds_others_queue() -> bool:
-            return not handler.list_claimed(EXPIRY_SECONDS) <= set(share.own)
+            return not handler.list_claimed(EXPIRY_SECONDS) <= share.own
 
-        await self._parts.membership.wait_for_change(share, holds_others_queue)
+        while True:
+            found = await self._parts.membership.wait_for_change(share, holds_others_queue)
+            if holds_others_queue() or not found.extends(share):
+                break
+            with suppress(BrokerUnavailable):  # The pipeline learns of it, too.
+                await session.consume(found.consumed - share.consumed)
+            share = found
+            self._log.info("share_extended", queues=len(share.own), workers=share.workers)
         session.stop_receiving()
 
     def _start_session(self, session: BrokerSession, share: Share) -> None:
