@@ -5,11 +5,22 @@ python examples/publish.py outplan_update '{"id": "d5fb7357-…", "try_interval"
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 import uuid
 
 import aio_pika
+
+
+def build_routing_key(name: str, body: bytes) -> str:
+    """Add the outplan's slot to the name: the last two digits of its id, in lower case.
+
+    A create without an id has no slot here. Give it one, to share the load over all partitions and
+    to keep its order with the commands that follow.
+    """
+    outplan_id = json.loads(body).get("id")
+    return f"{name}.{outplan_id[-2:].lower()}" if outplan_id else name
 
 
 async def request(options: argparse.Namespace, body: bytes) -> bytes:
@@ -28,7 +39,7 @@ async def request(options: argparse.Namespace, body: bytes) -> bytes:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
         commands = await channel.get_exchange(f"{options.prefix}.commands")
-        await commands.publish(command, routing_key=options.name)
+        await commands.publish(command, routing_key=build_routing_key(options.name, body))
         async with asyncio.timeout(30), replies.iterator(no_ack=True) as incoming:
             return (await anext(incoming)).body
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
@@ -17,10 +19,13 @@ from outplan.contract.messages import CommandName
 from outplan.testing import Deployment
 from outplan.testing.live.raw_command_publisher import open_raw_command_publisher
 from outplan.testing.raw_command import RawCommand
+from tests.support.examples import run_program
 from tests.support.rejects import run, world
 from tests.support.shell import outplan
 from tests.support.worker_process import WorkerProcess
 from tests.support.world import World, create_body
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 __all__ = ["world"]  # a fixture, by its name
 
@@ -90,6 +95,20 @@ async def test_publish_and_import_send_the_slot(
     assert done.code == 0, done.err
     keys = [f"outplan_delete.{published[-2:]}", f"outplan_create.{imported[-2:]}"]
     assert await receive_keys(spy, 2) == keys
+
+
+async def test_the_example_that_publishes_by_hand_sends_the_slot(
+    deployment: Deployment, worker: WorkerProcess, spy: AbstractQueue, tmp_path: Path
+) -> None:
+    id_ = str(uuid4())
+    program = (sys.executable, str(EXAMPLES / "publish.py"), "--prefix", deployment.prefix)
+    environment = {**os.environ, "OUTPLAN_AMQP_URL": deployment.amqp_url}
+    for body in (create_body(id=id_), create_body()):
+        out = await run_program(
+            *program, "outplan_create", json.dumps(body), folder=tmp_path, environment=environment
+        )
+        assert json.loads(out)["status"] == "accepted"
+    assert await receive_keys(spy, 2) == [f"outplan_create.{id_[-2:]}", "outplan_create"]
 
 
 async def test_a_raw_command_is_published_with_its_routing_key(
