@@ -11,6 +11,7 @@ import aio_pika
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
+from outplan.contract.slots import routing_key
 from outplan.contract.topology import Topology, build_topology
 from tests.support.topology import declare_topology
 
@@ -30,8 +31,8 @@ class Queues:
         """Publish ``count`` persistent commands and wait for their confirms."""
         commands = await self._channel.get_exchange(self._layout.commands.name, ensure=False)
         for first in range(0, count, _IN_FLIGHT):
-            messages = [_build_create(n) for n in range(first, min(first + _IN_FLIGHT, count))]
-            await asyncio.gather(*(commands.publish(m, "outplan_create") for m in messages))
+            numbers = range(first, min(first + _IN_FLIGHT, count))
+            await asyncio.gather(*(commands.publish(*_build_create(n)) for n in numbers))
 
     async def count_events(self) -> int:
         """Count the events published so far."""
@@ -82,7 +83,8 @@ async def _declare(channel: AbstractChannel, layout: Topology) -> Queues:
     return Queues(channel, layout, events)
 
 
-def _build_create(number: int) -> aio_pika.Message:
+def _build_create(number: int) -> tuple[aio_pika.Message, str]:
+    """Build a create and its routing key."""
     id_ = str(uuid4())
     body = {
         "id": id_,
@@ -95,7 +97,7 @@ def _build_create(number: int) -> aio_pika.Message:
         "max_try_count_0": 3,
         "max_try_count_1": 2,
     }
-    return aio_pika.Message(
+    message = aio_pika.Message(
         orjson.dumps(body),
         content_type="application/json",
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
@@ -104,6 +106,7 @@ def _build_create(number: int) -> aio_pika.Message:
         timestamp=int(time.time()),
         headers={"outplan_id": id_},
     )
+    return message, routing_key("outplan_create", id_)
 
 
 def _decode(value: Any) -> str:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 
+from outplan.contract.slots import routing_key
 from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq import session as session_module
@@ -38,7 +39,7 @@ async def publish_all(deployment: Deployment, scenario: Scenario, pace: float) -
                     message = aio_pika.Message(
                         json.dumps(body).encode(), message_id=id_, delivery_mode=2
                     )
-                    await exchange.publish(message, name)
+                    await exchange.publish(message, routing_key(name, body["id"]))
                     waiting.pop(0)
                     await asyncio.sleep(pace)  # Spread the load over the whole outage.
         except CONNECTION_ERRORS:

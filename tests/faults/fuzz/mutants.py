@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from outplan.contract.messages import COMMANDS
+from outplan.contract.slots import SLOTS
 from tests.faults.fuzz.bodies import Body, BodyMutator, encode_json
 from tests.faults.fuzz.properties import PropertyMutator
 from tests.support.raw_message import Properties, RawMessage, Table, encode_content_header
@@ -17,6 +18,10 @@ _EXAMPLES: Final = Path(__file__).parents[3] / "schemas/examples"
 _OUTPLANS: Final = 20
 _CUSTOMERS: Final = 4
 _EARLIER_DRAFTS: Final = 200
+_WRONG_KEYS: Final = (
+    b"", b"outplan.commands", b"\xff\xfe", b"#", b"*" * 255, b".c3", b"outplan_update.C3",
+    b"outplan_update.c3c", b"outplan_delete.", b"outplan_delete.x.c3", b"outplan_create.c3.c3",
+)  # fmt: skip
 _SOURCES: Final[tuple[Body, ...]] = (
     {"type": "tel", "target": "+15559876543"},
     {"type": "email", "target": "sales@example.com", "target_name": "Sales"},
@@ -161,8 +166,8 @@ class Mutator:
 
     def _make_routing_key(self, name: str) -> str:
         if self._happens(0.97):
-            return name
-        key = self._rng.choice((b"", b"outplan.commands", b"\xff\xfe", b"#", b"*" * 255))
+            return f"{name}.{self._rng.choice(SLOTS)}" if self._happens(0.6) else name
+        key = self._rng.choice(_WRONG_KEYS)
         return key.decode("utf-8", "surrogateescape")
 
     def _happens(self, share: float) -> bool:

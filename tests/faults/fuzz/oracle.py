@@ -6,6 +6,7 @@ against a second JSON Schema implementation now and then.
 """
 
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
@@ -23,6 +24,7 @@ MAX_BODY: Final = 262_144
 NAMES: Final = ("outplan_create", "outplan_update", "outplan_delete")
 # The contract sets no limit of nesting: past this depth both outcomes are right.
 _MAX_SURE_DEPTH: Final = 500
+_SLOT: Final = re.compile(r"\.[0-9a-f]{2}\Z")
 _UUID_TYPES: Final = ("agent", "ai", "ai_team", "conference", "webchat", "web_session")
 
 
@@ -52,7 +54,7 @@ def check_form(
     """Return the problem code that a message deserves before its schema is checked, or None."""
     if not _is_utf8(raw_id) or not raw_id:
         return "missing_message_id"
-    if (properties.message_type or routing_key) not in NAMES:
+    if (properties.message_type or _SLOT.sub("", routing_key)) not in NAMES:
         return "unknown_command"
     if len(body) > MAX_BODY:
         return "too_large"
