@@ -13,6 +13,8 @@ from typing import Annotated, Final
 import typer
 
 from outplan.cli.options import (
+    RETIRE_SECONDS,
+    SETTLE_SECONDS,
     AsJson,
     BrokerOptions,
     CreateOptions,
@@ -291,7 +293,15 @@ def partitions(
         typer.Option(
             min=0, metavar="SECONDS", help="Time for all nodes of RabbitMQ to learn of a binding."
         ),
-    ] = 1.0,
+    ] = SETTLE_SECONDS,
+    retire: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Time for workers to consume old queues before these are deleted.",
+        ),
+    ] = RETIRE_SECONDS,
     as_json: AsJson = False,
 ) -> None:
     """Show or change the number of partitions while commands are published and handled.
@@ -306,7 +316,7 @@ def partitions(
     elif number is not None and abort:
         raise typer.BadParameter("give N or --abort, not both")
     else:
-        change_partitions(number, abort=abort, settle=settle)
+        change_partitions(number, abort=abort, settle=settle, retire=retire)
 
 
 @app.command("import")

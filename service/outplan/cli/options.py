@@ -61,6 +61,12 @@ class ClientOptions(BrokerOptions):
     ] = 30  # fmt: skip
 
 
+# For ``outplan partitions``. Nodes of a cluster learn of a binding within milliseconds.
+SETTLE_SECONDS: Final = 1.0
+# A node of RabbitMQ that stood still may route to an old queue once more, and confirm what is lost
+# if that is deleted. Within three default heartbeats the connections through such a node end.
+RETIRE_SECONDS: Final = 180.0
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON Lines.")]
 
 

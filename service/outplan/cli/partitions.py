@@ -31,11 +31,11 @@ def show_partitions(*, as_json: bool) -> None:
         print_line("no worker is alive")
 
 
-def change_partitions(partitions: int | None, *, abort: bool, settle: float) -> None:
+def change_partitions(partitions: int | None, *, abort: bool, settle: float, retire: float) -> None:
     """Change the number, or lead a change back, and report progress to standard error."""
     settings = _load()
     try:
-        layout = _run(_change(settings, None if abort else partitions, settle))
+        layout = _run(_change(settings, None if abort else partitions, settle, retire))
     except typer.Exit as error:
         if error.exit_code == ExitCode.INTERRUPTED:
             print_note("outplan: a change that has begun waits; run the same command to go on")
@@ -51,12 +51,14 @@ def _load() -> Settings:
 
 
 async def _read_view(settings: Settings) -> LayoutView:
-    async with open_change(settings, 0, _report) as change:
+    async with open_change(settings, _report, settle=0, retire=0) as change:
         return await change.read_view()
 
 
-async def _change(settings: Settings, partitions: int | None, settle: float) -> Layout:
-    async with open_change(settings, settle, _report) as change:
+async def _change(
+    settings: Settings, partitions: int | None, settle: float, retire: float
+) -> Layout:
+    async with open_change(settings, _report, settle=settle, retire=retire) as change:
         return await (change.abort() if partitions is None else change.run(partitions))
 
 

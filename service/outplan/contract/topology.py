@@ -21,9 +21,9 @@ PREFETCH: Final = 1_000
 DELIVERY_LIMIT: Final = 1_000
 # No limit, in a form that both versions take: 3.10 refuses -1, and 4 drops at 20 by default.
 NO_DELIVERY_LIMIT: Final = 2_000_000_000
-# A day, instead of the broker's half an hour. From 4.3 on, RabbitMQ returns the messages that a
+# A year, instead of the broker's half an hour. From 4.3 on, RabbitMQ returns the messages that a
 # consumer holds for longer than this, and only those: later ones would overtake them.
-CONSUMER_TIMEOUT_MILLISECONDS: Final = 86_400_000
+CONSUMER_TIMEOUT_MILLISECONDS: Final = 365 * 86_400_000
 # The AMQP type of a control message (ADR 0014). Its message_id is the token of the layout's phase.
 BARRIER: Final = "outplan_barrier"
 

@@ -37,7 +37,6 @@ from outplan.rabbitmq.connection import Connection, open_connection, translate_e
 from outplan.retry import retrying
 from outplan.settings import Settings
 
-SETTLE_SECONDS: Final = 1.0
 # RabbitMQ writes a new quorum queue down only after about a second. A crash before that loses it.
 _NEW_QUEUES_SECONDS: Final = 3.0
 _HOLDER: Final = "outplan partitions"
@@ -81,12 +80,14 @@ Report = Callable[[Progress | str], None]
 
 @asynccontextmanager
 async def open_change(
-    settings: Settings, settle: float, report: Report
+    settings: Settings, report: Report, *, settle: float, retire: float
 ) -> AsyncIterator["LayoutChange"]:
     """Open a change of the system that these settings name; close its store with the block."""
     store = MongoStore(settings.mongo_url, settings.mongo_database, "pymongo")
     try:
-        yield LayoutChange(store, settings.prefix, settings.amqp_url, settle, report)
+        yield LayoutChange(
+            store, settings.prefix, settings.amqp_url, report, settle=settle, retire=retire
+        )
     finally:
         await store.close()
 
@@ -94,19 +95,28 @@ async def open_change(
 class LayoutChange:
     """Bring a system to another number of partitions, phase by phase.
 
-    ``settle`` is how many seconds the nodes of a broker may take to learn of a binding. Servers
-    that are away are waited for; ``report`` is called with that, and with the progress.
+    ``settle`` is how many seconds the nodes of a broker may take to learn of a binding, ``retire``
+    how many seconds a queue without bindings is consumed before it is deleted. Servers that are
+    away are waited for; ``report`` is called with that, and with the progress.
     """
 
     def __init__(
-        self, store: MongoStore, prefix: str, amqp_url: str, settle: float, report: Report
+        self,
+        store: MongoStore,
+        prefix: str,
+        amqp_url: str,
+        report: Report,
+        *,
+        settle: float,
+        retire: float,
     ) -> None:
         self._store = store
         self._registry: MongoRegistry = store.open_registry(prefix)
         self._prefix = prefix
         self._amqp_url = amqp_url
-        self._settle = settle
         self._report = report
+        self._settle = settle
+        self._retire = retire
 
     async def run(self, partitions: int) -> Layout:
         """Change to so many partitions, or continue such a change; return the steady layout.
@@ -205,7 +215,10 @@ class LayoutChange:
             await unbind_slots(connection, build_topology(self._prefix, layout.former))
         elif layout.phase == "replay":
             await bind_slots(connection, layout.build_topology(self._prefix))
-        await self._wait(layout, "letting all nodes learn of the bindings", self._settle)
+        if layout.phase == "retire":
+            await self._wait(layout, "workers still consume the old queues", self._retire)
+        else:
+            await self._wait(layout, "letting all nodes learn of the bindings", self._settle)
         await self._publish_barriers(connection, layout)
         await self._wait_until_drained(connection, layout)
         following = layout.advance(token_hex(8))

@@ -38,7 +38,6 @@ _START_SECONDS: Final = 30
 _STANDBY_SECONDS: Final = 1
 _LOCK_SECONDS: Final = 0.1
 _LOCK_ATTEMPTS: Final = 50
-_CONSUMER_TIMEOUT_SINCE: Final = (4, 3)
 _BATCH_BYTES: Final = 16 * 1024 * 1024
 # Headers are walked field by field: one byte of them costs as much time as many of a body.
 _HEADER_WEIGHT: Final = 8
@@ -103,17 +102,16 @@ class Session:
     """
 
     def __init__(
-        self, connection: Connection, inbox: Inbox, channel: Channel, publisher: Publisher
+        self, guard: ConnectionGuard, inbox: Inbox, channel: Channel, publisher: Publisher
     ) -> None:
-        self._connection = connection
-        self._guard = connection.guard
+        self._guard = guard
         self._inbox = inbox
         self._channel = channel
         self._publisher = publisher
 
     async def consume(self, queues: Collection[str]) -> None:
         """Consume further queues."""
-        await self._guard.wait(_consume(self._connection, self._channel, queues))
+        await self._guard.wait(_consume(self._channel, queues))
 
     async def receive(self, most: int) -> list[Delivery]:
         """Return what has arrived, ``most`` at most; wait for the first, never for more.
@@ -174,8 +172,8 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 await _declare(consuming, plan)
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
                 channel = await _open_consuming_channel(consuming)
-                await _consume(consuming, channel, plan.own)
-        session = Session(consuming, inbox, channel, publisher)
+                await _consume(channel, plan.own)
+        session = Session(guard, inbox, channel, publisher)
         standing_by = asyncio.create_task(_stand_by(session, plan.standby))
         try:
             yield session
@@ -214,11 +212,9 @@ async def _open_consuming_channel(connection: Connection) -> Channel:
     return channel
 
 
-async def _consume(connection: Connection, channel: Channel, queues: Iterable[str]) -> None:
-    knows_timeout = connection.broker_version >= _CONSUMER_TIMEOUT_SINCE
-    arguments: dict[str, Any] = (
-        {"x-consumer-timeout": CONSUMER_TIMEOUT_MILLISECONDS} if knows_timeout else {}
-    )
+async def _consume(channel: Channel, queues: Iterable[str]) -> None:
+    # Versions before 4.3 ignore it.
+    arguments: dict[str, Any] = {"x-consumer-timeout": CONSUMER_TIMEOUT_MILLISECONDS}
     for queue in queues:
         # The frame reader learns a delivery's queue from its consumer tag.
         await channel.basic_consume(queue, unused_callback, consumer_tag=queue, arguments=arguments)
