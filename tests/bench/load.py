@@ -55,11 +55,11 @@ class Queues:
 
 
 @asynccontextmanager
-async def open_queues(url: str, prefix: str) -> AsyncIterator[Queues]:
+async def open_queues(url: str, prefix: str, partitions: int) -> AsyncIterator[Queues]:
     """Declare the service's queues before it runs; delete them when the block ends."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        queues = await _declare(channel, build_topology(prefix))
+        queues = await _declare(channel, build_topology(prefix, partitions))
         try:
             yield queues
         finally:

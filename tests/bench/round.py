@@ -59,18 +59,18 @@ class Bench:
     amqp_url: str
     mongo_url: str
 
-    async def measure(self, side: Side, commands: int) -> Result:
-        """Run one round under a new prefix and database, and delete both afterwards.
+    async def measure(self, side: Side, commands: int, partitions: int = 1) -> Result:
+        """Run one process under a new prefix and database, and delete both afterwards.
 
         Raises RuntimeError if the side ends, stalls or has not stored every command.
         """
         name = f"bench-{uuid4().hex[:8]}"
         async with (
-            open_queues(self.amqp_url, name) as load,
+            open_queues(self.amqp_url, name, partitions) as load,
             _open_database(self.mongo_url, name) as database,
         ):
             await load.fill(commands)
-            async with _run(side, self._environment(side, name)) as process:
+            async with _run(side, self._environment(side, name, partitions)) as process:
                 port = URL(self.amqp_url).port or 0
                 broker = find_broker(await read_cluster_name(self.amqp_url), port)
                 meter = _Meter(load, process, database, broker)
@@ -79,13 +79,14 @@ class Bench:
             await _check_stored(database, commands)
             return _build_result(side, first, last, await load.measure_event())
 
-    def _environment(self, side: Side, name: str) -> dict[str, str]:
+    def _environment(self, side: Side, name: str, partitions: int) -> dict[str, str]:
         return {
             **os.environ,
             "OUTPLAN_AMQP_URL": self.amqp_url,
             "OUTPLAN_MONGO_URL": self.mongo_url,
             "OUTPLAN_MONGO_DATABASE": name,
             "OUTPLAN_PREFIX": name,
+            "OUTPLAN_PARTITIONS": str(partitions),
             "OUTPLAN_HTTP_PORT": "0",
             **side.environment,
         }
