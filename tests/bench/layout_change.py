@@ -15,11 +15,13 @@ from statistics import median
 from typing import Annotated, Final
 from uuid import uuid4
 
+import aio_pika
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from outplan.client import Event, OutplanClient, Request, events
+from outplan.client import OutplanClient, Request
+from outplan.contract.topology import build_topology
 from outplan.testing import Deployment
 from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers, start_servers
@@ -70,11 +72,14 @@ class Load:
 
     async def receive(self, amqp_url: str, prefix: str, subscribed: asyncio.Event) -> None:
         """Note the time of each event until cancelled."""
-        async with events(amqp_url, prefix=prefix) as stream:
-            subscribed.set()
-            async for item in stream:
-                if isinstance(item, Event):
-                    self.received[item.id] = time.monotonic()
+        async with await aio_pika.connect(amqp_url) as connection:
+            channel = await connection.channel()
+            queue = await channel.declare_queue(exclusive=True)
+            await queue.bind(build_topology(prefix).events.name, "#")
+            async with queue.iterator(no_ack=True) as messages:
+                subscribed.set()
+                async for message in messages:
+                    self.received[str(message.message_id)] = time.monotonic()
 
     async def wait_for_events(self) -> None:
         """Return once every confirmed command has its event."""
@@ -133,7 +138,7 @@ async def measure_change(deployment: Deployment, change: Change, rate: float) ->
 @asynccontextmanager
 async def _open_load(deployment: Deployment) -> AsyncIterator[Load]:
     async with OutplanClient(
-        deployment.amqp_url, prefix=deployment.prefix, timeout=_PATIENCE_SECONDS
+        deployment.amqp_url, prefix=deployment.prefix, timeout=_PATIENCE_SECONDS, validate=False
     ) as client:
         load, subscribed = Load(client), asyncio.Event()
         receiving = asyncio.create_task(
