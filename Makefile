@@ -13,6 +13,7 @@ SEED ?= 0
 TOPOLOGY ?= single
 BROKER ?= 3.10
 PARTITIONS ?= 1
+CHANGES ?= 0
 VERSIONS ?= 3.11 3.12 3.13
 
 BIN := .venv/bin
@@ -52,7 +53,7 @@ bench: servers $(STAMPS)/bench ## measure the rate against one handler per messa
 
 chaos: servers $(STAMPS)/test ## inject faults under load and check every promise (SECONDS=90 SEED=0)
 	@$(BIN)/python -m tests.faults.chaos run --seconds $(SECONDS) --seed $(SEED) \
-		--topology $(TOPOLOGY) --broker $(BROKER) --partitions $(PARTITIONS)
+		--topology $(TOPOLOGY) --broker $(BROKER) --partitions $(PARTITIONS) --changes $(CHANGES)
 
 planted: servers $(STAMPS)/test ## plant nine bugs, one at a time; chaos must find each
 	@$(BIN)/python -m pytest -m planted tests/faults/chaos/test_chaos.py

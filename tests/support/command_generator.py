@@ -8,19 +8,29 @@ from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
 
+from outplan.contract.slots import routing_key
+
 _CUSTOMERS: Final = 40
 _INTERVALS: Final = (5_000, 60_000, 3_600_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A command to send. ``invalid_code`` is the problem code that its form calls for, or None."""
+    """A command to send. ``invalid_code`` is the problem code that its form calls for, or None.
+
+    A ``bare`` one has no slot in its routing key.
+    """
 
     name: str
     message_id: str
     outplan_id: str
     body: bytes
     invalid_code: str | None = None
+    bare: bool = False
+
+    @property
+    def routing_key(self) -> str:
+        return self.name if self.bare else routing_key(self.name, self.outplan_id)
 
 
 class Outplans:
@@ -76,6 +86,7 @@ class Generator:
             (self._reuse_message_id, 5),
             (self._make_invalid, 8),
             (self._update_unknown, 2),
+            (self._create_bare, 1),
         ]
 
     def draft(self) -> Draft:
@@ -84,14 +95,14 @@ class Generator:
         kinds, weights = zip(*self._kinds, strict=True)
         draft: Draft = self._rng.choices(kinds, weights)[0]()
         if draft.invalid_code is None:
-            draft = self._with_create_first(draft)
+            draft = draft if draft.bare else self._with_create_first(draft)
             self._earlier = [*self._earlier[-200:], draft]
         return draft
 
     def create_marker(self) -> Draft:
         """Create an outplan that no other command touches."""
         self._count += 1
-        return self._create(str(UUID(int=self._rng.getrandbits(128), version=4)))
+        return self._create(self._new_id())
 
     def _with_create_first(self, draft: Draft) -> Draft:
         """Put the outplan's create first, except for one in five: updates may come too early."""
@@ -153,8 +164,12 @@ class Generator:
 
     def _update_unknown(self) -> Draft:
         """Update an outplan that nobody creates."""
-        id_ = str(UUID(int=self._rng.getrandbits(128), version=4))
+        id_ = self._new_id()
         return self._make_draft("outplan_update", id_, {"id": id_, "name": self._make_name()})
+
+    def _create_bare(self) -> Draft:
+        """Create an outplan of its own: a bare command has no order with those that have a slot."""
+        return replace(self._create(self._new_id()), bare=True)
 
     def _change(self, **fields: Any) -> Draft:
         id_ = self._outplans.pick(self._rng)
@@ -163,6 +178,9 @@ class Generator:
     def _make_draft(self, name: str, outplan_id: str, body: dict[str, Any]) -> Draft:
         message_id = f"{self._publisher}.{self._count}"
         return Draft(name, message_id, outplan_id, json.dumps(body).encode())
+
+    def _new_id(self) -> str:
+        return str(UUID(int=self._rng.getrandbits(128), version=4))
 
     def _make_name(self) -> str:
         return f"{self._publisher} {self._count}"

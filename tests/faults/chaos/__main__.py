@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import logging
 import random
 import sys
@@ -42,7 +43,10 @@ def run(
     broker: Annotated[Broker, typer.Option(help="RabbitMQ version; 4 needs Docker.")] = "3.10",
     pace: Annotated[float, typer.Option(help="Commands a second.")] = 1_500,
     pause: Annotated[float, typer.Option(help="Mean seconds between faults.")] = 1.0,
-    partitions: Annotated[int, typer.Option(help="Number of command queues.")] = 1,
+    partitions: Annotated[int, typer.Option(help="Number of partitions at the start.")] = 1,
+    changes: Annotated[
+        float, typer.Option(help="Mean seconds between changes of that number; 0 for none.")
+    ] = 0,
     planted: Annotated[
         str, typer.Option(help=f"Fault to plant in the worker: {', '.join(PLANTS)}.")
     ] = "",
@@ -51,14 +55,20 @@ def run(
     """Run the service under faults; exit with code 1 if it breaks a promise."""
     plan = Plan(
         seed or random.SystemRandom().randrange(1, 2**31), seconds, pace, pause,
-        planted=planted, partitions=partitions,
+        planted=planted, partitions=partitions, changes=changes,
     )  # fmt: skip
-    print(f"seed {plan.seed}, {topology}, RabbitMQ {broker}, partitions: {partitions}", flush=True)
+    print(
+        f"seed {plan.seed}, {topology}, RabbitMQ {broker}, partitions: {partitions}, "
+        f"changes: {changes:g}",
+        flush=True,
+    )
     # aiormq logs each of the many lost connections.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     with _open_testbed(topology, broker, random.Random(plan.seed)) as testbed:
         result = asyncio.run(run_plan(plan, testbed))
     write(result.history, out)
+    log = out.with_suffix(".log")
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in result.logs))
     _print_result(result, out)
     if result.violations:
         raise typer.Exit(1)
@@ -79,7 +89,8 @@ def _print_result(result: Result, out: Path) -> None:
     print("\n".join(["", *report.render_fault_counts(result.history), ""]))
     for name, count in result.summary().items():
         print(f"{count:10,}  {name}")
-    print(f"{result.seconds:10.0f}  seconds; the history is in {out}\n")
+    log = out.with_suffix(".log")
+    print(f"{result.seconds:10.0f}  seconds; the history is in {out}, the workers' log in {log}\n")
     print("\n".join(report.render_violations(result.violations)))
 
 

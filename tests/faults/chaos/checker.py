@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from itertools import pairwise
 
 from tests.faults.chaos.history import History, ReceivedEvent, RejectedCopy, SentCommand
@@ -259,7 +260,7 @@ def _check_copies(index: HistoryIndex) -> Iterator[Violation]:
         sent = index.sent_by_id.get(copy.send_id)
         if sent is None:
             continue
-        for name in ("message_id", "name", "outplan_id", "body"):
+        for name in ("message_id", "routing_key", "outplan_id", "body"):
             if getattr(copy, name) != getattr(sent, name):
                 yield Violation("copy differs", copy.send_id, f"{name}: {copy} of {sent}")
         problem = json.loads(copy.problem)
@@ -304,21 +305,59 @@ def _check_command_order(index: HistoryIndex) -> Iterator[Violation]:
     """Require an order of an outplan's commands in which each one's outcome is right.
 
     Accepted commands are ordered by version. A command that changed nothing must fit at some
-    version, and a publisher's confirmed commands must fit in the order in which it published them.
+    version. Commands must fit in the order in which the broker took them, as far as it is known:
+    a connection's commands in the order of their publishing, and a command after all those that
+    the broker had confirmed, on any connection, before its publisher sent it.
+
     A command that changed nothing takes the earliest version that fits, because that leaves the
-    most room for later ones; so one pass over each publisher's commands decides.
+    most room for later ones; so one pass over the commands decides.
     """
-    earliest: Counter[tuple[str, str]] = Counter()
-    for sent in index.history.sent:
+    taken = _TakenCommands(sum(slack.seconds for slack in index.history.slack))
+    # The sort is stable: a connection's commands stay in their order.
+    for sent in sorted(index.history.sent, key=lambda s: s.published_at):
         if sent.invalid_code is not None or sent.outcome == "returned":
             continue
-        key = (sent.publisher, sent.outplan_id)
-        version = _find_version(index, sent, earliest[key])
+        earliest, before = taken.find_predecessor(sent)
+        version = _find_version(index, sent, earliest)
         if version is not None:
-            # An unknown send may have arrived after everything that the publisher sent later.
-            earliest[key] = version if sent.outcome == "confirmed" else earliest[key]
+            taken.add(sent, version)
         elif sent.outcome == "confirmed" or index.has_outcome(sent):
-            yield _explain_misfit(index, sent, earliest[key])
+            yield _explain_misfit(index, sent, earliest, before)
+
+
+class _TakenCommands:
+    """The commands that the broker took, each at the version that the outplan had after it.
+
+    Add commands in the order of their publishing. ``slack`` is the seconds within which the broker
+    may change the order of commands on two connections.
+    """
+
+    def __init__(self, slack: float) -> None:
+        self._slack = slack
+        # The latest version and the command that is there, for each outplan of each connection.
+        self._by_connection: dict[tuple[str, str], tuple[int, str]] = {}
+        self._by_outplan: dict[str, tuple[int, str]] = {}
+        # Commands that are not confirmed yet at the time of the current one, by that time.
+        self._unconfirmed: list[tuple[float, str, str, int]] = []
+
+    def add(self, sent: SentCommand, version: int) -> None:
+        """Add a command. An unknown one may have arrived after all later ones: it orders none."""
+        if sent.outcome != "confirmed" or sent.confirmed_at is None:
+            return
+        self._by_connection[sent.connection, sent.outplan_id] = (version, sent.send_id)
+        due = sent.confirmed_at + self._slack
+        heappush(self._unconfirmed, (due, sent.send_id, sent.outplan_id, version))
+
+    def find_predecessor(self, sent: SentCommand) -> tuple[int, str]:
+        """Return the latest version, and the id of its send, that must be before this command."""
+        while self._unconfirmed and self._unconfirmed[0][0] < sent.published_at:
+            _, send_id, outplan_id, version = heappop(self._unconfirmed)
+            known = self._by_outplan.get(outplan_id, (0, ""))
+            self._by_outplan[outplan_id] = max(known, (version, send_id))
+        return max(
+            self._by_outplan.get(sent.outplan_id, (0, "")),
+            self._by_connection.get((sent.connection, sent.outplan_id), (0, "")),
+        )
 
 
 def _find_version(index: HistoryIndex, sent: SentCommand, earliest: int) -> int | None:
@@ -376,12 +415,15 @@ def _possible_outcomes(index: HistoryIndex, sent: SentCommand, version: int) -> 
     return {"message_id_reused"} if other["version"] <= version else judged
 
 
-def _explain_misfit(index: HistoryIndex, sent: SentCommand, earliest: int) -> Violation:
+def _explain_misfit(
+    index: HistoryIndex, sent: SentCommand, earliest: int, before: str
+) -> Violation:
     event = index.find_event(sent)
     codes = sorted({copy.code for copy in index.copies_of[sent.send_id]})
     if event is None and not codes and not index.replies_to[sent.send_id]:
         detail = f"no event, no copy, and it would have changed something: {sent}"
         return Violation("lost command", sent.send_id, detail)
     outcome = f"version {event['version']}" if event else f"{codes or 'unchanged'}"
-    detail = f"{outcome} is wrong at every version from {earliest} on: {sent}"
+    since = f"{earliest} (of {before})" if before else f"{earliest}"
+    detail = f"{outcome} is wrong at every version from {since} on: {sent}"
     return Violation("commands out of order", sent.send_id, detail)

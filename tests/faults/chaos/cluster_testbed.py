@@ -6,13 +6,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from outplan.contract.topology import Topology
 from outplan.testing.servers import Server, ServerFailed
 from tests.faults.chaos.nemesis import Fault, Faults, Inject
-from tests.faults.chaos.single_testbed import LIST_QUEUES, parse_command_count
+from tests.faults.chaos.queue_counts import LIST_QUEUES, parse_command_counts
 from tests.faults.clusters.cluster import Cluster
 
 _RESTORE_SECONDS: Final = 120.0
+_LEADER_SECONDS: Final = 20.0
 # A node may give up starting while the others have not noticed yet that it was gone.
 _START_ATTEMPTS: Final = 4
 
@@ -20,14 +20,15 @@ _START_ATTEMPTS: Final = 4
 class ClusterTestbed:
     """A `Testbed` of six servers; every fault leaves all of them running, if not yet in sync."""
 
+    order_slack = 1.0
+
     def __init__(self, cluster: Cluster, rng: random.Random) -> None:
         self.amqp_urls = tuple(node.url for node in cluster.rabbits)
         self.mongo_url = cluster.mongo_url
         self._cluster = cluster
         self._rng = rng
 
-    def faults(self, layout: Topology) -> Faults:
-        queue = layout.command_queues[0].name
+    def faults(self, prefix: str) -> Faults:
         cluster, rng = self._cluster, self._rng
 
         def pick_node() -> Server:
@@ -37,15 +38,17 @@ class ClusterTestbed:
             return rng.choice(cluster.mongos)
 
         def find_leader() -> Server:
-            return cluster.leader_of(queue)
+            return cluster.leader_of(self._pick_queue(prefix), _LEADER_SECONDS)
 
-        move_leader = self._act(lambda: cluster.move_leader(queue))
+        def move_leader() -> Server:
+            return cluster.move_leader(self._pick_queue(prefix), _LEADER_SECONDS)
+
         step_down = self._act(lambda: cluster.step_down(2))
         return {
             "RabbitMQ node killed": Fault(3, "rabbitmq", self._kill(pick_node)),
             "RabbitMQ node frozen": Fault(3, "rabbitmq", self._freeze(pick_node)),
             "queue leader's node killed": Fault(3, "rabbitmq", self._kill(find_leader)),
-            "queue leader moved": Fault(6, "rabbitmq", move_leader),
+            "queue leader moved": Fault(6, "rabbitmq", self._act(move_leader)),
             "all RabbitMQ nodes killed": Fault(1, "rabbitmq", self._kill_all_nodes),
             "mongod killed": Fault(3, "mongodb", self._kill(pick_member)),
             "mongod frozen": Fault(3, "mongodb", self._freeze(pick_member)),
@@ -61,13 +64,18 @@ class ClusterTestbed:
         await _start(self._cluster.start)
         await asyncio.to_thread(self._cluster.wait_until_healthy, _RESTORE_SECONDS)
 
-    async def count_commands(self, prefix: str) -> int:
-        listed = await asyncio.to_thread(self._cluster.rabbits[0].ctl, *LIST_QUEUES)
-        return parse_command_count(listed, prefix)
+    async def list_queues(self) -> str:
+        return await asyncio.to_thread(self._cluster.rabbits[0].ctl, *LIST_QUEUES)
+
+    def _pick_queue(self, prefix: str) -> str:
+        """Pick a command queue that exists; a change of the layout may delete it at any time."""
+        listed = self._cluster.rabbits[0].ctl(*LIST_QUEUES)
+        return self._rng.choice(list(parse_command_counts(listed, prefix)))
 
     def _kill(self, choose: Callable[[], Server]) -> Inject:
         async def kill() -> str:
-            server = await asyncio.to_thread(choose)
+            if (server := await _choose(choose)) is None:
+                return "no such server"
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(seconds := self._rng.uniform(0, 4))
             await _start(server.start)
@@ -77,7 +85,8 @@ class ClusterTestbed:
 
     def _freeze(self, choose: Callable[[], Server]) -> Inject:
         async def freeze() -> str:
-            server = await asyncio.to_thread(choose)
+            if (server := await _choose(choose)) is None:
+                return "no such server"
             await asyncio.to_thread(server.pause)
             await asyncio.sleep(seconds := self._rng.choice([0.5, 2, 6, 15]))
             await asyncio.to_thread(server.resume)
@@ -89,7 +98,8 @@ class ClusterTestbed:
 
     def _act(self, act: Callable[[], Server]) -> Inject:
         async def inject() -> str:
-            return (await asyncio.to_thread(act)).name
+            server = await _choose(act)
+            return server.name if server else "not possible"
 
         return inject
 
@@ -98,6 +108,13 @@ class ClusterTestbed:
             await asyncio.to_thread(node.kill)
         await _start(self._cluster.start)
         return ""
+
+
+async def _choose(choose: Callable[[], Server]) -> Server | None:
+    """Return None if the servers have no answer: a queue is gone, or a cluster is not in sync."""
+    with suppress(ServerFailed):
+        return await asyncio.to_thread(choose)
+    return None
 
 
 async def _start(start: Callable[[], None]) -> None:

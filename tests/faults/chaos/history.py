@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final, Literal
 
 from tests.support.command_generator import Draft
@@ -19,13 +20,18 @@ PublishOutcome = Literal["confirmed", "returned", "unknown"]
 class SentCommand:
     """One publish. ``send_id`` is its correlation id, unique to it.
 
-    A publisher's entries stand in publish order. ``invalid_code`` is the problem code that its form
-    alone calls for, or None. ``body`` is decoded as Latin-1, which takes any bytes.
+    A connection's entries stand in publish order. ``published_at`` is before the broker can have
+    it, ``confirmed_at`` after the broker's confirm: seconds since the start. ``invalid_code`` is
+    the problem code that its form alone calls for, or None. ``body`` is decoded as Latin-1, which
+    takes any bytes.
     """
 
     send_id: str
-    publisher: str
+    connection: str
+    published_at: float
+    confirmed_at: float | None
     name: str
+    routing_key: str
     message_id: str
     outplan_id: str
     body: str
@@ -34,12 +40,21 @@ class SentCommand:
 
     @classmethod
     def from_draft(
-        cls, draft: Draft, send_id: str, publisher: str, outcome: PublishOutcome
+        cls,
+        draft: Draft,
+        send_id: str,
+        connection: str,
+        outcome: PublishOutcome,
+        published_at: float,
+        confirmed_at: float | None,
     ) -> "SentCommand":
         return cls(
             send_id=send_id,
-            publisher=publisher,
+            connection=connection,
+            published_at=published_at,
+            confirmed_at=confirmed_at,
             name=draft.name,
+            routing_key=draft.routing_key,
             message_id=draft.message_id,
             outplan_id=draft.outplan_id,
             body=draft.body.decode("latin-1"),
@@ -71,7 +86,7 @@ class RejectedCopy:
 
     send_id: str
     message_id: str
-    name: str
+    routing_key: str
     outplan_id: str
     body: str
     code: str
@@ -95,12 +110,33 @@ class InjectedFault:
     detail: str = ""
 
 
-Entry = SentCommand | ReceivedEvent | ReceivedReply | RejectedCopy | StoredDocument | InjectedFault
+@dataclass(frozen=True, slots=True)
+class OrderSlack:
+    """The servers' limit: seconds within which commands on two connections may change places.
+
+    The nodes of a cluster learn of a changed binding one after the other.
+    """
+
+    seconds: float
+
+
+Entry = (
+    SentCommand
+    | ReceivedEvent
+    | ReceivedReply
+    | RejectedCopy
+    | StoredDocument
+    | InjectedFault
+    | OrderSlack
+)
 
 
 @dataclass(slots=True)
 class History:
-    """Everything that the checker may know about a run."""
+    """Everything that the checker may know about a run.
+
+    ``slack`` has one entry, or none: then the order of commands holds over all connections.
+    """
 
     sent: list[SentCommand] = field(default_factory=list)
     events: list[ReceivedEvent] = field(default_factory=list)
@@ -108,6 +144,12 @@ class History:
     copies: list[RejectedCopy] = field(default_factory=list)
     documents: list[StoredDocument] = field(default_factory=list)
     faults: list[InjectedFault] = field(default_factory=list)
+    slack: list[OrderSlack] = field(default_factory=list)
+    since: float = field(default_factory=monotonic, compare=False)
+
+    def now(self) -> float:
+        """Return the seconds since the start."""
+        return round(monotonic() - self.since, 6)
 
     def add(self, entry: Entry) -> None:
         self._lists()[type(entry)].append(entry)
@@ -124,6 +166,7 @@ class History:
             RejectedCopy: self.copies,
             StoredDocument: self.documents,
             InjectedFault: self.faults,
+            OrderSlack: self.slack,
         }
 
 

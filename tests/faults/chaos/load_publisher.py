@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aio_pika
@@ -17,6 +18,16 @@ from tests.support.command_generator import Draft, Generator
 
 _CONFIRM_SECONDS: Final = 30
 _LARGEST_BURST: Final = 200
+
+
+@dataclass(slots=True)
+class _Send:
+    """One publish, with its times in the history."""
+
+    draft: Draft
+    send_id: str
+    published_at: float = 0.0
+    confirmed_at: float | None = None
 
 
 class LoadPublisher:
@@ -36,13 +47,14 @@ class LoadPublisher:
         self._history = history
         self._pace = pace
         self._count = 0
+        self._connections = 0
         self._rng = random.Random(name)
 
     async def run(self, until: asyncio.Event) -> None:
         """Publish until the event is set."""
         while not until.is_set():
             try:
-                async with open_channel(self._url) as channel:
+                async with self._connect() as channel:
                     while not until.is_set() and not channel.is_closed:
                         await self._publish_burst(channel)
             # aio-pika lets any exception of the socket through; all mean: reconnect.
@@ -58,10 +70,8 @@ class LoadPublisher:
         outcome: PublishOutcome = "unknown"
         while outcome != "confirmed":
             try:
-                async with open_channel(self._url) as channel:
-                    sending = asyncio.create_task(self._publish(channel, draft))
-                    outcome = await asyncio.create_task(_wait_for_outcome(sending))
-                    self._record(draft, sending.get_name(), outcome)
+                async with self._connect() as channel:
+                    (outcome,) = await self._publish_all(channel, [draft])
             # The broker may still be starting.
             except Exception:
                 await asyncio.sleep(0.5)
@@ -72,36 +82,56 @@ class LoadPublisher:
         loop = asyncio.get_running_loop()
         size = self._rng.choice([1, 5, 20, _LARGEST_BURST])
         due = loop.time() + size / self._pace
-        drafts = [self._generator.draft() for _ in range(size)]
-        sending = [asyncio.create_task(self._publish(channel, draft)) for draft in drafts]
-        waiting = [asyncio.create_task(_wait_for_outcome(task)) for task in sending]
-        outcomes = await asyncio.gather(*waiting)
-        for draft, task, outcome in zip(drafts, sending, outcomes, strict=True):
-            self._record(draft, task.get_name(), outcome)
+        outcomes = await self._publish_all(channel, [self._generator.draft() for _ in range(size)])
         if "unknown" in outcomes:
             raise ConnectionError("some of a burst are unknown")
         await asyncio.sleep(max(0, due - loop.time()))
 
-    async def _publish(self, channel: AbstractChannel, draft: Draft) -> None:
-        self._count += 1
-        send_id = f"{self.name}-{self._count}"
-        task = asyncio.current_task()
-        assert task is not None
-        task.set_name(send_id)
+    async def _publish_all(
+        self, channel: AbstractChannel, drafts: list[Draft]
+    ) -> list[PublishOutcome]:
+        """Publish at once, in order; record each command with its outcome."""
+        sends = [self._make_send(draft) for draft in drafts]
+        publishing = [asyncio.create_task(self._publish(channel, send)) for send in sends]
+        waiting = [asyncio.create_task(_wait_for_outcome(task)) for task in publishing]
+        outcomes = await asyncio.gather(*waiting)
+        connection = f"{self.name}.{self._connections}"
+        for send, outcome in zip(sends, outcomes, strict=True):
+            self._history.add(
+                SentCommand.from_draft(
+                    send.draft, send.send_id, connection, outcome,
+                    send.published_at, send.confirmed_at,
+                )
+            )  # fmt: skip
+        return outcomes
+
+    async def _publish(self, channel: AbstractChannel, send: _Send) -> None:
+        draft = send.draft
         properties = Basic.Properties(
             message_id=draft.message_id,
-            correlation_id=send_id,
+            correlation_id=send.send_id,
             reply_to=self._replies,
             delivery_mode=2,
             headers={"outplan_id": draft.outplan_id},
+            # The worker takes the command's name from the type or from the routing key.
+            message_type=self._rng.choice([draft.name, None]),
         )
+        send.published_at = self._history.now()
         await channel.basic_publish(
-            draft.body, exchange=self._exchange, routing_key=draft.name,
+            draft.body, exchange=self._exchange, routing_key=draft.routing_key,
             properties=properties, mandatory=True, timeout=_CONFIRM_SECONDS,
         )  # fmt: skip
+        send.confirmed_at = self._history.now()
 
-    def _record(self, draft: Draft, send_id: str, outcome: PublishOutcome) -> None:
-        self._history.add(SentCommand.from_draft(draft, send_id, self.name, outcome))
+    def _make_send(self, draft: Draft) -> _Send:
+        self._count += 1
+        return _Send(draft, f"{self.name}-{self._count}")
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[AbstractChannel]:
+        async with open_channel(self._url) as channel:
+            self._connections += 1
+            yield channel
 
 
 @asynccontextmanager

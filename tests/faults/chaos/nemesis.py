@@ -5,12 +5,14 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
 from tests.faults.chaos.history import History, InjectedFault
+from tests.faults.chaos.layouts import LayoutChanger
 from tests.faults.chaos.recorder import Recorder
 from tests.faults.chaos.workers import WorkerPool
+
+_MOST_WORKERS: Final = 5
 
 # Inject a fault, repair it, and return a detail for the timeline.
 Inject = Callable[[], Awaitable[str]]
@@ -46,6 +48,7 @@ class Nemesis:
         rng: random.Random,
         workers: WorkerPool,
         recorder: Recorder,
+        layouts: LayoutChanger,
         connections: Mapping[str, Connections],
         server_faults: Faults,
         history: History,
@@ -53,15 +56,16 @@ class Nemesis:
         self._rng = rng
         self._workers = workers
         self._recorder = recorder
+        self._layouts = layouts
         self._history = history
-        self._since = monotonic()
         self._busy: set[str] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._faults: Faults = {
             "worker killed": Fault(10, "workers", self._kill_worker),
             "worker frozen": Fault(4, "frozen worker", self._freeze_worker),
             "worker joins": Fault(3, "joining worker", self._add_worker),
-            "worker leaves": Fault(3, "leaving worker", self._remove_worker),
+            "worker leaves": Fault(3, "leaving worker", self._stop_worker),
+            "worker killed for good": Fault(2, "leaving worker", self._kill_worker_for_good),
             "subscriber paused": Fault(2, "subscriber", self._pause_subscriber),
             **server_faults,
         }
@@ -78,12 +82,18 @@ class Nemesis:
         Return once the last fault is repaired.
         """
         while not await _wait(until, self._rng.expovariate(1 / pause)):
-            await self._workers.replace_dead()
             free = {n: f for n, f in self._faults.items() if f.target not in self._busy}
             if free:
                 weights = [fault.weight for fault in free.values()]
                 self._start(self._rng.choices(list(free), weights)[0])
         await asyncio.gather(*self._running)
+
+    async def change_layouts(self, until: asyncio.Event, pause: float) -> None:
+        """Change the layout ``pause`` seconds on average after the change before."""
+        while not await _wait(until, self._rng.expovariate(1 / pause)):
+            at = self._history.now()
+            name, detail = await self._layouts.change()
+            self._history.add(InjectedFault(at, name, detail))
 
     def _start(self, name: str) -> None:
         fault = self._faults[name]
@@ -100,14 +110,14 @@ class Nemesis:
         task.add_done_callback(on_done)
 
     async def _inject(self, name: str, fault: Fault) -> None:
-        at = round(monotonic() - self._since, 2)
+        at = self._history.now()
         detail = await fault.inject()
         self._history.add(InjectedFault(at, name, detail))
 
     async def _kill_worker(self) -> str:
         if (worker := self._workers.pick_running()) is None:
             return "no worker ran"
-        await worker.kill()
+        await self._workers.kill(worker)
         kinds = ("healthy", "healthy", "skewed", "crashing")
         await self._workers.start(self._rng.choice(kinds))
         return ""
@@ -123,18 +133,24 @@ class Nemesis:
         return f"{seconds} s"
 
     async def _add_worker(self) -> str:
-        if len(self._workers.running) > 5:
+        if len(self._workers.running) >= _MOST_WORKERS:
             return "enough workers"
         await self._workers.start(self._rng.choice(("healthy", "skewed")))
-        return ""
+        return f"{len(self._workers.running)} workers"
 
-    async def _remove_worker(self) -> str:
+    async def _stop_worker(self) -> str:
         workers = self._workers
-        if len(workers.running) < 3 or (worker := workers.pick_running()) is None:
+        if len(workers.running) < 2 or (worker := workers.pick_running()) is None:
             return "too few workers"
-        workers.running.remove(worker)
-        worker.signal(signal.SIGCONT)
-        return f"exit code {await worker.stop()}"
+        code = await workers.stop(worker)
+        return f"exit code {code}, {len(workers.running)} workers"
+
+    async def _kill_worker_for_good(self) -> str:
+        workers = self._workers
+        if len(workers.running) < 2 or (worker := workers.pick_running()) is None:
+            return "too few workers"
+        await workers.kill(worker)
+        return f"{len(workers.running)} workers"
 
     async def _pause_subscriber(self) -> str:
         self._recorder.pause()

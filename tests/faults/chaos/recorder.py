@@ -199,7 +199,7 @@ def _copy_from(message: DeliveredMessage) -> RejectedCopy:
     return RejectedCopy(
         send_id=properties.correlation_id or "",
         message_id=properties.message_id or "",
-        name=str(headers.get("x-original-routing-key", "")),
+        routing_key=str(headers.get("x-original-routing-key", "")),
         outplan_id=str(headers.get("outplan_id", "")),
         body=message.body.decode("latin-1"),
         code=str(headers.get("x-problem-code", "")),

@@ -10,12 +10,13 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-from outplan.contract.topology import Topology, build_topology
 from outplan.testing import Deployment
 from tests.faults.chaos.checker import Violation, check
-from tests.faults.chaos.history import History
+from tests.faults.chaos.history import Document, History, OrderSlack
+from tests.faults.chaos.layouts import LayoutChanger
 from tests.faults.chaos.load_publisher import LoadPublisher
 from tests.faults.chaos.nemesis import Connections, Faults, Nemesis
+from tests.faults.chaos.queue_counts import parse_command_counts
 from tests.faults.chaos.recorder import Recorder
 from tests.faults.chaos.workers import WorkerPool
 from tests.support.balancer import Balancer, run_balancer
@@ -33,8 +34,9 @@ class Plan:
     """Parameters of a run.
 
     ``pace`` is commands a second, ``pause`` seconds between faults. ``settle`` is how many seconds
-    the command queue may take to empty once all faults are repaired. ``planted`` names a fault in
-    the service's code, see ``plants``. ``partitions`` is the number of command queues.
+    the command queues may take to empty once all faults are repaired. ``planted`` names a fault in
+    the service's code, see ``plants``. ``partitions`` is the number at the start, ``changes`` the
+    seconds between two changes of it, or 0 for none.
     """
 
     seed: int
@@ -44,15 +46,21 @@ class Plan:
     settle: float = 240
     planted: str = ""
     partitions: int = 1
+    changes: float = 0
 
 
 class Testbed(Protocol):
-    """Servers under test, and the faults that can be injected into them."""
+    """Servers under test, and the faults that can be injected into them.
+
+    ``order_slack`` is the seconds within which they may change the order of two commands that come
+    over different connections while the layout changes.
+    """
 
     amqp_urls: tuple[str, ...]
     mongo_url: str
+    order_slack: float
 
-    def faults(self, layout: Topology) -> Faults: ...
+    def faults(self, prefix: str) -> Faults: ...
 
     async def persist_queues(self) -> None:
         """Have RabbitMQ write new queue definitions to disk: a kill would lose them."""
@@ -62,8 +70,8 @@ class Testbed(Protocol):
         """Start every server and wait until all take work."""
         ...
 
-    async def count_commands(self, prefix: str) -> int:
-        """Count the commands in the queues, those in flight included."""
+    async def list_queues(self) -> str:
+        """Return rabbitmqctl's answer to ``queue_counts.LIST_QUEUES``."""
         ...
 
 
@@ -82,11 +90,12 @@ class Balancers:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A run's history, its violations, and how many seconds it took."""
+    """A run's history, its violations, how many seconds it took, and the workers' log lines."""
 
     history: History
     violations: list[Violation]
     seconds: float
+    logs: list[Document]
 
     def summary(self) -> Counter[str]:
         """Count commands and their effects."""
@@ -100,6 +109,7 @@ class Result:
                 "replies": len(history.replies),
                 "rejected copies": len(history.copies),
                 "faults": len(history.faults),
+                "layout changes": sum(f.name.startswith("layout") for f in history.faults),
             }
         )
 
@@ -110,6 +120,7 @@ class RunContext:
 
     workers: WorkerPool
     recorder: Recorder
+    layouts: LayoutChanger
     publisher: LoadPublisher
     history: History
 
@@ -123,18 +134,21 @@ class RunContext:
         return monotonic() - since
 
     async def wait_until_handled(self, count: int, seconds: float) -> None:
-        """Wait until ``count`` more commands are sent and handled; replace workers that die.
+        """Wait until ``count`` more commands are sent and handled.
 
         Raises TimeoutError after ``seconds``.
         """
-        enough = len(self.history.sent) + count
         async with asyncio.timeout(seconds), self.recorder.open_database() as database:
-            while len(self.history.sent) < enough:
-                await asyncio.sleep(0.1)
+            await self.wait_until_sent(count)
             marker = await self.publisher.send_marker()
             while not await database["outplan_events"].find_one({"_id": marker}):
-                await self.workers.replace_dead()
                 await asyncio.sleep(0.1)
+
+    async def wait_until_sent(self, count: int) -> None:
+        """Wait until ``count`` more commands are sent."""
+        enough = len(self.history.sent) + count
+        while len(self.history.sent) < enough:
+            await asyncio.sleep(0.1)
 
 
 # Do something to the service while the publishers publish.
@@ -158,10 +172,11 @@ async def _run(
 ) -> Result:
     since = monotonic()
     history = History()
-    stuck: list[Violation] = []
+    history.add(OrderSlack(testbed.order_slack))
     rng = random.Random(plan.seed)
     deployment = Deployment(balancers.workers.url, testbed.mongo_url)
-    workers = WorkerPool(deployment, rng, plan.planted, plan.partitions)
+    workers = WorkerPool(deployment, rng, plan.planted)
+    layouts = LayoutChanger(deployment, rng, plan.partitions, plan.planted)
     recorder = Recorder(deployment, balancers.recorder.url, history)
 
     def make_publisher(name: str, outplans: Outplans, pace: float) -> LoadPublisher:
@@ -170,26 +185,30 @@ async def _run(
         return LoadPublisher(name, generator, url, deployment.prefix, history, pace)
 
     try:
-        await (await workers.start()).wait_for_log("ready")
+        await (await workers.start(partitions=plan.partitions)).wait_for_log("ready")
         await recorder.declare_queues()
         await testbed.persist_queues()
         async with _record(recorder):
-            faults = testbed.faults(build_topology(deployment.prefix, plan.partitions))
-            nemesis = Nemesis(rng, workers, recorder, balancers.breakable, faults, history)
+            faults = testbed.faults(deployment.prefix)
+            nemesis = Nemesis(rng, workers, recorder, layouts, balancers.breakable, faults, history)
             marker = make_publisher("marker", Outplans(plan.seed, 1), 1)
-            context = RunContext(workers, recorder, marker, history)
+            context = RunContext(workers, recorder, layouts, marker, history)
             disrupt = disruption or partial(_run_nemesis, plan, nemesis)
             await _publish_during(disrupt, plan, make_publisher, context)
-            stuck = await _settle(plan.settle, testbed, context, deployment.prefix)
+            found = await _settle(plan.settle, testbed, context, deployment.prefix)
     finally:
-        await workers.kill()
-    failed = [Violation("worker failed", "worker", text) for text in workers.unexpected_exits]
-    return Result(history, [*stuck, *failed, *check(history)], monotonic() - since)
+        await layouts.kill()
+        await workers.kill_all()
+    found += [Violation("worker failed", "worker", text) for text in workers.unexpected_exits]
+    found += [Violation("layout change failed", "command", text) for text in layouts.failures]
+    seconds = monotonic() - since
+    return Result(history, [*found, *check(history)], seconds, workers.read_logs())
 
 
 async def _publish_during(
     disruption: Disruption, plan: Plan, make_publisher: MakePublisher, context: RunContext
 ) -> None:
+    context.workers.supervise()
     for _ in range(_WORKERS - 1):
         await context.workers.start()
     over = asyncio.Event()
@@ -206,6 +225,8 @@ async def _run_nemesis(plan: Plan, nemesis: Nemesis, _context: RunContext) -> No
     over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(nemesis.run(over, plan.pause))
+        if plan.changes:
+            group.create_task(nemesis.change_layouts(over, plan.changes))
         await asyncio.sleep(plan.seconds)
         over.set()
 
@@ -213,25 +234,29 @@ async def _run_nemesis(plan: Plan, nemesis: Nemesis, _context: RunContext) -> No
 async def _settle(
     seconds: float, testbed: Testbed, context: RunContext, prefix: str
 ) -> list[Violation]:
-    """Restore the servers, wait until the command queues are empty, and finish the history."""
+    """Restore the servers, finish a change of the layout, and wait until all queues are empty.
+
+    Finish the history, and return what is left.
+    """
     await testbed.restore()
-    await context.workers.replace_dead()
+    await context.layouts.finish()
     try:
         async with asyncio.timeout(seconds):
             # A broker that has just come back may count its queues wrong: send a command first.
             await context.measure_latency(seconds)
-            while await testbed.count_commands(prefix):
-                await context.workers.replace_dead()
+            while sum(parse_command_counts(await testbed.list_queues(), prefix).values()):
                 await asyncio.sleep(0.5)
-            await context.workers.drain()
+            await context.workers.stop_all()
     except TimeoutError:
-        left = await testbed.count_commands(prefix)
-        return [Violation("stuck", prefix, f"{left} commands left after the run")]
+        listed = await testbed.list_queues()
+        return [Violation("stuck", prefix, f"commands left after the run:\n{listed}")]
     finally:
-        await context.workers.kill()
+        await context.workers.kill_all()
         async with asyncio.timeout(_DRAIN_SECONDS):
             await context.recorder.finish()
-    return []
+    queues = parse_command_counts(await testbed.list_queues(), prefix)
+    unsteady = await context.layouts.find_unsteady(queues.keys())
+    return [Violation("layout not steady", prefix, text) for text in unsteady]
 
 
 @asynccontextmanager

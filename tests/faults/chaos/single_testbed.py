@@ -8,9 +8,9 @@ from typing import Any, Final
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from outplan.contract.topology import Topology
 from outplan.testing.servers import Server, ServerFailed, Servers
 from tests.faults.chaos.nemesis import Fault, Faults, Inject
+from tests.faults.chaos.queue_counts import LIST_QUEUES
 
 _SYNC: Final = "[dets:sync(T) || T <- dets:all()]."
 _CRASH_CHANNELS: Final = "[exit(P, kill) || P <- rabbit_channel:list(), rand:uniform(2) == 1], ok."
@@ -19,13 +19,15 @@ _CRASH_CHANNELS: Final = "[exit(P, kill) || P <- rabbit_channel:list(), rand:uni
 class SingleTestbed:
     """A `Testbed` of two servers; every fault leaves its server running and taking work."""
 
+    order_slack = 0.0
+
     def __init__(self, servers: Servers, rng: random.Random) -> None:
         self.amqp_urls: tuple[str, ...] = (servers.rabbitmq.url,)
         self.mongo_url = servers.mongodb.url
         self._servers = servers
         self._rng = rng
 
-    def faults(self, layout: Topology) -> Faults:  # noqa: ARG002
+    def faults(self, _prefix: str) -> Faults:
         rabbitmq, mongodb = self._servers.rabbitmq, self._servers.mongodb
         return {
             "RabbitMQ killed": Fault(2, "rabbitmq", self._kill(rabbitmq)),
@@ -46,8 +48,8 @@ class SingleTestbed:
         for server in (self._servers.rabbitmq, self._servers.mongodb):
             await asyncio.to_thread(server.start)
 
-    async def count_commands(self, prefix: str) -> int:
-        return parse_command_count(await self._ctl(*LIST_QUEUES), prefix)
+    async def list_queues(self) -> str:
+        return await self._ctl(*LIST_QUEUES)
 
     def _kill(self, server: Server) -> Inject:
         return self._interrupt(server.kill, server.start, 0, 2)
@@ -94,15 +96,6 @@ class SingleTestbed:
             except ServerFailed:
                 await asyncio.sleep(0.5)
         return await asyncio.to_thread(self._servers.rabbitmq.ctl, *arguments)
-
-
-LIST_QUEUES: Final = ("list_queues", "--no-table-headers", "name", "messages")
-
-
-def parse_command_count(listed: str, prefix: str) -> int:
-    """Count the commands in the answer to `LIST_QUEUES`, those in flight included."""
-    rows = (line.split() for line in listed.splitlines())
-    return sum(int(n) for name, n in rows if name.startswith(f"{prefix}.commands"))
 
 
 def step_down(mongo_url: str) -> str:

@@ -18,6 +18,7 @@ from tests.faults.chaos.history import (
 from tests.support.command_generator import Draft, Generator, Outplans
 from tests.support.contract_rules import NEVER, Command, Document, judge, parse_command
 
+_COMMANDS = 600
 _START = datetime(2026, 11, 24, tzinfo=UTC)
 
 
@@ -31,14 +32,26 @@ class PerfectService:
     events: dict[str, Document] = field(default_factory=dict)
     origins: dict[str, Command] = field(default_factory=dict)
     clock: int = 0
+    published_at: dict[str, float] = field(default_factory=dict)
 
-    def take(self, publisher: str, draft: Draft) -> None:
-        """Record a command from a publisher and all its effects."""
+    def record(self, connection: str, draft: Draft) -> SentCommand:
+        """Record a command; the times of those that are taken one after another overlap."""
         outcome: PublishOutcome = "unknown" if self.rng.random() < 0.05 else "confirmed"
-        send_id = f"{publisher} {len(self.history.sent)}"
-        sent = SentCommand.from_draft(draft, send_id, publisher, outcome)
+        taken_at = float(len(self.history.sent))
+        published_at = max(
+            self.published_at.get(connection, 0.0), taken_at - self.rng.uniform(0, 3)
+        )
+        confirmed_at = taken_at + self.rng.uniform(0, 3) if outcome == "confirmed" else None
+        self.published_at[connection] = published_at
+        sent = SentCommand.from_draft(
+            draft, f"{connection} {taken_at:.0f}", connection, outcome, published_at, confirmed_at
+        )
         self.history.add(sent)
-        if outcome == "confirmed" or self.rng.random() < 0.5:
+        return sent
+
+    def apply(self, sent: SentCommand) -> None:
+        """Record the effects of a command, if it arrived."""
+        if sent.outcome == "confirmed" or self.rng.random() < 0.5:
             self._judge(sent)
 
     def finish(self) -> History:
@@ -115,7 +128,7 @@ class PerfectService:
     def _reject(self, sent: SentCommand, code: str, **extra: int) -> None:
         problem = {"code": code, "command_id": sent.message_id or None, **extra}
         copy = RejectedCopy(
-            sent.send_id, sent.message_id, sent.name, sent.outplan_id, sent.body, code,
+            sent.send_id, sent.message_id, sent.routing_key, sent.outplan_id, sent.body, code,
             json.dumps(problem),
         )  # fmt: skip
         self.history.add(copy)
@@ -127,13 +140,28 @@ class PerfectService:
             self.history.add(ReceivedReply(sent.send_id, json.dumps(body)))
 
 
-def make_synthetic_history(seed: int, commands: int = 600, publishers: int = 3) -> History:
-    """Make the history of a run without a violation."""
+def make_synthetic_history(
+    seed: int, *, reconnecting: bool = False, overtaking: range = range(0)
+) -> History:
+    """Make the history of a run without a violation.
+
+    A ``reconnecting`` publisher sends each command on a new connection. The second half of the
+    commands in ``overtaking`` is applied before the first half: that is a violation.
+    """
     rng = random.Random(seed)
     service = PerfectService(rng)
     outplans = Outplans(seed, 12)
-    generators = {f"p{n}": Generator(seed, f"p{n}", outplans) for n in range(publishers)}
-    for _ in range(commands):
+    generators = {name: Generator(seed, name, outplans) for name in ("p0", "p1", "p2")}
+    overtaken: list[SentCommand] = []
+    for n in range(_COMMANDS):
         publisher = rng.choice(list(generators))
-        service.take(publisher, generators[publisher].draft())
+        connection = f"{publisher}.{n}" if reconnecting else publisher
+        sent = service.record(connection, generators[publisher].draft())
+        if n in overtaking[: len(overtaking) // 2]:
+            overtaken.append(sent)
+        else:
+            service.apply(sent)
+        if n == overtaking.stop - 1:
+            for each in overtaken:
+                service.apply(each)
     return service.finish()

@@ -12,6 +12,7 @@ import pytest
 from tests.faults.chaos.checker import check
 from tests.faults.chaos.history import (
     History,
+    OrderSlack,
     ReceivedEvent,
     ReceivedReply,
     RejectedCopy,
@@ -21,13 +22,15 @@ from tests.faults.chaos.history import (
     write,
 )
 from tests.faults.chaos.synthetic_history import make_synthetic_history
+from tests.support.command_generator import Draft
 
 Corruption = Callable[[History, random.Random], None]
 
 
+@pytest.mark.parametrize("reconnecting", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_faultless_history_has_no_violation(seed: int) -> None:
-    history = make_synthetic_history(seed)
+def test_a_faultless_history_has_no_violation(seed: int, reconnecting: bool) -> None:
+    history = make_synthetic_history(seed, reconnecting=reconnecting)
     assert check(history) == []
     # A history without such entries would prove nothing.
     codes = {copy.code for copy in history.copies}
@@ -41,6 +44,21 @@ def test_a_written_history_reads_back_equal(tmp_path: Path) -> None:
     write(history, tmp_path / "history.jsonl")
     with (tmp_path / "history.jsonl").open() as file:
         assert read(file) == history
+
+
+@pytest.mark.parametrize("reconnecting", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_commands_that_overtake_others_are_found(seed: int, reconnecting: bool) -> None:
+    """A layout change that starts the new queues too early does this."""
+    history = make_synthetic_history(seed, reconnecting=reconnecting, overtaking=range(300, 360))
+    assert {violation.rule for violation in check(history)} == {"commands out of order"}
+
+
+def test_commands_may_change_places_within_the_slack() -> None:
+    overtaking = range(300, 360)
+    history = make_synthetic_history(1, reconnecting=True, overtaking=overtaking)
+    history.add(OrderSlack(len(overtaking)))
+    assert check(history) == []
 
 
 def stored_events(history: History) -> list[StoredDocument]:
@@ -173,7 +191,7 @@ def reject_and_accept(history: History, rng: random.Random) -> None:
         RejectedCopy(
             sent.send_id,
             sent.message_id,
-            sent.name,
+            sent.routing_key,
             sent.outplan_id,
             sent.body,
             "not_found",
@@ -197,13 +215,16 @@ def reorder_a_publishers_commands(history: History, rng: random.Random) -> None:
     versions = {e.document["_id"]: e.document["version"] for e in stored_events(history)}
     pairs = [
         (one, two) for one in once for two in once
-        if one.publisher == two.publisher and one.outplan_id == two.outplan_id
+        if one.connection == two.connection and one.outplan_id == two.outplan_id
         and versions.get(one.message_id, 0) > 1
         and versions.get(one.message_id, 0) < versions.get(two.message_id, 0)
     ]  # fmt: skip
     one, two = rng.choice(pairs)
     n, m = history.sent.index(one), history.sent.index(two)
-    history.sent[n], history.sent[m] = two, one
+    for place, moved, at in ((n, two, one), (m, one, two)):
+        history.sent[place] = replace(
+            moved, published_at=at.published_at, confirmed_at=at.confirmed_at
+        )
 
 
 CORRUPTIONS: list[tuple[Corruption, set[str]]] = [
@@ -236,7 +257,8 @@ def test_a_corruption_is_found(corrupt: Corruption, rules: set[str], seed: int) 
 
 def test_a_returned_command_must_have_no_outcome() -> None:
     history = History()
-    history.add(SentCommand("s", "p", "outplan_delete", "m", "o", "{}", "returned"))
+    draft = Draft("outplan_delete", "m", "o", b"{}")
+    history.add(SentCommand.from_draft(draft, "s", "p", "returned", 0.0, None))
     assert check(history) == []
     reply = {"command_id": "m", "status": "unchanged", "version": 1, "outplan": {"id": "o"}}
     history.add(ReceivedReply("s", json.dumps(reply)))

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from outplan.contract.amqp import Delivery
-from outplan.contract.slots import routing_key
 from outplan.contract.topology import build_topology
 from outplan.rabbitmq.session import Session
 from tests.support.command_generator import Draft, Generator, Outplans
@@ -113,7 +112,7 @@ class Load:
         id_ = draft.outplan_id.encode()
         table = [(b"outplan_id", b"S" + len(id_).to_bytes(4, "big") + id_)]
         header = encode_content_header(properties, table, len(draft.body))
-        return RawMessage(routing_key(draft.name, draft.outplan_id), header, draft.body)
+        return RawMessage(draft.routing_key, header, draft.body)
 
     def _count(self, delivery: Delivery, now: float) -> None:
         serial = delivery.properties.correlation_id or ""

@@ -1,4 +1,4 @@
-"""Run a worker with a defect: ``python -m tests.faults.chaos.worker run``.
+"""Run ``outplan`` with a defect: ``python -m tests.faults.chaos.planted run``, or ``partitions 4``.
 
 PLANTED_FAULT in the environment names a fault in its code, see ``plants``; the other variables are
 those of ``tests.support.faulty_worker``.

@@ -1,0 +1,175 @@
+"""Change the number of partitions by ``outplan partitions``; kill, abort and repeat the command."""
+
+import asyncio
+import random
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from collections.abc import Set
+from time import monotonic
+from typing import Any, Final
+
+from pymongo import AsyncMongoClient
+
+from outplan.testing import Deployment
+
+_MODULE: Final = "tests.faults.chaos.planted"
+_NUMBERS: Final = (1, 2, 4, 7, 16)
+# The command waits for servers and workers, whatever happens to them; longer than this is stuck.
+_CHANGE_SECONDS: Final = 300
+# A change takes some seconds in every phase, so that a signal hits any of them.
+_SIGNAL_SECONDS: Final = 12
+_SHOWN_OUTPUT: Final = 1_500
+
+
+class PartitionsCommand:
+    """Run one ``outplan partitions`` as a child process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._communicating = asyncio.create_task(process.communicate())
+
+    @classmethod
+    async def start(
+        cls, deployment: Deployment, *arguments: str, planted: str = ""
+    ) -> "PartitionsCommand":
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", _MODULE, "partitions", *arguments,
+            env=deployment.environment(PLANTED_FAULT=planted),
+            stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
+        )  # fmt: skip
+        return cls(process)
+
+    async def wait(self, seconds: float) -> bool:
+        """Return whether it has ended within that time."""
+        done, _ = await asyncio.wait({self._communicating}, timeout=seconds)
+        return bool(done)
+
+    async def end(self, number: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
+        """Send a signal if it runs; return the exit code and the end of its output."""
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        output, _ = await self._communicating
+        code = self._process.returncode
+        assert code is not None
+        return code, output.decode(errors="replace")[-_SHOWN_OUTPUT:]
+
+
+class LayoutChanger:
+    """Change the layout of a deployment, one change at a time.
+
+    ``partitions`` is the number in force, or the one that an unfinished change leads to.
+    ``failures`` collects what the command may not do.
+    """
+
+    def __init__(
+        self, deployment: Deployment, rng: random.Random, partitions: int, planted: str = ""
+    ) -> None:
+        self.partitions = partitions
+        self.failures: list[str] = []
+        self._deployment = deployment
+        self._rng = rng
+        self._planted = planted
+        self._former = partitions
+        self._is_unfinished = False
+        self._command: PartitionsCommand | None = None
+
+    async def change(self) -> tuple[str, str]:
+        """Change to a random number, or continue a change that was left; return name and detail."""
+        since = monotonic()
+        if self._is_unfinished:
+            name, act = "layout change continued", self.finish
+        else:
+            self._former = self.partitions
+            self.partitions = self._rng.choice([n for n in _NUMBERS if n != self._former])
+            self._is_unfinished = True
+            name, act = self._rng.choice(
+                [
+                    ("layout changed", self.finish),
+                    ("layout change killed and repeated", self._kill_and_repeat),
+                    ("layout change killed and left", self._kill),
+                    ("layout change aborted", self._abort),
+                ]
+            )
+        former, aim = self._former, self.partitions
+        await act()
+        detail = f"{former} to {aim}, {monotonic() - since:.1f} s"
+        return name, detail if self.partitions == aim else f"{detail}, back to {self.partitions}"
+
+    async def change_to(self, partitions: int) -> None:
+        """Change to this number."""
+        self.partitions = partitions
+        self._is_unfinished = True
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Bring the change to its end, if there is one."""
+        if self._is_unfinished:
+            command = await self._start(str(self.partitions))
+            await self._require_success(command, f"outplan partitions {self.partitions}")
+            self._is_unfinished = False
+
+    async def kill(self) -> None:
+        """Kill the command if it still runs."""
+        if self._command is not None:
+            await self._command.end()
+
+    async def find_unsteady(self, queues: Set[str]) -> list[str]:
+        """Return how MongoDB and the existing ``queues`` differ from a finished change."""
+        main = f"{self._deployment.prefix}.commands"
+        numbered = {f"{main}.{n}" for n in range(self.partitions if self.partitions > 1 else 0)}
+        found = []
+        if queues != {main, *numbered}:
+            found.append(f"{self.partitions} partitions, but the queues {sorted(queues)}")
+        async with AsyncMongoClient[dict[str, Any]](self._deployment.mongo_url) as mongo:
+            layouts = mongo[self._deployment.database]["outplan_layouts"]
+            stored = await layouts.find_one({"_id": self._deployment.prefix}) or {}
+        if (stored.get("phase"), stored.get("partitions")) != ("steady", self.partitions):
+            found.append(f"{self.partitions} partitions, but the stored layout {stored}")
+        return found
+
+    async def _kill(self) -> None:
+        """Start the change and end the command soon; it may be done by then."""
+        command = await self._start(str(self.partitions))
+        await command.wait(self._rng.uniform(0, _SIGNAL_SECONDS))
+        number = self._rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+        code, output = await command.end(number)
+        if code not in (0, -number, 128 + number):
+            self.failures.append(f"ended by {number.name}, exit code {code}: {output}")
+
+    async def _kill_and_repeat(self) -> None:
+        await self._kill()
+        while self._rng.random() < 0.3:
+            await self._kill()
+        await self.finish()
+
+    async def _abort(self) -> None:
+        """Kill the command and abort the change; finish it if it is too late for that."""
+        await self._kill()
+        command = await self._start("--abort")
+        if not await command.wait(_CHANGE_SECONDS):
+            _, output = await command.end()
+            self.failures.append(f"--abort did not end in {_CHANGE_SECONDS} s: {output}")
+            return
+        code, output = await command.end()
+        if code == 0:
+            self.partitions = self._former
+            self._is_unfinished = False
+        elif output.strip():
+            await self.finish()
+        else:
+            self.failures.append(f"--abort gave no reason for exit code {code}")
+
+    async def _require_success(self, command: PartitionsCommand, name: str) -> None:
+        ended = await command.wait(_CHANGE_SECONDS)
+        code, output = await command.end()
+        if not ended:
+            self.failures.append(f"{name} did not end in {_CHANGE_SECONDS} s: {output}")
+        elif code != 0:
+            self.failures.append(f"{name}, exit code {code}: {output}")
+
+    async def _start(self, *arguments: str) -> PartitionsCommand:
+        self._command = await PartitionsCommand.start(
+            self._deployment, *arguments, planted=self._planted
+        )
+        return self._command
