@@ -58,7 +58,7 @@ chaos: servers $(STAMPS)/test ## inject faults under load and check every promis
 planted: servers $(STAMPS)/test ## plant nine bugs, one at a time; chaos must find each
 	@$(BIN)/python -m pytest -m planted tests/faults/chaos/test_chaos.py
 
-cluster: servers $(STAMPS)/test ## kill nodes of three-node clusters, RabbitMQ 3.10 and 4
+cluster: servers $(STAMPS)/test ## kill nodes of three-node clusters, RabbitMQ 3.10 and 4.3
 	@$(BIN)/python -m pytest -s tests/faults/clusters
 
 hostile: servers $(STAMPS)/test ## send a million malformed messages, 50,000 of them through RabbitMQ

@@ -7,13 +7,14 @@ import pytest
 from outplan.testing import Deployment
 from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers
-from tests.support.brokers import BROKERS, own_servers
+from tests.support.brokers import BROKERS, skip_if_unavailable, start_broker
 from tests.support.world import EVENT_QUEUE
 
 
 @pytest.fixture(scope="module", params=BROKERS)
 def killable_servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with own_servers(request.param) as running:
+    skip_if_unavailable(request.param)
+    with start_broker(request.param) as running:
         yield running
 
 

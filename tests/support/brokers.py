@@ -1,19 +1,21 @@
-"""Start the RabbitMQ versions under test: 3.10 from the system, 4 from Docker."""
+"""Start the RabbitMQ versions under test: 3.10 from the system, 4.0 and 4.3 from Docker."""
 
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import pytest
 
-from outplan.testing.servers import Server, Servers, start_servers
+from outplan.testing.servers import Server, Servers
+from outplan.testing.servers.containers import container_servers
+from outplan.testing.servers.processes import process_servers
 
-Broker = Literal["3.10", "4"]
-BROKERS: Final[tuple[Broker, ...]] = ("3.10", "4")
+Broker = Literal["3.10", "4.0", "4.3"]
+# The oldest and the newest version that the service supports.
+BROKERS: Final[tuple[Broker, ...]] = ("3.10", "4.3")
 
 
 def skip_without_docker() -> None:
@@ -24,13 +26,21 @@ def skip_without_docker() -> None:
         pytest.skip("no Docker daemon answers")
 
 
-@contextmanager
-def own_servers(broker: Broker) -> Iterator[Servers]:
-    """Start servers that the test may stop or break; skip if this RabbitMQ is not available."""
-    if broker == "4":
+def find_image(broker: Broker) -> str | None:
+    """Return the Docker image of this RabbitMQ, or None if it runs as child processes."""
+    return None if broker == "3.10" else f"rabbitmq:{broker}-management"
+
+
+def skip_if_unavailable(broker: Broker) -> None:
+    """Skip the test if this RabbitMQ needs Docker and no daemon answers."""
+    if find_image(broker):
         skip_without_docker()
-    with start_servers("docker" if broker == "4" else "processes") as servers:
-        yield servers
+
+
+def start_broker(broker: Broker) -> AbstractContextManager[Servers]:
+    """Start servers that the caller may stop or break. Raises `ServersUnavailable`."""
+    image = find_image(broker)
+    return container_servers(rabbitmq_image=image) if image else process_servers()
 
 
 def port_of(url: str) -> int:

@@ -44,9 +44,10 @@ _PHRASES: Final = {
     "invalid": "still invalid, not sent",
     "valid": "valid now",
 }
-# Headers that the lines above them show already.
-_SHOWN_HEADERS: Final = frozenset(
-    {"x-problem", "x-problem-code", "x-rejected-at", "x-delivery-count"}
+# Headers that the lines above them show already, and the broker's counters: RabbitMQ 4.3 counts
+# each look at a message in x-acquired-count.
+_HIDDEN_HEADERS: Final = frozenset(
+    {"x-problem", "x-problem-code", "x-rejected-at", "x-delivery-count", "x-acquired-count"}
 )
 _MIN_DETAIL: Final = 24
 _LABEL_WIDTH: Final = 12
@@ -256,7 +257,7 @@ def _describe(
     yield "now", f"invalid: {escape(_explain(problem))}" if problem else "valid"
     for kind, label in (("properties", "property"), ("headers", "header")):
         for name, value in record[kind].items():
-            if name not in _SHOWN_HEADERS:
+            if name not in _HIDDEN_HEADERS:
                 yield label, _format_pair(name, value)
 
 

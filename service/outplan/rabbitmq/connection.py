@@ -128,7 +128,8 @@ class Connection:
         self.guard.watch(channel, self._name)
         channel.on_consumer_cancel_callbacks.add(
             lambda frame: self.guard.fail(
-                f"the broker cancelled the consumer {frame.consumer_tag}: its queue is gone"
+                f"the broker cancelled the consumer {frame.consumer_tag}: its queue is gone, "
+                "or deliveries were unacked for longer than the consumer timeout"
             )
         )
         return channel

@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from outplan.testing.servers import Mode, start_servers
 from tests.faults.chaos import report
 from tests.faults.chaos.checker import check
 from tests.faults.chaos.cluster_testbed import ClusterTestbed
@@ -25,7 +24,7 @@ from tests.faults.chaos.run import Plan, Result, Testbed
 from tests.faults.chaos.run import run as run_plan
 from tests.faults.chaos.single_testbed import SingleTestbed
 from tests.faults.clusters.cluster import start_cluster
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, start_broker
 
 TopologyName = Literal["single", "cluster"]
 
@@ -40,7 +39,7 @@ def run(
     topology: Annotated[
         TopologyName, typer.Option(help="One server of each kind, or clusters of three.")
     ] = "single",
-    broker: Annotated[Broker, typer.Option(help="RabbitMQ version; 4 needs Docker.")] = "3.10",
+    broker: Annotated[Broker, typer.Option(help="RabbitMQ; 4.0 and 4.3 need Docker.")] = "3.10",
     pace: Annotated[float, typer.Option(help="Commands a second.")] = 1_500,
     pause: Annotated[float, typer.Option(help="Mean seconds between faults.")] = 1.0,
     partitions: Annotated[int, typer.Option(help="Number of partitions at the start.")] = 1,
@@ -100,8 +99,7 @@ def _open_testbed(topology: TopologyName, broker: Broker, rng: random.Random) ->
         with start_cluster(broker) as servers:
             yield ClusterTestbed(servers, rng)
         return
-    mode: Mode = "docker" if broker == "4" else "processes"
-    with start_servers(mode) as single:
+    with start_broker(broker) as single:
         yield SingleTestbed(single, rng)
 
 

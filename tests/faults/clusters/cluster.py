@@ -31,7 +31,7 @@ from tests.faults.clusters.status import (
     read_status,
     transfer_leadership,
 )
-from tests.support.brokers import Broker
+from tests.support.brokers import Broker, find_image
 
 Answer = TypeVar("Answer")
 
@@ -212,8 +212,8 @@ def start_cluster(broker: Broker = "3.10") -> Iterator[Cluster]:
     """Start a healthy, empty cluster; end it with the block or with this process.
 
     RabbitMQ 3.10 runs as child processes of the system's ``rabbitmq-server``, whatever its version;
-    4 runs in containers. MongoDB runs as child processes. All listen on 127.0.0.1 only. Raises
-    `ServersUnavailable`.
+    4.0 and 4.3 run in containers. MongoDB runs as child processes. All listen on 127.0.0.1 only.
+    Raises `ServersUnavailable`.
     """
     programs = find_programs()
     folder = Path(tempfile.gettempdir(), f"outplan-cluster-{token_hex(8)}")
@@ -223,8 +223,8 @@ def start_cluster(broker: Broker = "3.10") -> Iterator[Cluster]:
         ports = Ports.of(stack.enter_context(reserve_ports(PORTS)))
         mongos = mongo_members(programs, folder, ports, will)
         rabbits = stack.enter_context(
-            rabbit_containers(ports)
-            if broker == "4"
+            rabbit_containers(ports, image)
+            if (image := find_image(broker))
             else rabbit_processes(programs, folder, ports, will)
         )
         for server in (*mongos, *rabbits):

@@ -4,7 +4,6 @@ There they keep their addresses across restarts and listen on 127.0.0.1 only, as
 processes do.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from secrets import token_hex
@@ -12,7 +11,6 @@ from secrets import token_hex
 from testcontainers.core.container import DockerContainer
 
 from outplan.testing.servers.containers import (
-    RABBITMQ_IMAGE_VARIABLE,
     Container,
     new_container,
     rabbitmqctl,
@@ -27,14 +25,13 @@ _SETTINGS = "/etc/rabbitmq"
 
 
 @contextmanager
-def rabbit_containers(ports: Ports) -> Iterator[tuple[RabbitNode, ...]]:
+def rabbit_containers(ports: Ports, image: str) -> Iterator[tuple[RabbitNode, ...]]:
     """Prepare the nodes, and run the epmd that they need in a container of its own.
 
     The containers are removed when the block or this process ends. Raises `ServersUnavailable`.
     """
     require_docker()
     session, cookie = token_hex(4), token_hex(16)
-    image = os.environ.get(RABBITMQ_IMAGE_VARIABLE, "rabbitmq:4-management")
     names = [f"outplan-{name}-{session}" for name in ("epmd", "rabbit1", "rabbit2", "rabbit3")]
     with ExitStack() as stack:
         stack.enter_context(run_on_death("docker", "rm", "--force", "--volumes", *names))

@@ -32,7 +32,8 @@ _CACHE_GIGABYTES = 0.25
 _ANSWER_SECONDS = 1.0
 
 # The others drop a node that is paused for longer than the tick. autoheal restarts it from their
-# state once it is resumed; pause_minority would keep it separated for ever.
+# state once it is resumed; pause_minority would keep it separated for ever. RabbitMQ 4.3 has no
+# such setting: the metadata store is a Raft log, which the node catches up on.
 CLUSTER_CONF = "".join(
     [
         "cluster_formation.peer_discovery_backend = classic_config\n",

@@ -6,20 +6,20 @@ from typing import Any
 
 from outplan.testing.servers import RabbitServer
 
-# Each term prints JSON, and works on RabbitMQ 3.10 and 4.0.
+# Each term prints JSON, and works on RabbitMQ 3.10 (Mnesia), 4.0 and 4.3 (Khepri).
 _STATUS = """
 Members = fun(Q) ->
     {resource, VHost, queue, Name} = amqqueue:get_name(Q),
     {Name, [maps:from_list(Member) || Member <- rabbit_quorum_queue:status(VHost, Name)]}
 end,
 Queues = [Members(Q) || Q <- rabbit_amqqueue:list_by_type(rabbit_quorum_queue)],
-ClusterStatus = [{nodes, rabbit_mnesia:cluster_nodes(running)}, {queues, maps:from_list(Queues)}],
+ClusterStatus = [{nodes, rabbit_nodes:all_running()}, {queues, maps:from_list(Queues)}],
 io:format(<<"~ts">>, [rabbit_json:encode(maps:from_list(ClusterStatus))]).
 """
 _MEMBERS = """
 {ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"QUEUE">>)),
 {Name, _} = amqqueue:get_pid(Q),
-Running = rabbit_mnesia:cluster_nodes(running),
+Running = rabbit_nodes:all_running(),
 {ok, Members, {Name, Leader}} = ra:members([{Name, Node} || Node <- Running], 5000),
 """
 _LEADER = f"""{_MEMBERS}

@@ -14,7 +14,7 @@ from tests.faults.chaos import report
 from tests.faults.chaos.cluster_testbed import ClusterTestbed
 from tests.faults.chaos.run import Plan, RunContext, run
 from tests.faults.clusters.cluster import Cluster, start_cluster
-from tests.support.brokers import BROKERS, Broker, skip_without_docker
+from tests.support.brokers import BROKERS, Broker, skip_if_unavailable
 
 # The promise for events to flow again.
 OUTAGE_SECONDS = 10.0
@@ -25,8 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module", params=BROKERS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     broker: Broker = request.param
-    if broker == "4":
-        skip_without_docker()
+    skip_if_unavailable(broker)
     with start_cluster(broker) as running:
         yield running
 

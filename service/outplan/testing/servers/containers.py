@@ -22,6 +22,8 @@ from outplan.testing.servers.supervisor import run_on_death
 
 RABBITMQ_IMAGE_VARIABLE = "OUTPLAN_TEST_RABBITMQ_IMAGE"
 MONGO_IMAGE_VARIABLE = "OUTPLAN_TEST_MONGO_IMAGE"
+# A minor version: RabbitMQ changes what it does from one to the next.
+RABBITMQ_IMAGE = "rabbitmq:4.3-management"
 
 _AMQP_PORT = 5672
 _MANAGEMENT_PORT = 15672
@@ -32,10 +34,13 @@ _DOCKER_ERRORS = (DockerException, OSError)
 
 
 @contextmanager
-def container_servers(*, management_port: int | None = None) -> Iterator[Servers]:
+def container_servers(
+    *, management_port: int | None = None, rabbitmq_image: str | None = None
+) -> Iterator[Servers]:
     """Start both servers in containers, published on free ports of 127.0.0.1 only.
 
-    With ``management_port`` RabbitMQ has its management plugin, published there. Raises
+    With ``management_port`` RabbitMQ has its management plugin, published there. Without
+    ``rabbitmq_image`` the environment or this module chooses the image. Raises
     `ServersUnavailable` if no Docker daemon answers, `ServerFailed` if a container does not start.
     """
     require_docker()
@@ -45,7 +50,12 @@ def container_servers(*, management_port: int | None = None) -> Iterator[Servers
         # A container does not end with the process that started it.
         stack.enter_context(run_on_death("docker", "rm", "--force", "--volumes", *names))
         amqp, mongo = stack.enter_context(reserve_ports(2))
-        rabbitmq_container = _rabbitmq_container(names[0], amqp, management_port)
+        rabbitmq_container = _rabbitmq_container(
+            rabbitmq_image or os.environ.get(RABBITMQ_IMAGE_VARIABLE, RABBITMQ_IMAGE),
+            names[0],
+            amqp,
+            management_port,
+        )
         mongo_container = _mongo_container(names[1], mongo)
         for container in (rabbitmq_container, mongo_container):
             stack.enter_context(closing(container.get_docker_client().client))
@@ -102,8 +112,9 @@ def rabbitmqctl(container: DockerContainer, *options: str) -> Callable[[Sequence
     return ctl
 
 
-def _rabbitmq_container(name: str, port: int, management_port: int | None) -> DockerContainer:
-    image = os.environ.get(RABBITMQ_IMAGE_VARIABLE, "rabbitmq:4-management")
+def _rabbitmq_container(
+    image: str, name: str, port: int, management_port: int | None
+) -> DockerContainer:
     container = new_container(image, name)
     container.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", LESS_SPINNING)
     plugins = enabled_plugins(management=management_port is not None)
