@@ -1,6 +1,6 @@
 """The store in memory, with faults on demand, for the handler's tests."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from outplan.domain.decider import State
@@ -42,6 +42,10 @@ class FaultyStore(MemoryStore):
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         await super().record_attempt(fence, attempt)
         self.attempts.append(attempt)
+
+    async def release(self, fences: Sequence[Fence]) -> None:
+        await super().release(fences)
+        self.attempts += [fence.attempt for fence in fences if fence.attempt]
 
     async def transact(self, work: Callable[[MemoryTransaction], Awaitable[Any]]) -> Any:
         if self.fail_next:

@@ -234,7 +234,7 @@ async def test_a_session_that_ends_while_it_handles_the_message_counts_as_an_att
     memory.die_next = True
     with pytest.raises(Died):
         await handler.handle_alone(sent)
-    await handler.refund_attempts()
+    await handler.release()
     assert [attempt.number for attempt in memory.attempts] == [1, 2]
 
 
@@ -326,7 +326,7 @@ async def test_a_session_that_ends_through_no_fault_of_the_message_refunds_its_a
         handler, _ = make_handler(memory)
         outcome = await handler.handle_alone(sent)
         assert read_code(outcome) == "accepted"
-        await handler.refund_attempts()  # Its event could not be published.
+        await handler.release()  # Its event could not be published.
     assert memory.attempts[-1].number == 0
 
 
@@ -335,7 +335,7 @@ async def test_a_session_refunds_only_its_own_attempts() -> None:
     await die_while_handling(memory, create("c-1").delivery)
     handler, _ = make_handler(memory)
     await handler.handle(make_batch(update("c-2", name="x")))
-    await handler.refund_attempts()
+    await handler.release()
     assert memory.attempts == [Attempt(create("c-1").delivery.fingerprint, 1)]
 
 
@@ -417,3 +417,14 @@ async def test_a_bug_in_parsing_makes_the_batch_unprocessable(
     handler, _ = make_handler(FaultyStore())
     with pytest.raises(Unprocessable, match="ZeroDivisionError"):
         await handler.handle([create().delivery])
+
+
+async def test_a_queue_is_suspicious_only_after_a_session_that_did_not_end_cleanly() -> None:
+    memory, redelivered = FaultyStore(), [delivery({}, redelivered=True)]
+    first, _ = make_handler(memory)
+    assert not await first.follows_death(redelivered)
+    second, _ = make_handler(memory)
+    assert await second.follows_death(redelivered), "the first one has not released the queue"
+    await second.release()
+    third, _ = make_handler(memory)
+    assert not await third.follows_death(redelivered)

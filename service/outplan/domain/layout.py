@@ -34,7 +34,8 @@ class Layout:
 
     ``partitions`` is the number in force, or the one that a change leads to. ``former`` is the
     number before the change; in retire, workers consume all queues below this number. ``drained``
-    names the queues through which the barrier with this phase's ``token`` has come.
+    names the queues through which the barrier with this phase's ``token`` has come. ``highest`` is
+    the largest number that there ever was.
     """
 
     generation: int
@@ -43,6 +44,7 @@ class Layout:
     former: int
     token: str = ""
     drained: frozenset[str] = frozenset()
+    highest: int = 1
 
     @property
     def is_steady(self) -> bool:
@@ -58,24 +60,26 @@ class Layout:
     def start(self, partitions: int, token: str) -> "Layout":
         """Return the first phase of a change to another number of partitions."""
         phase: Phase = "divert" if self.partitions > 1 else "replay"
-        return Layout(self.generation + 1, phase, partitions, self.partitions, token)
+        highest = max(self.highest, self.partitions, partitions)
+        return Layout(
+            self.generation + 1, phase, partitions, self.partitions, token, highest=highest
+        )
 
     def advance(self, token: str) -> "Layout":
         """Return the phase after this one, whose awaited queues are drained."""
         after: Phase = "replay" if self.phase == "divert" and self.partitions > 1 else "steady"
         former = self.partitions if after == "steady" else self.former
-        return Layout(self.generation + 1, after, self.partitions, former, token)
+        return self._follow(after, former, token)
 
     def abort(self, token: str) -> "Layout":
         """Return a divert that leads back to the former number of partitions."""
         assert self.phase == "divert"
-        return replace(self, generation=self.generation + 1, partitions=self.former, token=token,
-                       drained=frozenset())  # fmt: skip
+        return replace(self._follow("divert", self.former, token), partitions=self.former)
 
     def retire(self, former: int, token: str) -> "Layout":
         """Return a phase that empties the queues from ``partitions`` up to below ``former``."""
         assert self.is_steady
-        return Layout(self.generation + 1, "retire", self.partitions, former, token)
+        return self._follow("retire", former, token)
 
     def list_consumed(self, prefix: str) -> list[Queue]:
         """List the queues that workers consume in this phase."""
@@ -108,6 +112,11 @@ class Layout:
     def build_topology(self, prefix: str) -> Topology:
         """Build the topology that this layout leads to."""
         return build_topology(prefix, self.partitions)
+
+    def _follow(self, phase: Phase, former: int, token: str) -> "Layout":
+        return Layout(
+            self.generation + 1, phase, self.partitions, former, token, highest=self.highest
+        )
 
     def _build_largest_topology(self, prefix: str) -> Topology:
         # A single retired queue is number 0 of at least two.

@@ -46,12 +46,16 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A worker's claim on a command queue. ``epoch`` is the fencing token."""
+    """A worker's claim on a command queue. ``epoch`` is the fencing token.
+
+    ``is_clean`` says that the former holder's session ended without the death of its worker.
+    """
 
     queue: str
     epoch: int
     outcomes: tuple[RecordedOutcome, ...] = ()
     attempt: Attempt | None = None
+    is_clean: bool = True
 
 
 @dataclass(frozen=True, slots=True)

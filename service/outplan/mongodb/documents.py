@@ -25,7 +25,8 @@ def parse_fence(document: Document) -> Fence:
     attempt = None
     if "trial" in document:
         attempt = Attempt(document["trial"]["message"], document["trial"]["times"])
-    return Fence(document["_id"], document["epoch"], outcomes, attempt)
+    is_clean = document.get("clean", False)
+    return Fence(document["_id"], document["epoch"], outcomes, attempt, is_clean)
 
 
 def parse_layout(document: Document) -> Layout:
@@ -37,6 +38,7 @@ def parse_layout(document: Document) -> Layout:
         document["former"],
         document["token"],
         frozenset(document["drained"]),
+        document["highest"],
     )
 
 
@@ -50,6 +52,7 @@ def build_layout_document(prefix: str, layout: Layout) -> Document:
         "former": layout.former,
         "token": layout.token,
         "drained": sorted(layout.drained),
+        "highest": layout.highest,
     }
 
 

@@ -32,7 +32,7 @@ class MongoRegistry:
 
     async def ensure_layout(self, partitions: int) -> Layout:
         """Return the layout in force; on an empty system, write one with so many partitions."""
-        layout = Layout(1, "steady", partitions, partitions)
+        layout = Layout(1, "steady", partitions, partitions, highest=partitions)
         with translate_errors():
             try:
                 await self._layouts.insert_one(build_layout_document(self._prefix, layout))

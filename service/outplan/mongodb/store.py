@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import AsyncMongoClient, InsertOne, ReplaceOne, ReturnDocument
+from pymongo import AsyncMongoClient, InsertOne, ReplaceOne, ReturnDocument, UpdateOne
 from pymongo.errors import ConfigurationError, InvalidURI
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
@@ -218,6 +218,7 @@ class MongoStore:
                         "worker": worker,
                         "session": session.session_id["id"],
                         "generation": generation,
+                        "clean": False,
                     },
                     "$setOnInsert": {"batches": 0, "verdicts": []},
                 },
@@ -234,11 +235,24 @@ class MongoStore:
         if session_id != self._session.session_id["id"]:
             await self._client.admin.command("killSessions", [{"id": session_id}])
 
+    async def release(self, fences: Sequence[Fence]) -> None:
+        """Note that the sessions with these claims end cleanly; reduce attempts to those given."""
+        updates = [
+            UpdateOne(
+                _claim_of(fence),
+                {"$set": {"clean": True, **_attempt_field(fence.attempt)}},
+            )
+            for fence in fences
+        ]
+        if updates:
+            with translate_errors():
+                await self._database[FENCES].bulk_write(updates, ordered=False)
+
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         """Write the attempt that starts next. Raises Fenced."""
         with translate_errors():
             result = await self._database[FENCES].update_one(
-                _claim_of(fence), {"$set": {"trial": build_attempt_document(attempt)}}
+                _claim_of(fence), {"$set": _attempt_field(attempt)}
             )
         if result.matched_count != 1:
             raise _fence_lost(fence)
@@ -306,8 +320,12 @@ def _claim_of(fence: Fence) -> dict[str, Any]:
     return {"_id": fence.queue, "epoch": fence.epoch}
 
 
+def _attempt_field(attempt: Attempt | None) -> dict[str, Any]:
+    return {} if attempt is None else {"trial": build_attempt_document(attempt)}
+
+
 def _fence_lost(fence: Fence) -> Fenced:
-    return Fenced(f"another worker has claimed {fence.queue}")
+    return Fenced(f"another worker, or outplan partitions, has claimed {fence.queue}")
 
 
 def _any_of(ids: Iterable[str]) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def build_validators() -> dict[str, Schema]:
         _id=_text(minLength=1),
         epoch=_number(1, 2**53),
         generation=_number(0, 2**53),
+        clean={"bsonType": "bool"},
         worker=_text(),
         session={"bsonType": "binData"},
         batches=_number(0, 2**53),
@@ -131,8 +132,9 @@ def build_validators() -> dict[str, Schema]:
         trial=_closed_object(message=_text(), times=_number(0, 100)),
     )
     fence["required"].remove("trial")
-    # A fence from before there were layouts has no generation.
+    # A fence from before there were layouts has neither.
     fence["required"].remove("generation")
+    fence["required"].remove("clean")
     partitions = _number(1, MAX_PARTITIONS)
     layout = _closed_object(
         _id=_text(minLength=1),
@@ -142,6 +144,7 @@ def build_validators() -> dict[str, Schema]:
         former=partitions,
         token=_text(),
         drained={"bsonType": "array", "items": _text()},
+        highest=partitions,
     )
     worker = _closed_object(
         _id=_text(minLength=1),

@@ -5,7 +5,7 @@ Every step can be repeated. A run that is killed, or loses a server, goes on fro
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from secrets import token_hex
@@ -231,7 +231,8 @@ class LayoutChange:
         consumed = {queue.name for queue in layout.list_consumed(self._prefix)}
         for queue in largest.command_queues:
             if queue.name not in consumed:
-                await self._store.claim(queue.name, _HOLDER, layout.generation)
+                claim = await self._store.claim(queue.name, _HOLDER, layout.generation)
+                await self._store.release([claim])
 
     async def _wait(self, layout: Layout, why: str, seconds: float) -> None:
         self._report(Progress(layout, why, seconds=seconds))
@@ -318,31 +319,38 @@ class LayoutChange:
         )
 
 
-async def read_depths(connection: Connection, queues: Sequence[Queue]) -> list[QueueDepth]:
-    """Return the depths of those queues that exist.
+async def read_depths(connection: Connection, queues: Iterable[Queue]) -> list[QueueDepth]:
+    """Return the depths of those queues that exist."""
+    found = [await _read_depth(connection, queue) for queue in queues]
+    return [depth for depth in found if depth is not None]
 
-    One after the other: the driver uses the number of a channel that the broker has closed too
-    soon again.
-    """
-    found = []
-    for queue in queues:
-        with translate_errors():
-            async with connection.temporary_channel() as channel:
-                try:
-                    declared = await channel.queue_declare(queue.name, passive=True)
-                except ChannelNotFoundEntity:
-                    continue
-        messages, consumers = declared.message_count or 0, declared.consumer_count or 0
-        found.append(QueueDepth(queue, messages, consumers))
-    return found
+
+async def _read_depth(connection: Connection, queue: Queue) -> QueueDepth | None:
+    with translate_errors():
+        async with connection.temporary_channel() as channel:
+            try:
+                declared = await channel.queue_declare(queue.name, passive=True)
+            except ChannelNotFoundEntity:
+                return None
+    return QueueDepth(queue, declared.message_count or 0, declared.consumer_count or 0)
 
 
 async def find_stale_queues(
     connection: Connection, prefix: str, layout: Layout
 ) -> list[QueueDepth]:
-    """Return the depths of the numbered queues that a steady layout does not have."""
+    """Return the depths of the numbered queues that a steady layout does not have.
+
+    A version without stored layouts may have left some: these have no gap between their numbers.
+    """
     possible = build_topology(prefix, MAX_PARTITIONS).partitions
-    return await read_depths(connection, possible[count_queues(layout.partitions) :])
+    found = []
+    for number in range(count_queues(layout.partitions), MAX_PARTITIONS):
+        depth = await _read_depth(connection, possible[number])
+        if depth is not None:
+            found.append(depth)
+        elif number >= layout.highest:
+            break
+    return found
 
 
 def _number(queue: Queue) -> int:

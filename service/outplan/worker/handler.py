@@ -28,7 +28,7 @@ from outplan.worker.ports import BatchTransaction, OutplanStore, Registry
 # Split a batch after this many conflicts in a row: it may need more memory than the server has, or
 # the document of one outplan may contradict its history.
 _MAX_CONFLICTS: Final = 8
-_REFUND_SECONDS: Final = 2
+_RELEASE_SECONDS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class _Claim:
     epoch: int
     window: DeduplicationWindow
     guard: PoisonGuard
+    follows_death: bool
     since: float
 
     @property
@@ -121,13 +122,21 @@ class Handler:
         earliest = time.monotonic() - seconds
         return {queue for queue, claim in self._claims.items() if claim.since < earliest}
 
-    async def refund_attempts(self) -> None:
-        """Refund attempts at messages that have an outcome and no ack; give up after 2 s."""
-        for claim in self._claims.values():
-            if attempt := claim.guard.refund():
-                with suppress(OutplanError, TimeoutError):
-                    async with asyncio.timeout(_REFUND_SECONDS):
-                        await self._store.record_attempt(claim.fence, attempt)
+    async def follows_death(self, deliveries: Sequence[Delivery]) -> bool:
+        """Tell whether a worker died, or hung, that had one of these queues before."""
+        queues = {delivery.queue for delivery in deliveries}
+        await self._claim(queues)
+        return any(self._claims[queue].follows_death for queue in queues)
+
+    async def release(self) -> None:
+        """End the session's claims cleanly; give up after 2 s.
+
+        Refund attempts at messages that have an outcome and no ack.
+        """
+        fences = [Fence(c.queue, c.epoch, attempt=c.guard.refund()) for c in self._claims.values()]
+        with suppress(OutplanError, TimeoutError):
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._store.release(fences)
 
     async def _claim(self, queues: set[str]) -> None:
         new = queues - self._claims.keys()
@@ -140,7 +149,9 @@ class Handler:
             )
             window = DeduplicationWindow(fence.outcomes, self._window)
             guard = PoisonGuard(fence.attempt)
-            claimed[queue] = _Claim(queue, fence.epoch, window, guard, time.monotonic())
+            claimed[queue] = _Claim(
+                queue, fence.epoch, window, guard, not fence.is_clean, time.monotonic()
+            )
         # If this worker stalled, another one may have acked this batch: verify ownership.
         await self._confirm_ownership()
         self._claims |= claimed

@@ -93,7 +93,9 @@ class Pipeline:
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
         highest = max((d.delivery_count for d in deliveries if d.redelivered), default=0)
-        if highest >= SUSPICIOUS_DELIVERIES:
+        is_suspicious = highest >= SUSPICIOUS_DELIVERIES
+        # Sessions that end cleanly raise the count as well.
+        if is_suspicious and await self._handler.follows_death(deliveries):
             self._log.warning("batch_split", commands=len(deliveries), deliveries=highest)
             return await self._handle_one_by_one(deliveries)
         try:

@@ -88,6 +88,9 @@ class OutplanStore(Protocol):
         Raises LayoutChanged if a layout of a later generation is in force.
         """
 
+    async def release(self, fences: Sequence[Fence]) -> None:
+        """Note that the sessions with these claims end cleanly; reduce attempts to those given."""
+
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         """Write the attempt that starts next. Raises Fenced."""
 

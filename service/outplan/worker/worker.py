@@ -112,7 +112,8 @@ class Worker:
             stopping.cancel()
             serving.cancel()
             await asyncio.wait({serving})
-        await self._parts.membership.leave()
+        if self._share is not None:
+            await self._parts.membership.leave()
         if not serving.cancelled():
             serving.result()
 
@@ -174,8 +175,10 @@ class Worker:
                     metrics=parts.metrics,
                 )
             except (*SESSION_ENDED, asyncio.CancelledError):
-                await handler.refund_attempts()
+                await handler.release()
                 raise
+            else:
+                await handler.release()
             finally:
                 self._session = None
                 following.cancel()

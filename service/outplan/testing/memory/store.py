@@ -130,8 +130,15 @@ class MemoryStore:
         self._generations[queue] = generation
         old: Fence = self._stored.get((FENCES, queue), Fence(queue, 0))
         claimed = replace(old, epoch=old.epoch + 1)
-        self._stored[FENCES, queue] = claimed
+        self._stored[FENCES, queue] = replace(claimed, is_clean=False)
         return claimed
+
+    async def release(self, fences: Sequence[Fence]) -> None:
+        for fence in fences:
+            stored = self._stored[FENCES, fence.queue]
+            if stored.epoch == fence.epoch:
+                attempt = fence.attempt or stored.attempt
+                self._stored[FENCES, fence.queue] = replace(stored, is_clean=True, attempt=attempt)
 
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         key = (FENCES, fence.queue)
