@@ -89,11 +89,12 @@ async def test_a_command_carries_every_property_of_the_contract(
     client: OutplanClient, world: World, worker: WorkerProcess, deployment: Deployment
 ) -> None:
     queue = await world.channel.declare_queue(exclusive=True)
-    await queue.bind(f"{deployment.prefix}.commands", "outplan_create")
+    await queue.bind(f"{deployment.prefix}.commands", "outplan_create.#")
     result = await client.create(**create_fields(), message_id="a-create")
     message = await queue.get()
 
-    # The client derives the same id as the worker, so that partitions keep the outplan's order.
+    # The client derives the same id as the worker, so the slot is the outplan's too.
+    assert message.routing_key == f"outplan_create.{result.outplan.id[-2:]}"
     assert message.headers == {"outplan_id": result.outplan.id}
     assert (message.message_id, message.type) == ("a-create", "outplan_create")
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
@@ -191,7 +192,7 @@ async def test_two_commands_in_flight_with_one_message_id_have_separate_confirms
 ) -> None:
     await world.channel.queue_delete(f"{deployment.prefix}.commands")
     queue = await world.channel.declare_queue(exclusive=True)
-    await queue.bind(f"{deployment.prefix}.commands", "outplan_create")
+    await queue.bind(f"{deployment.prefix}.commands", "outplan_create.#")
     requests = [
         Request.create(**create_fields(), message_id="one"),
         Request.delete(str(uuid4()), message_id="one"),
