@@ -38,7 +38,7 @@ def compose(
             topology=share.layout.build_topology(settings.prefix),
             queues=share.queues,
             own=share.own,
-            standby=share.standby,
+            stages=share.stages,
             asserts_slots=share.layout.is_steady and share.layout.partitions > 1,
             is_first=is_first,
             require_layout=require_layout,

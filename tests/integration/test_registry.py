@@ -80,12 +80,12 @@ async def test_a_barrier_without_a_token_marks_nothing_when_steady(
     assert await registry.read_layout() == steady
 
 
-async def test_live_workers_are_listed_the_oldest_first(registry: MongoRegistry) -> None:
+async def test_live_workers_are_listed_until_they_leave(registry: MongoRegistry) -> None:
     for worker in ("z", "a", "m", "z"):
         await registry.announce(f"{registry}{worker}", 0)
-    assert [name[-1] for name in await registry.list_workers()] == ["z", "a", "m"]
+    assert [name[-1] for name in await registry.list_workers()] == ["a", "m", "z"]
     await registry.leave(f"{registry}a")
-    assert [name[-1] for name in await registry.list_workers()] == ["z", "m"]
+    assert [name[-1] for name in await registry.list_workers()] == ["m", "z"]
 
 
 async def test_workers_of_another_prefix_do_not_count(

@@ -109,13 +109,17 @@ def test_every_worker_computes_the_same_shares() -> None:
     queues = names(*range(16))
     assert assign(queues, workers) == assign(queues, sorted(workers, reverse=True))
     shares = [assign_share(steady(16), PREFIX, worker, workers) for worker in workers]
-    for part in ("own", "standby"):
+    for part in ("own", "inherited"):
         parts = [name for share in shares for name in getattr(share, part)]
-        assert sorted(parts) == sorted([MAIN, *queues])
-    assert not any(share.own & share.standby for share in shares)
+        assert sorted(parts) == sorted(queues)
+    for share in shares:
+        staged = [name for stage in share.stages for name in stage]
+        assert sorted(staged) == sorted([MAIN, *queues])
+        assert share.stages[0] == share.own | {MAIN}
+        assert share.stages[1] == share.inherited
 
 
-def test_a_standby_owns_the_queue_when_its_owner_dies() -> None:
+def test_the_heir_owns_the_queue_when_its_owner_dies() -> None:
     workers = [str(uuid4()) for _ in range(5)]
     for dead in workers:
         left = [worker for worker in workers if worker != dead]
@@ -123,13 +127,12 @@ def test_a_standby_owns_the_queue_when_its_owner_dies() -> None:
         for worker in left:
             before = assign_share(steady(16), PREFIX, worker, workers)
             after = assign_share(steady(16), PREFIX, worker, left)
-            assert after.own & orphans == before.standby & orphans
+            assert after.own & orphans == before.inherited & orphans
 
 
 def test_a_single_worker_stands_by_on_nothing() -> None:
     share = assign_share(steady(4), PREFIX, "a", ["a"])
-    assert share.own == {MAIN, *names(0, 1, 2, 3)}
-    assert not share.standby
+    assert [sorted(stage) for stage in share.stages] == [[MAIN, *names(0, 1, 2, 3)], [], []]
 
 
 def test_a_share_extends_another_one_only_if_no_queue_is_given_up() -> None:
@@ -140,11 +143,6 @@ def test_a_share_extends_another_one_only_if_no_queue_is_given_up() -> None:
     assert alone.extends(alone)
     changed = assign_share(steady(4).start(2, ""), PREFIX, "a", ["a"])
     assert not changed.extends(alone)
-
-
-def test_the_main_queue_stays_with_the_oldest_worker() -> None:
-    for workers in (["a"], ["a", "b"], ["a", "b", "c"]):
-        assert MAIN in assign_share(steady(4), PREFIX, "a", workers).own
 
 
 def test_most_queues_stay_where_they_are_when_a_worker_joins() -> None:

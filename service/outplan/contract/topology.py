@@ -5,7 +5,7 @@ not turn the declaration of an existing queue into a conflict.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from outplan.contract.slots import SLOTS, partition_of
@@ -43,6 +43,7 @@ class Queue:
 
     name: str
     arguments: Arguments
+    is_partition: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def build_topology(prefix: str = "outplan", partitions: int = 1) -> Topology:
         events=Exchange(f"{prefix}.events", "topic"),
         main=main,
         partitions=tuple(
-            _command_queue(f"{main.name}.{n}", rejected)
+            replace(_command_queue(f"{main.name}.{n}", rejected), is_partition=True)
             for n in range(partitions if partitions > 1 else 0)
         ),
         rejected=rejected,

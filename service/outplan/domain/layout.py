@@ -13,7 +13,7 @@ the workers consume only queues whose commands may be applied now:
 A phase ends when a barrier message has come through every queue that it awaits.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -132,63 +132,59 @@ def count_queues(partitions: int) -> int:
 class Share:
     """One worker's part of a layout.
 
-    Of the ``queues`` that are consumed now, the worker consumes its ``own`` at once. On its
-    ``standby`` ones it waits for their owner to go. ``workers`` is how many are alive.
+    Of the ``queues`` that are consumed now, the ``own`` partitions are the worker's. The
+    ``inherited`` ones will be when their owner dies. ``workers`` is how many are alive.
     """
 
     layout: Layout
     queues: tuple[Queue, ...]
     own: frozenset[str]
-    standby: frozenset[str]
+    inherited: frozenset[str]
     workers: int
 
     @property
-    def consumed(self) -> frozenset[str]:
-        return self.own | self.standby
+    def foreign(self) -> frozenset[str]:
+        """The partitions of other workers."""
+        return frozenset(queue.name for queue in self.queues if queue.is_partition) - self.own
+
+    @property
+    def stages(self) -> tuple[frozenset[str], ...]:
+        """The queues in the order in which to consume them: RabbitMQ activates who comes first.
+
+        Nobody owns the main queue. A worker stands by on all partitions of others.
+        """
+        main = frozenset(queue.name for queue in self.queues if not queue.is_partition)
+        return (self.own | main, self.inherited, self.foreign - self.inherited)
 
     def extends(self, other: "Share") -> bool:
-        """Tell whether a session for ``other`` need not give up a queue for this share."""
-        return (
-            self.layout.generation == other.layout.generation
-            and self.own >= other.own
-            and self.consumed >= other.consumed
-        )
+        """Tell whether a session for ``other`` need not give up a partition for this share."""
+        return self.layout.generation == other.layout.generation and self.own >= other.own
 
 
-def assign_share(layout: Layout, prefix: str, worker: str, workers: Sequence[str]) -> Share:
-    """Return a worker's share. ``workers`` lists the live workers, the oldest first.
-
-    A worker stands by on the queues that will be its own when their owner dies. The main queue
-    belongs to the oldest worker, so that a worker that joins never moves it.
-    """
-    consumed = layout.list_consumed(prefix)
-    main = build_topology(prefix).main.name
-    names = tuple(queue.name for queue in consumed)
-    owners, successors = _assign_with_successors(names, main, tuple(workers))
+def assign_share(layout: Layout, prefix: str, worker: str, workers: Collection[str]) -> Share:
+    """Return a worker's share among the live workers."""
+    queues = tuple(layout.list_consumed(prefix))
+    partitions = tuple(queue.name for queue in queues if queue.is_partition)
+    owners, heirs = _assign_with_heirs(partitions, tuple(sorted(workers)))
     return Share(
         layout,
-        tuple(consumed),
-        frozenset(name for name in names if owners[name] == worker),
-        frozenset(name for name in names if successors.get(name) == worker),
+        queues,
+        frozenset(name for name in partitions if owners[name] == worker),
+        frozenset(name for name in partitions if heirs.get(name) == worker),
         len(workers),
     )
 
 
 @lru_cache(maxsize=8)
-def _assign_with_successors(
-    names: tuple[str, ...], main: str, workers: tuple[str, ...]
+def _assign_with_heirs(
+    partitions: tuple[str, ...], workers: tuple[str, ...]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    owners = _assign_all(names, main, workers)
-    successors = {}
+    owners = assign(partitions, workers)
+    heirs = {}
     for owner in workers if len(workers) > 1 else ():
-        following = _assign_all(names, main, tuple(w for w in workers if w != owner))
-        successors.update({name: following[name] for name in names if owners[name] == owner})
-    return owners, successors
-
-
-def _assign_all(names: Sequence[str], main: str, workers: Sequence[str]) -> dict[str, str]:
-    owners = assign([name for name in names if name != main], workers)
-    return {**owners, main: workers[0]}
+        following = assign(partitions, [worker for worker in workers if worker != owner])
+        heirs.update({name: following[name] for name in partitions if owners[name] == owner})
+    return owners, heirs
 
 
 def assign(queues: Collection[str], workers: Collection[str]) -> dict[str, str]:

@@ -68,18 +68,20 @@ class MongoRegistry:
         with translate_errors():
             await self._workers.update_one(
                 {"_id": worker},
-                [{"$set": {"prefix": self._prefix, "seen": "$$NOW", "unordered": unordered,
-                           "joined": {"$ifNull": ["$joined", "$$NOW"]}}}],
+                {
+                    "$currentDate": {"seen": True},
+                    "$set": {"prefix": self._prefix, "unordered": unordered},
+                },
                 upsert=True,
-            )  # fmt: skip
+            )
 
     async def list_workers(self) -> list[str]:
-        """List the live workers, the oldest first."""
+        """List the live workers."""
         with translate_errors():
             found = await self._workers.find(
                 {"prefix": self._prefix, "$expr": {"$gt": ["$seen", _ago(EXPIRY_SECONDS)]}}
             ).to_list(length=None)
-        return [item["_id"] for item in sorted(found, key=lambda i: (i["joined"], i["_id"]))]
+        return sorted(item["_id"] for item in found)
 
     async def leave(self, worker: str) -> None:
         """Forget a worker that stops."""

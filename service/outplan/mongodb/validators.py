@@ -150,7 +150,6 @@ def build_validators() -> dict[str, Schema]:
         _id=_text(minLength=1),
         prefix=_text(minLength=1),
         seen={"bsonType": "date"},
-        joined={"bsonType": "date"},
         unordered=_number(0, 2**53),
     )
     schemas = {

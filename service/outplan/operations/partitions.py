@@ -69,7 +69,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class LayoutView:
-    """The layout in force, and the share of each live worker, the oldest first."""
+    """The layout in force, and the share of each live worker."""
 
     layout: Layout
     shares: dict[str, Share]

@@ -35,7 +35,9 @@ from outplan.rabbitmq.publisher import Confirms, OnError, Publisher
 from outplan.rabbitmq.reader import FrameHandler, unused_callback
 
 _START_SECONDS: Final = 30
-_STANDBY_SECONDS: Final = 1
+# A worker learns within a second that another one has joined, and then opens a session anew.
+_STANDBY_SECONDS: Final = 3
+_STAGE_SECONDS: Final = 1
 _LOCK_SECONDS: Final = 0.1
 _LOCK_ATTEMPTS: Final = 50
 _BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -45,17 +47,17 @@ _HEADER_WEIGHT: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPlan:
-    """The ``queues`` to consume: ``own`` ones at once, ``standby`` ones a second later.
+    """The ``queues`` to declare, and their names in the ``stages`` in which to consume them.
 
     ``require_layout`` raises LayoutChanged once the plan is outdated. A session that
     ``asserts_slots`` binds them; the first one of a process also removes bindings that the layout
-    does not have from its own queues.
+    does not have from its ``own`` queues.
     """
 
     topology: Topology
     queues: tuple[Queue, ...]
-    own: frozenset[str]
-    standby: frozenset[str]
+    stages: tuple[Collection[str], ...]
+    own: Collection[str] = ()
     asserts_slots: bool = False
     is_first: bool = False
     require_layout: Callable[[], Awaitable[None]]
@@ -172,9 +174,9 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 await _declare(consuming, plan)
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
                 channel = await _open_consuming_channel(consuming)
-                await _consume(channel, plan.own)
+                await _consume(channel, plan.stages[0])
         session = Session(guard, inbox, channel, publisher)
-        standing_by = asyncio.create_task(_stand_by(session, plan.standby))
+        standing_by = asyncio.create_task(_stand_by(session, plan.stages[1:]))
         try:
             yield session
         finally:
@@ -220,14 +222,14 @@ async def _consume(channel: Channel, queues: Iterable[str]) -> None:
         await channel.basic_consume(queue, unused_callback, consumer_tag=queue, arguments=arguments)
 
 
-async def _stand_by(session: Session, queues: Collection[str]) -> None:
-    """Consume the queues of other workers, after these have had the time to be first.
-
-    RabbitMQ activates a queue's consumers in the order in which they came.
-    """
-    await asyncio.sleep(_STANDBY_SECONDS)
-    with suppress(BrokerUnavailable):  # The session has ended, and says so itself.
-        await session.consume(queues)
+async def _stand_by(session: Session, stages: Sequence[Collection[str]]) -> None:
+    """Consume the queues of other workers, after these have had the time to be first."""
+    pause = _STANDBY_SECONDS
+    for queues in stages:
+        await asyncio.sleep(pause)
+        with suppress(BrokerUnavailable):  # The session has ended, and says so itself.
+            await session.consume(queues)
+        pause = _STAGE_SECONDS
 
 
 def _weigh(delivery: Delivery) -> int:

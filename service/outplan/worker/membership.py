@@ -36,7 +36,7 @@ class Membership:
         self._worker = worker
         self._partitions = partitions
         self._count_unordered = count_unordered
-        self._workers: list[str] = []
+        self._workers: set[str] = set()
         self._last_answer = inf
         self._trust_until = -inf
 
@@ -53,11 +53,9 @@ class Membership:
     async def read_share(self) -> Share:
         """Return this worker's share of the layout in force. Raises StoreUnavailable."""
         layout = await self._read_layout()
-        workers = self._keep_missing(await self._registry.list_workers())
-        if self._worker not in workers:
-            workers.append(self._worker)
-        self._workers = workers
-        return assign_share(layout, self._prefix, self._worker, workers)
+        live = {self._worker, *await self._registry.list_workers()}
+        self._workers = self._keep_missing(live)
+        return assign_share(layout, self._prefix, self._worker, self._workers)
 
     async def require_layout(self, share: Share) -> None:
         """Raise LayoutChanged if the share's layout is not in force any more."""
@@ -75,9 +73,7 @@ class Membership:
             with suppress(OutplanError):
                 await self._registry.announce(self._worker, self._count_unordered())
                 found = await self.read_share()
-                if (found.layout.generation, found.own, found.standby) != (
-                    share.layout.generation, share.own, share.standby,
-                ):  # fmt: skip
+                if (found.layout.generation, found.own) != (share.layout.generation, share.own):
                     return found
             await asyncio.sleep(_HEARTBEAT_SECONDS)
         return share
@@ -93,7 +89,7 @@ class Membership:
         # Somebody may have deleted it; the session's queues tell what it was no longer.
         return layout or await self._registry.ensure_layout(self._partitions or 1)
 
-    def _keep_missing(self, live: list[str]) -> list[str]:
+    def _keep_missing(self, live: set[str]) -> set[str]:
         """Return the live workers, and for a while the missing ones too after an outage.
 
         After an outage of the store all announcements are old. Whoever announces itself first
@@ -103,6 +99,4 @@ class Membership:
         if now - self._last_answer > _BLIND_SECONDS:
             self._trust_until = now + EXPIRY_SECONDS
         self._last_answer = now
-        if now >= self._trust_until:
-            return live
-        return [*self._workers, *(worker for worker in live if worker not in self._workers)]
+        return live | self._workers if now < self._trust_until else live

@@ -20,9 +20,6 @@ class BrokerSession(Protocol):
     async def receive(self, most: int) -> list[Delivery]:
         """Wait for a delivery and return up to ``most``; return none once receiving has stopped."""
 
-    async def consume(self, queues: Collection[str]) -> None:
-        """Consume further queues."""
-
     def stop_receiving(self) -> None:
         """Make ``receive`` return nothing from now on."""
 
@@ -120,7 +117,7 @@ class Registry(Protocol):
         """Note that a worker is alive, and how many commands it got outside of their partition."""
 
     async def list_workers(self) -> list[str]:
-        """List the live workers, the oldest first."""
+        """List the live workers."""
 
     async def leave(self, worker: str) -> None:
         """Forget a worker that stops."""

@@ -185,22 +185,20 @@ class Worker:
                 await asyncio.wait({following})
 
     async def _follow_share(self, session: BrokerSession, share: Share, handler: Handler) -> None:
-        """Consume what is added to the share; stop the session once it must give up a queue.
+        """Stop the session once it must give up a partition.
 
-        So it must if it has served a queue for long whose owner is alive and waits for it.
+        So it must, too, if it has long served one whose owner is alive and stands in line for it.
         """
 
-        def holds_others_queue() -> bool:
-            return not handler.list_claimed(EXPIRY_SECONDS) <= share.own
+        def holds_foreign() -> bool:
+            return bool(handler.list_claimed(EXPIRY_SECONDS) & share.foreign)
 
         while True:
-            found = await self._parts.membership.wait_for_change(share, holds_others_queue)
-            if holds_others_queue() or not found.extends(share):
+            found = await self._parts.membership.wait_for_change(share, holds_foreign)
+            if holds_foreign() or not found.extends(share):
                 break
-            with suppress(BrokerUnavailable):  # The pipeline learns of it, too.
-                await session.consume(found.consumed - share.consumed)
             share = found
-            self._log.info("share_extended", queues=len(share.own), workers=share.workers)
+            self._log.info("share_extended", partitions=len(share.own), workers=share.workers)
         session.stop_receiving()
 
     def _start_session(self, session: BrokerSession, share: Share) -> None:
@@ -212,9 +210,8 @@ class Worker:
             self._parts.health.recover(component)
         self._log.info(
             "session_reopened" if self._share else "ready",
-            partitions=share.layout.partitions,
             phase=share.layout.phase,
-            queues=len(share.own),
+            partitions=f"{len(share.own)} of {share.layout.partitions}",
             workers=share.workers,
         )
         self._share = share

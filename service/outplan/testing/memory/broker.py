@@ -6,7 +6,7 @@ a publisher cannot send what RabbitMQ would not carry.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -180,9 +180,6 @@ class WorkerSession:
         if self._stopping:
             return []
         return [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
-
-    async def consume(self, queues: Collection[str]) -> None:
-        """Do nothing: there is one queue, which is consumed from the start."""
 
     def stop_receiving(self) -> None:
         self._stopping = True
