@@ -83,15 +83,6 @@ async def test_servers_report_their_versions(own: Servers) -> None:
     assert int(own.mongodb.version.split(".")[0]) >= 6
 
 
-async def test_rabbitmq_has_the_consistent_hash_plugin(own: Servers) -> None:
-    async with await aio_pika.connect(own.rabbitmq.url) as connection:
-        channel = await connection.channel()
-        exchange = await channel.declare_exchange(
-            f"hash-{uuid4()}", aio_pika.ExchangeType.X_CONSISTENT_HASH, auto_delete=True
-        )
-        await exchange.delete()
-
-
 def test_mongodb_supports_transactions(own: Servers) -> None:
     with mongo(own) as client, client.start_session() as session:
         with session.start_transaction():

@@ -318,17 +318,6 @@ def test_the_error_for_a_queue_with_other_arguments_names_the_setting_to_change(
 
 @pytest.mark.parametrize(
     "error",
-    [aiormq.exceptions.ConnectionCommandInvalid, aiormq.exceptions.ChannelPreconditionFailed],
-    ids=["RabbitMQ 3", "RabbitMQ 4"],
-)
-def test_the_error_for_a_missing_plugin_names_the_plugin(error: type[Exception]) -> None:
-    plugin = "rabbitmq_consistent_hash_exchange"
-    with pytest.raises(BrokerRefused, match=plugin), connection.explain_conflicts("exchange a"):
-        raise error("unknown exchange type 'x-consistent-hash'")
-
-
-@pytest.mark.parametrize(
-    "error",
     [connection.translate(make_amqp_error(kind)) for kind in AMQP_EXCEPTIONS]
     + [store_translation.translate(make_mongo_error(kind)) for kind in MONGO_EXCEPTIONS],
     ids=lambda error: type(error).__name__,

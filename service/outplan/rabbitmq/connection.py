@@ -4,7 +4,6 @@ A connection is never repaired: whoever needs another one opens another one.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, NoReturn, TypeVar
@@ -112,10 +111,10 @@ class Connection:
         guard.watch(driver, name)
 
     @property
-    def broker_version(self) -> tuple[int, ...]:
-        """The broker's version as numbers; empty if it names none."""
+    def broker_version(self) -> str:
+        """The broker's version; empty if it names none."""
         found = self.driver.server_properties or {}
-        return tuple(int(n) for n in re.findall(r"\d+", str(found.get("version", "")))[:3])
+        return str(found.get("version", ""))
 
     @property
     def frame_max(self) -> int:

@@ -33,6 +33,7 @@ from outplan.rabbitmq.connection import (
 )
 from outplan.rabbitmq.publisher import Confirms, OnError, Publisher
 from outplan.rabbitmq.reader import FrameHandler, unused_callback
+from outplan.rabbitmq.versions import find_known_defect
 
 _START_SECONDS: Final = 30
 # A worker learns within a second that another one has joined, and then opens a session anew.
@@ -101,12 +102,14 @@ class Session:
 
     Every call may raise BrokerUnavailable, after which the session is of no more use. Deliveries
     come in their queue's order. Not for concurrent use, except ``receive`` beside ``publish``.
+    ``known_defect`` describes a defect of this version of RabbitMQ; None for no known one.
     """
 
     def __init__(
-        self, guard: ConnectionGuard, inbox: Inbox, channel: Channel, publisher: Publisher
+        self, connection: Connection, inbox: Inbox, channel: Channel, publisher: Publisher
     ) -> None:
-        self._guard = guard
+        self.known_defect = find_known_defect(connection.broker_version)
+        self._guard = connection.guard
         self._inbox = inbox
         self._channel = channel
         self._publisher = publisher
@@ -175,7 +178,7 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
                 channel = await _open_consuming_channel(consuming)
                 await _consume(channel, plan.stages[0])
-        session = Session(guard, inbox, channel, publisher)
+        session = Session(consuming, inbox, channel, publisher)
         standing_by = asyncio.create_task(_stand_by(session, plan.stages[1:]))
         try:
             yield session

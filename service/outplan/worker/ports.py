@@ -15,7 +15,12 @@ T = TypeVar("T")
 
 
 class BrokerSession(Protocol):
-    """One session with the broker. Any call may raise BrokerUnavailable, which ends it."""
+    """One session with the broker. Any call may raise BrokerUnavailable, which ends it.
+
+    ``known_defect`` describes a defect of this version of the broker; None for no known one.
+    """
+
+    known_defect: str | None
 
     async def receive(self, most: int) -> list[Delivery]:
         """Wait for a delivery and return up to ``most``; return none once receiving has stopped."""

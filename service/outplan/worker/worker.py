@@ -198,7 +198,7 @@ class Worker:
             if holds_foreign() or not found.extends(share):
                 break
             share = found
-            self._log.info("share_extended", partitions=len(share.own), workers=share.workers)
+            self._log.info("share_extended", own=len(share.own), workers=share.workers)
         session.stop_receiving()
 
     def _start_session(self, session: BrokerSession, share: Share) -> None:
@@ -208,10 +208,13 @@ class Worker:
         self._parts.metrics.sessions.inc()
         for component in ("broker", "publishing"):
             self._parts.health.recover(component)
+        if self._share is None and session.known_defect:
+            self._log.warning("broker_defect_found", detail=session.known_defect)
         self._log.info(
             "session_reopened" if self._share else "ready",
             phase=share.layout.phase,
-            partitions=f"{len(share.own)} of {share.layout.partitions}",
+            partitions=share.layout.partitions,
+            own=len(share.own),
             workers=share.workers,
         )
         self._share = share

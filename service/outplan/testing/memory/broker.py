@@ -130,6 +130,8 @@ class MemoryBroker:
 class WorkerSession:
     """A session for ``Worker``. Every call waits while the worker is paused."""
 
+    known_defect: str | None = None
+
     def __init__(self, broker: MemoryBroker, awake: asyncio.Event) -> None:
         self._broker = broker
         self._awake = awake

@@ -160,8 +160,7 @@ def rabbitmqctl(
 
 def enabled_plugins(*, management: bool) -> str:
     """Return the text of RabbitMQ's file enabled_plugins."""
-    plugins = ["rabbitmq_consistent_hash_exchange", *(["rabbitmq_management"] * management)]
-    return f"[{','.join(plugins)}]."
+    return "[rabbitmq_management]." if management else "[]."
 
 
 def rabbitmq_conf(port: int) -> str:
