@@ -1,8 +1,8 @@
 """Run ``python -m tests.bench.layout_change``: measure how long commands wait during a change.
 
 A client publishes creates at a steady rate. Meanwhile ``outplan partitions`` changes the number of
-partitions. A command's wait is the time from its confirm to its event. Old queues are deleted at once, since
-no command waits for that.
+partitions. A command's wait is the time from its confirm to its event. Old queues are deleted at
+once, since no command waits for that.
 """
 
 import asyncio
