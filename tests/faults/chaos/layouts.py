@@ -19,6 +19,8 @@ _NUMBERS: Final = (1, 2, 4, 7, 16)
 _CHANGE_SECONDS: Final = 300
 # A change takes some seconds in every phase, so that a signal hits any of them.
 _SIGNAL_SECONDS: Final = 12
+# How long workers still consume queues that go away, before the command deletes them.
+_RETIRE_SECONDS: Final = "1"
 _SHOWN_OUTPUT: Final = 1_500
 
 
@@ -34,7 +36,7 @@ class PartitionsCommand:
         cls, deployment: Deployment, *arguments: str, planted: str = ""
     ) -> "PartitionsCommand":
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", _MODULE, "partitions", *arguments,
+            sys.executable, "-m", _MODULE, "partitions", "--retire", _RETIRE_SECONDS, *arguments,
             env=deployment.environment(PLANTED_FAULT=planted),
             stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
         )  # fmt: skip
