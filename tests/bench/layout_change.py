@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import aio_pika
 import typer
+from aio_pika.abc import AbstractIncomingMessage
 from rich.console import Console
 from rich.table import Table
 
@@ -70,16 +71,9 @@ class Load:
                     tasks.create_task(self._send())
                 await asyncio.sleep(_TICK)
 
-    async def receive(self, amqp_url: str, prefix: str, subscribed: asyncio.Event) -> None:
-        """Note the time of each event until cancelled."""
-        async with await aio_pika.connect(amqp_url) as connection:
-            channel = await connection.channel()
-            queue = await channel.declare_queue(exclusive=True)
-            await queue.bind(build_topology(prefix).events.name, "#")
-            async with queue.iterator(no_ack=True) as messages:
-                subscribed.set()
-                async for message in messages:
-                    self.received[str(message.message_id)] = time.monotonic()
+    async def note_event(self, message: AbstractIncomingMessage) -> None:
+        """Note the time of an event."""
+        self.received[str(message.message_id)] = time.monotonic()
 
     async def wait_for_events(self) -> None:
         """Return once every confirmed command has its event."""
@@ -137,19 +131,17 @@ async def measure_change(deployment: Deployment, change: Change, rate: float) ->
 
 @asynccontextmanager
 async def _open_load(deployment: Deployment) -> AsyncIterator[Load]:
-    async with OutplanClient(
-        deployment.amqp_url, prefix=deployment.prefix, timeout=_PATIENCE_SECONDS, validate=False
-    ) as client:
-        load, subscribed = Load(client), asyncio.Event()
-        receiving = asyncio.create_task(
-            load.receive(deployment.amqp_url, deployment.prefix, subscribed)
-        )
-        try:
-            await subscribed.wait()
-            yield load
-        finally:
-            receiving.cancel()
-            await asyncio.wait({receiving})
+    async with (
+        await aio_pika.connect(deployment.amqp_url) as connection,
+        OutplanClient(
+            deployment.amqp_url, prefix=deployment.prefix, timeout=_PATIENCE_SECONDS, validate=False
+        ) as client,
+    ):
+        load, channel = Load(client), await connection.channel()
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(build_topology(deployment.prefix).events.name, "#")
+        await queue.consume(load.note_event, no_ack=True)
+        yield load
 
 
 async def run_partitions(deployment: Deployment, number: int) -> None:
