@@ -1,6 +1,7 @@
 """Run ``outplan check`` on real servers that are in order, and that are not."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import aio_pika
@@ -10,7 +11,7 @@ from pymongo import AsyncMongoClient
 from yarl import URL
 
 from outplan.contract.topology import build_topology
-from outplan.mongodb.validators import build_validators
+from outplan.mongodb.validators import SEEN_KEYS, VERSION_KEYS, build_validators
 from outplan.testing import Deployment
 from tests.support.commands import run_command
 from tests.support.worker_process import WorkerProcess, run_worker
@@ -26,7 +27,7 @@ async def check(deployment: Deployment, **environment: Any) -> tuple[int, Findin
     assert process.err == b""
     found = [json.loads(line) for line in process.out.splitlines()]
     assert len({f["point"] for f in found}) == len(found)
-    assert all(bool(f["remedy"]) is (f["state"] == "problem") for f in found)
+    assert all(bool(f["remedy"]) is (f["state"] in ("warning", "problem")) for f in found)
     return code, {f["point"]: (f["state"], f["text"], f["remedy"]) for f in found}
 
 
@@ -45,6 +46,10 @@ async def test_no_problem_is_found_while_a_worker_runs_and_the_worker_notices_no
     assert found[f"queue {deployment.prefix}.commands"][1] == "declared as a worker does"
     assert found[f"depth of {deployment.prefix}.commands"][1] == "0 waiting, 1 consumer"
     assert found["index outplan_version"][1] == "unique on outplan_id and version"
+    assert found["index seen_1 of outplan_workers"][1] == "workers are forgotten after 3,600 s"
+    assert found["layout"][1] == "1 partition, phase steady, generation 1"
+    [share] = [text for point, (_, text, _) in found.items() if point.startswith("worker ")]
+    assert share == f"owns {deployment.prefix}.commands"
     assert "session 1" in found[f"fence {deployment.prefix}.commands"][1]
     assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
     assert [line["event"] for line in worker.log].count("ready") == 1
@@ -63,7 +68,8 @@ async def test_no_problem_is_found_before_the_first_worker_and_nothing_is_create
         == "does not exist yet; a worker declares it"
     )
     assert found["collection outplans"][1] == "does not exist yet; a worker creates it"
-    assert ("plugin rabbitmq_consistent_hash_exchange" in found) is (partitions == "3")
+    assert found["layout"][1].startswith("no worker has started here yet")
+    assert f"lays out {partitions} partition" in found["layout"][1]
     layout = build_topology(deployment.prefix, int(partitions))
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         for queue in layout.queues:
@@ -145,8 +151,9 @@ async def test_a_mongodb_that_does_not_answer_is_reported_and_rabbitmq_is_checke
     code, found = await check(deployment, OUTPLAN_MONGO_URL=url)
     assert (code, problems(found)) == (1, ["mongodb"])
     assert words in found["mongodb"][1]
-    assert found["mongodb version"][0] == "not checked"
+    assert found["mongodb version"][0] == found["layout"][0] == "not checked"
     assert found["rabbitmq version"][0] == "ok"
+    assert found["stale queues"] == ("not checked", "the layout is unknown", "")
 
 
 async def test_an_option_that_the_driver_does_not_know_is_a_problem(deployment: Deployment) -> None:
@@ -227,21 +234,32 @@ async def test_validators_that_differ_are_reported(
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("collection", "keys", "other", "words"),
     [
-        {"name": "outplan_version", "unique": False},
-        {"name": "outplan_version", "unique": True, "keys": [("version", 1)]},
-        {"name": "by_hand", "unique": True},
+        ("outplan_events", VERSION_KEYS, {"name": "outplan_version"}, "no options"),
+        ("outplan_events", VERSION_KEYS[:1], {"name": "outplan_version", "unique": True}, "{'ou"),
+        ("outplan_events", VERSION_KEYS[::-1], {"name": "outplan_version", "unique": True}, "{'ve"),
+        ("outplan_events", VERSION_KEYS, {"name": "by_hand", "unique": True}, "called by_hand"),
+        ("outplan_workers", SEEN_KEYS, {}, "no options"),
+        ("outplan_workers", SEEN_KEYS, {"expireAfterSeconds": 60}, "'expireAfterSeconds': 60"),
     ],
 )
 async def test_an_index_that_differs_is_reported(
-    deployment: Deployment, world: World, other: dict[str, Any]
+    deployment: Deployment,
+    world: World,
+    collection: str,
+    keys: Sequence[tuple[str, int]],
+    other: dict[str, Any],
+    words: str,
 ) -> None:
-    events = world.database["outplan_events"]
-    keys = other.pop("keys", [("outplan_id", 1), ("version", 1)])
-    await events.create_index(keys, **other)
+    validator = build_validators()[collection]
+    await world.database.create_collection(collection, validator=validator)
+    await world.database[collection].create_index(list(keys), **other)
     code, found = await check(deployment)
-    assert (code, problems(found)) == (1, ["collection outplan_events", "index outplan_version"])
+    points = {"outplan_events": "outplan_version", "outplan_workers": "seen_1 of outplan_workers"}
+    point = f"index {points[collection]}"
+    assert (code, problems(found)) == (1, [point])
+    assert words in found[point][1]
 
 
 async def test_a_missing_index_is_no_problem(deployment: Deployment, world: World) -> None:

@@ -15,13 +15,13 @@ from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers, reserve_ports, start_servers
 from outplan.testing.servers.processes import find_programs
 from tests.integration.test_cli_check import check, problems
-from tests.support.worker_process import run_worker
+from tests.support.worker_process import run_worker, start_worker
 from tests.support.world import EVENT_QUEUE
 
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Servers]:
-    """Start servers whose users, alarms and plugins these tests change."""
+    """Start servers whose users and alarms these tests change."""
     with start_servers("processes") as found:
         yield found
 
@@ -99,6 +99,33 @@ async def test_a_missing_permission_is_reported_with_the_command_that_grants_it(
     assert (code, problems(found)) == (0, [])
 
 
+@pytest.mark.parametrize(
+    ("permissions", "point", "name"),
+    [
+        ({"write": "^(?!.*alternate)"}, "permission to write", "commands.alternate"),
+        ({"write": "^(?!.*slots)"}, "permission to bind", "commands.slots"),
+        ({"read": "^(?!.*slots)"}, "permission to bind", "commands.slots"),
+        ({"read": "^(?!.*alternate)"}, "permission to bind", "commands.alternate"),
+        ({"configure": "^(?!.*lock)"}, "permission to configure", "commands.lock"),
+        ({"configure": "^(?!.*partitions)"}, "permission to configure", "commands.partitions"),
+    ],
+)
+async def test_a_permission_whose_lack_stops_a_worker_is_reported_before_it_starts(
+    own: Servers, deployment: Deployment, permissions: dict[str, str], point: str, name: str
+) -> None:
+    url = add_user(own, deployment, **permissions)
+    settings: dict[str, Any] = {"OUTPLAN_AMQP_URL": url, "OUTPLAN_PARTITIONS": "2"}
+    code, found = await check(deployment, **settings)
+    assert (code, problems(found)) == (1, [point])
+    assert name in found[point][1]
+    worker = await start_worker(deployment, **settings)
+    try:
+        assert await worker.wait() == 1
+        assert name in worker.errors
+    finally:
+        await worker.kill()
+
+
 async def test_a_virtual_host_without_permission_is_reported(
     own: Servers, deployment: Deployment
 ) -> None:
@@ -120,21 +147,6 @@ async def test_an_alarm_is_reported_and_blocks_no_other_check(
     assert (code, problems(found)) == (1, ["rabbitmq alarms"])
     assert found["permission to write"][0] == "not checked"
     assert found["mongodb majority"][0] == "ok"
-
-
-async def test_a_missing_plugin_for_partitions_is_reported(
-    own: Servers, deployment: Deployment
-) -> None:
-    type_, module = '<<"x-consistent-hash">>', "rabbit_exchange_type_consistent_hash"
-    own.rabbitmq.ctl("eval", f"rabbit_registry:unregister(exchange, {type_}).")
-    try:
-        code, found = await check(deployment, OUTPLAN_PARTITIONS="2")
-        one, _ = await check(deployment)
-    finally:
-        own.rabbitmq.ctl("eval", f"rabbit_registry:register(exchange, {type_}, {module}).")
-    point = "plugin rabbitmq_consistent_hash_exchange"
-    assert (one, code, problems(found)) == (0, 1, [point])
-    assert "rabbitmq-plugins enable" in found[point][2]
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "mongodb"])
@@ -182,7 +194,10 @@ def _users(port: int) -> None:
         "reader": ["read"],
         "writer": ["readWrite"],
         "worker": ["readWrite", "dbAdmin"],
+        "keeper": ["keeper", "dbAdmin"],
     }
+    everything = {"db": "guarded", "collection": ""}
+    kept = {"resource": everything, "actions": ["find", "insert", "update"]}
     with MongoClient[dict[str, Any]](url) as mongo:
         members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
         mongo.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
@@ -194,6 +209,7 @@ def _users(port: int) -> None:
             except (NotPrimaryError, AutoReconnect):
                 continue
     with MongoClient[dict[str, Any]](url, username="root", password="pw") as mongo:
+        mongo["guarded"].command("createRole", "keeper", privileges=[kept], roles=[])
         for user, names in roles.items():
             granted = [{"role": name, "db": "guarded"} for name in names]
             mongo.admin.command("createUser", user, pwd="pw", roles=granted)
@@ -204,6 +220,7 @@ def _users(port: int) -> None:
     [
         ("worker:pw", [], "worker@admin has every privilege needed"),
         ("writer:pw", ["mongodb privileges"], "collMod on outplans"),
+        ("keeper:pw", ["mongodb privileges"], "may not remove on outplan_workers"),
         ("reader:pw", ["mongodb privileges", "mongodb majority"], "insert on outplans"),
         ("worker:wrong", ["mongodb"], ""),
     ],

@@ -13,7 +13,7 @@ from outplan.cli.output import escape, escape_json, make_table, print_table
 from outplan.operations.check import run_checks
 from outplan.operations.findings import Finding
 
-_COLOURS: Final = {"ok": "green", "problem": "red", "not checked": "yellow"}
+_COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "not checked": "yellow"}
 
 
 def print_checks(*, as_json: bool) -> None:

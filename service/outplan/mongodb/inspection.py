@@ -11,15 +11,27 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from outplan.errors import WrongSetting
+from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.suitability import find_obstacle
 from outplan.mongodb.translation import translate_errors
-from outplan.mongodb.validators import EVENTS, FENCES, VERSION_INDEX, VERSION_KEYS, build_validators
+from outplan.mongodb.validators import (
+    EVENTS,
+    FENCES,
+    FORGET_SECONDS,
+    SEEN_INDEX,
+    SEEN_KEYS,
+    VERSION_INDEX,
+    VERSION_KEYS,
+    WORKERS,
+    build_validators,
+)
 
 SECONDS: Final = 4
 _MILLISECONDS: Final = SECONDS * 1_000
 # The privileges that a worker needs on its collections, and on their database.
 _NEEDED: Final = ("find", "insert", "update", "createCollection", "createIndex", "collMod")
 _NEEDED_ON_DATABASE: Final = ("listCollections",)
+_NEEDED_ON_WORKERS: Final = ("remove",)
 OTHER_VALIDATOR: Final = "the validator differs from the worker's"
 
 Document = dict[str, Any]
@@ -93,8 +105,10 @@ class MongoInspector:
             return "", []
         granted = info["authenticatedUserPrivileges"]
         missing = [a for a in _NEEDED_ON_DATABASE if not self._is_granted(granted, a, "")]
-        for action in _NEEDED:
-            names = [c for c in build_validators() if not self._is_granted(granted, action, c)]
+        needed = {action: tuple(build_validators()) for action in _NEEDED}
+        needed |= dict.fromkeys(_NEEDED_ON_WORKERS, (WORKERS,))
+        for action, collections in needed.items():
+            names = [name for name in collections if not self._is_granted(granted, action, name)]
             missing += [f"{action} on {', '.join(names)}"] if names else []
         return ", ".join(users), missing
 
@@ -111,22 +125,40 @@ class MongoInspector:
             if name in found
         }
 
-    async def compare_index(self) -> str | None:
-        """Return what is wrong with the unique index: empty for nothing, None if there is none."""
+    async def compare_version_index(self) -> str | None:
+        """Return what is wrong with the events' index: empty for nothing, None if there is none."""
+        return await self._compare_index(EVENTS, VERSION_INDEX, VERSION_KEYS, {"unique": True})
+
+    async def compare_seen_index(self) -> str | None:
+        """Return what is wrong with the workers' index, as ``compare_version_index`` does."""
+        options = {"expireAfterSeconds": FORGET_SECONDS}
+        return await self._compare_index(WORKERS, SEEN_INDEX, SEEN_KEYS, options)
+
+    async def _compare_index(
+        self, collection: str, name: str, keys: tuple[tuple[str, int], ...], options: Document
+    ) -> str | None:
         with translate_errors():
-            found = await self._database[EVENTS].index_information()
-        if VERSION_INDEX in found:
-            index = found[VERSION_INDEX]
-            keys = tuple((name, int(order)) for name, order in index["key"])
-            if (
-                keys == VERSION_KEYS
-                and index.get("unique")
-                and "partialFilterExpression" not in index
-            ):
-                return ""
-            return f"{VERSION_INDEX} is on {dict(keys)}, unique: {bool(index.get('unique'))}"
-        same = [name for name, index in found.items() if tuple(index["key"]) == VERSION_KEYS]
-        return f"an index on the same keys is called {same[0]}" if same else None
+            found = await self._database[collection].index_information()
+        if name not in found:
+            same = [other for other, index in found.items() if tuple(index["key"]) == keys]
+            return f"an index on the same keys is called {same[0]}" if same else None
+        index = found[name]
+        found_keys = tuple((key, int(order)) for key, order in index["key"])
+        wrong = {option: index.get(option) for option in options} != options
+        if found_keys != keys or wrong or "partialFilterExpression" in index:
+            rest = {option: value for option, value in index.items() if option not in ("key", "v")}
+            return f"{name} is on {dict(found_keys)} with {rest or 'no options'}"
+        return ""
+
+    def open_registry(self, prefix: str) -> MongoRegistry:
+        """Return the registry of the workers with this prefix."""
+        return MongoRegistry(self._database, prefix)
+
+    async def count_unordered(self, prefix: str) -> int:
+        """Return how many commands the workers of the last hour handled outside of their order."""
+        with translate_errors():
+            found = await self._database[WORKERS].find({"prefix": prefix}).to_list()
+        return sum(worker["unordered"] for worker in found)
 
     async def list_holders(self, queues: Iterable[str]) -> list[QueueHolder]:
         """List the holders of these queues; a queue that was never claimed has none."""

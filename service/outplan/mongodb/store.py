@@ -44,7 +44,10 @@ from outplan.mongodb.translation import translate_errors
 from outplan.mongodb.validators import (
     EVENTS,
     FENCES,
+    FORGET_SECONDS,
     OUTPLANS,
+    SEEN_INDEX,
+    SEEN_KEYS,
     VERSION_INDEX,
     VERSION_KEYS,
     WORKERS,
@@ -54,7 +57,6 @@ from outplan.mongodb.validators import (
 T = TypeVar("T")
 
 _PING_SECONDS: Final = 5
-_FORGET_SECONDS: Final = 3_600
 # Bound the wait for a server that hangs, unless the URL says otherwise.
 _TIMEOUTS: Final = {
     "serverSelectionTimeoutMS": 5_000,
@@ -181,8 +183,9 @@ class MongoStore:
             await self._database[EVENTS].create_index(
                 list(VERSION_KEYS), unique=True, name=VERSION_INDEX
             )
-            # Forget workers that were killed.
-            await self._database[WORKERS].create_index("seen", expireAfterSeconds=_FORGET_SECONDS)
+            await self._database[WORKERS].create_index(
+                list(SEEN_KEYS), expireAfterSeconds=FORGET_SECONDS, name=SEEN_INDEX
+            )
 
     async def ping(self) -> None:
         """Await an answer from the primary for at most 5 s, in one of the driver's threads."""

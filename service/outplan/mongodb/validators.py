@@ -19,6 +19,10 @@ WORKERS: Final = "outplan_workers"
 # The unique index on the events.
 VERSION_INDEX: Final = "outplan_version"
 VERSION_KEYS: Final = (("outplan_id", 1), ("version", 1))
+# The index that lets MongoDB delete the documents of workers that were killed.
+SEEN_INDEX: Final = "seen_1"
+SEEN_KEYS: Final = (("seen", 1),)
+FORGET_SECONDS: Final = 3_600
 
 Schema = dict[str, Any]
 

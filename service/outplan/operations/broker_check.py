@@ -9,10 +9,13 @@ from typing import Final
 from aiormq.exceptions import AuthenticationError, ProbableAuthenticationError
 from yarl import URL
 
-from outplan.contract.topology import Exchange, Queue, Topology, build_topology
+from outplan.contract.slots import SLOTS
+from outplan.contract.topology import Exchange, Queue, Topology
+from outplan.domain.layout import Layout
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.operations.findings import Finding, not_checked, ok, problem
-from outplan.operations.probes import SECONDS, ProbeResult, Probes
+from outplan.operations.probes import SECONDS, ProbeResult, Probes, gather_by_name
+from outplan.operations.queue_check import Expected, check_stale, report_depths
 from outplan.rabbitmq.connection import open_connection
 from outplan.rabbitmq.reader import FrameHandler
 from outplan.settings import Settings
@@ -20,7 +23,7 @@ from outplan.settings import Settings
 _MIN_VERSION: Final = (3, 10)
 _POINTS: Final = (
     "rabbitmq version", "rabbitmq topology", "rabbitmq permissions", "rabbitmq queues",
-    "rabbitmq alarms",
+    "stale queues", "rabbitmq alarms",
 )  # fmt: skip
 _DEFAULT_EXCHANGE: Final = "the default exchange"
 
@@ -42,12 +45,18 @@ async def _open_probes(url: str, closed: _CloseReason) -> AsyncIterator[Probes]:
             yield Probes(connection)
 
 
-async def check_broker(settings: Settings) -> list[Finding]:
-    """Check every point in turn; a problem does not hide the others."""
-    closed = _CloseReason()
+async def check_broker(settings: Settings, layout: Layout | None) -> list[Finding]:
+    """Check every point in turn against the layout in force; a problem does not hide the others.
+
+    Without a layout, assume the one that the settings lead to.
+    """
+    closed, expected = _CloseReason(), Expected.from_layout(settings, layout)
     try:
         async with _open_probes(settings.amqp_url, closed) as probes:
-            return [*_report_connected(settings.amqp_url), *await _check_points(settings, probes)]
+            return [
+                *_report_connected(settings.amqp_url),
+                *await _check_points(settings, probes, expected),
+            ]
     except (BrokerRefused, BrokerUnavailable, TimeoutError) as error:
         return [
             *_report_not_connected(settings.amqp_url, error, closed),
@@ -55,19 +64,19 @@ async def check_broker(settings: Settings) -> list[Finding]:
         ]
 
 
-async def _check_points(settings: Settings, probes: Probes) -> list[Finding]:
-    layout = build_topology(settings.prefix, settings.partitions or 1)
+async def _check_points(settings: Settings, probes: Probes, expected: Expected) -> list[Finding]:
+    objects = expected.objects
+    inspected = await gather_by_name((each.name, probes.inspect(each)) for each in objects)
     found = [_check_version(probes.version)]
-    inspected = {declared.name: await probes.inspect(declared) for declared in _objects(layout)}
-    for declared in _objects(layout):
-        found.append(await _check_drift(probes, declared, inspected[declared.name]))
-    found += await _check_permissions(settings, probes, layout)
-    found += _report_depths(layout, inspected)
-    return [*found, *await _check_publishing(settings)]
-
-
-def _objects(layout: Topology) -> list[Exchange | Queue]:
-    return [*layout.exchanges, *layout.queues]
+    # Comparing a queue that is being deleted would declare it anew: leave out those of a change.
+    lasting: list[Exchange | Queue] = [*expected.topology.exchanges, *expected.topology.queues]
+    found += await asyncio.gather(
+        *(_check_drift(probes, each, inspected[each.name]) for each in lasting)
+    )
+    found += await _check_permissions(settings, probes, expected)
+    found += report_depths(expected, inspected)
+    found += await check_stale(settings, probes, expected)
+    return [*found, *await _check_publishing(settings, expected.topology)]
 
 
 def _address(url: str) -> str:
@@ -134,21 +143,29 @@ async def _check_drift(
     return problem(point, compared.text, remedy)
 
 
-async def _check_permissions(settings: Settings, probes: Probes, layout: Topology) -> list[Finding]:
-    configure = {
-        declared.name: await probes.probe_configure(declared) for declared in _objects(layout)
-    }
-    binds = [
-        await probes.probe_bind(b.source, b.destination, to_exchange=b.to_exchange)
-        for b in layout.bindings
-    ]
-    read = {queue.name: await probes.probe_read(queue.name) for queue in layout.command_queues}
-    bound = {
-        f"{b.source} to {b.destination}": a for b, a in zip(layout.bindings, binds, strict=True)
-    }
+async def _check_permissions(
+    settings: Settings, probes: Probes, expected: Expected
+) -> list[Finding]:
+    topology = expected.topology
+    configured = (
+        *expected.objects, Queue(topology.lock, {}), Exchange(topology.former_exchange, "topic"),
+    )  # fmt: skip
+    bindings = (
+        *topology.bindings,
+        topology.former_binding,
+        # RabbitMQ wants these permissions also for the alternate exchange.
+        *(topology.bind_slot(SLOTS[0], queue) for queue in topology.command_queues),
+    )
+    configure = await gather_by_name((c.name, probes.probe_configure(c)) for c in configured)
+    bind = await gather_by_name(
+        (f"{b.source} to {b.destination}",
+         probes.probe_bind(b.source, b.destination, to_exchange=b.to_exchange))
+        for b in bindings
+    )  # fmt: skip
+    read = await gather_by_name((q.name, probes.probe_read(q.name)) for q in expected.consumed)
     return [
         _report_permission("permission to configure", configure, settings),
-        _report_permission("permission to bind", bound, settings),
+        _report_permission("permission to bind", bind, settings),
         _report_permission("permission to read", read, settings),
     ]
 
@@ -174,33 +191,16 @@ def _grant_command(settings: Settings) -> str:
     )
 
 
-def _report_depths(layout: Topology, inspected: dict[str, ProbeResult]) -> list[Finding]:
-    there = [q for q in layout.queues if inspected[q.name].outcome == "done"]
-    return [
-        _report_depth(queue, inspected[queue.name], queue is layout.rejected) for queue in there
-    ]
-
-
-def _report_depth(queue: Queue, answer: ProbeResult, is_rejected: bool) -> Finding:
-    waiting, consumers = answer.value.message_count, answer.value.consumer_count
-    point, plural = f"depth of {queue.name}", "" if consumers == 1 else "s"
-    text = f"{waiting:,} waiting, {consumers} consumer{plural}"
-    if is_rejected:
-        return ok(point, f"{text}; see outplan rejected list" if waiting else text)
-    if waiting and not consumers:
-        return problem(point, text, "no worker consumes: start one with outplan run")
-    return ok(point, text if consumers else f"{text}: no worker consumes")
-
-
-async def _check_publishing(settings: Settings) -> list[Finding]:
+async def _check_publishing(settings: Settings, topology: Topology) -> list[Finding]:
     """Check what publishing needs, on a connection of its own, since an alarm blocks it."""
-    layout = build_topology(settings.prefix, settings.partitions or 1)
+    # To declare the exchange with the alternate one takes the permission to write to that.
+    exchanges = (topology.events.name, topology.alternate.name)
     try:
         async with _open_probes(settings.amqp_url, _CloseReason()) as probes:
             answers = {_DEFAULT_EXCHANGE: await probes.probe_write("")}
             if await probes.is_blocked():
                 return _report_blocked()
-            answers[layout.events.name] = await probes.probe_write(layout.events.name)
+            answers |= await gather_by_name((name, probes.probe_write(name)) for name in exchanges)
     except (OutplanError, TimeoutError) as error:
         return not_checked(["permission to write", "rabbitmq alarms"], str(error))
     return [

@@ -1,12 +1,10 @@
 """Check settings, RabbitMQ and MongoDB, before a worker starts or while one runs."""
 
-import asyncio
-
 from outplan.operations.broker_check import check_broker
 from outplan.operations.findings import Finding, not_checked
 from outplan.operations.settings_check import check_settings
 from outplan.operations.store_check import check_store
-from outplan.settings import Settings, load_usable_settings, variable
+from outplan.settings import load_usable_settings, variable
 
 _BROKER_SETTINGS = ("amqp_url", "prefix", "partitions")
 _STORE_SETTINGS = ("mongo_url", "mongo_database", "prefix", "partitions")
@@ -15,20 +13,22 @@ _STORE_SETTINGS = ("mongo_url", "mongo_database", "prefix", "partitions")
 async def run_checks() -> tuple[list[Finding], bool]:
     """Check everything; return the findings, and whether a worker would accept its settings.
 
-    A server whose settings are wrong is not checked.
+    A server whose settings are wrong is not checked. RabbitMQ is checked against the layout that
+    MongoDB keeps, so MongoDB comes first.
     """
     settings, wrong = load_usable_settings()
-    found = check_settings(settings, wrong)
-    broker, store = await asyncio.gather(
-        _check_server("rabbitmq", _BROKER_SETTINGS, settings, wrong),
-        _check_server("mongodb", _STORE_SETTINGS, settings, wrong),
-    )
-    return [*found, *broker, *store], not wrong
+    found, layout = check_settings(settings, wrong), None
+    if blocked := _block("mongodb", _STORE_SETTINGS, wrong):
+        found += blocked
+    else:
+        findings, layout = await check_store(settings)
+        found += findings
+    found += _block("rabbitmq", _BROKER_SETTINGS, wrong) or await check_broker(settings, layout)
+    return found, not wrong
 
 
-async def _check_server(
-    server: str, fields: tuple[str, ...], settings: Settings, wrong: dict[str, str]
-) -> list[Finding]:
+def _block(server: str, fields: tuple[str, ...], wrong: dict[str, str]) -> list[Finding]:
+    """Report a server that cannot be checked because of its settings; nothing if it can."""
     if needed := [variable(field) for field in fields if field in wrong]:
         return not_checked([server], f"correct {' and '.join(needed)} first")
-    return await (check_broker if server == "rabbitmq" else check_store)(settings)
+    return []

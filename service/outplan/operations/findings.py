@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["ok", "problem", "not checked"]
+State = Literal["ok", "warning", "problem", "not checked"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Report one point: its state, the details, and for a problem what to do."""
+    """Report one point: its state, the details, and for a warning or a problem what to do."""
 
     point: str
     state: State
@@ -20,6 +20,11 @@ class Finding:
 def ok(point: str, text: str) -> Finding:
     """Report that a point is in order."""
     return Finding(point, "ok", text)
+
+
+def warning(point: str, text: str, remedy: str) -> Finding:
+    """Report what a worker runs with, but an operator should see to."""
+    return Finding(point, "warning", text, remedy)
 
 
 def problem(point: str, text: str, remedy: str) -> Finding:

@@ -6,14 +6,16 @@ no permission, an argument error means the permission is there.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Final, Literal
 from uuid import uuid4
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import (
     ChannelAccessRefused,
+    ChannelLockedResource,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     ConnectionCommandInvalid,
@@ -26,11 +28,16 @@ from outplan.rabbitmq.connection import Connection, translate_errors
 from outplan.rabbitmq.reader import unused_callback
 
 SECONDS: Final = 5
+_CHANNELS: Final = 8
+# The protocol's limit, for a broker that sets none.
+_CHANNEL_MAX: Final = 65_535
 
 ProbeOutcome = Literal["done", "missing", "refused", "wrong", "failed"]
 _OUTCOMES: Final[dict[type[Exception], ProbeOutcome]] = {
     ChannelNotFoundEntity: "missing",
     ChannelAccessRefused: "refused",
+    # RabbitMQ checks the permission first. Another connection holds this exclusive queue.
+    ChannelLockedResource: "wrong",
     ChannelPreconditionFailed: "wrong",
     ConnectionCommandInvalid: "wrong",
 }
@@ -46,10 +53,16 @@ class ProbeResult:
 
 
 class Probes:
-    """Send probes, each on its own channel, since an error closes the channel."""
+    """Send probes, each on its own channel, since an error closes the channel.
+
+    Concurrent probes take turns on a few channels.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection.driver
+        channel_max = self._connection.connection_tune.channel_max or _CHANNEL_MAX
+        self._turns = asyncio.Semaphore(min(_CHANNELS, channel_max))
+        self._numbers = cycle(range(1, channel_max + 1))
 
     @property
     def version(self) -> str:
@@ -129,10 +142,19 @@ class Probes:
         )
 
     async def _send(self, request: Callable[[AbstractChannel], Awaitable[Any]]) -> ProbeResult:
+        async with self._turns:
+            return await self._send_in_turn(request)
+
+    async def _send_in_turn(
+        self, request: Callable[[AbstractChannel], Awaitable[Any]]
+    ) -> ProbeResult:
+        # By itself the driver takes the number of a channel that the broker has just closed,
+        # before it has answered the close.
+        number = next(n for n in self._numbers if n not in self._connection.channels)
         try:
             async with asyncio.timeout(SECONDS):
                 with translate_errors():
-                    channel = await self._connection.channel(publisher_confirms=False)
+                    channel = await self._connection.channel(number, publisher_confirms=False)
                     value = await request(channel)
                     await channel.close()
         except TimeoutError:
@@ -144,3 +166,12 @@ class Probes:
             )
             return ProbeResult(outcome, str(cause if outcome != "failed" else error))
         return ProbeResult("done", value=value)
+
+
+async def gather_by_name(
+    probes: Iterable[tuple[str, Awaitable[ProbeResult]]],
+) -> dict[str, ProbeResult]:
+    """Await named probes at the same time; return their results by name."""
+    named = list(probes)
+    results = await asyncio.gather(*(probe for _, probe in named))
+    return {name: result for (name, _), result in zip(named, results, strict=True)}

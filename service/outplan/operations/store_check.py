@@ -2,16 +2,26 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 from warnings import catch_warnings
 
-from outplan.contract.topology import build_topology
+from outplan.domain.layout import Layout
 from outplan.errors import OutplanError, StoreUnsuitable, WrongSetting
 from outplan.mongodb.inspection import OTHER_VALIDATOR, SECONDS, MongoInspector
 from outplan.mongodb.translation import shorten
-from outplan.mongodb.validators import EVENTS, VERSION_INDEX, build_validators
+from outplan.mongodb.validators import (
+    EVENTS,
+    FORGET_SECONDS,
+    SEEN_INDEX,
+    VERSION_INDEX,
+    WORKERS,
+    build_validators,
+)
 from outplan.operations.findings import Finding, not_checked, ok, problem
+from outplan.operations.layout_check import check_layout
 from outplan.settings import Settings
+
+T = TypeVar("T")
 
 _MIN_VERSION: Final = (5, 0)
 _CHECK_URL: Final = "check OUTPLAN_MONGO_URL, and that MongoDB runs there"
@@ -19,25 +29,33 @@ _MANUAL: Final = "see MongoDB's manual on connection strings"
 _IGNORED: Final = f"the driver ignores it: correct OUTPLAN_MONGO_URL; {_MANUAL}"
 _POINTS: Final = (
     "mongodb version", "mongodb privileges", "mongodb majority", "mongodb validators",
-    "mongodb index", "mongodb fences",
+    "mongodb indexes",
 )  # fmt: skip
+_LAYOUT_POINTS: Final = ("layout", "mongodb fences")
 
 
-async def check_store(settings: Settings) -> list[Finding]:
-    """Check every point in turn; a problem does not hide the others."""
+async def check_store(settings: Settings) -> tuple[list[Finding], Layout | None]:
+    """Check every point in turn; a problem does not hide the others.
+
+    Also return the layout in force, on an empty system the one that a worker would write, or None
+    if MongoDB does not tell.
+    """
     try:
         with catch_warnings(record=True, action="always") as caught:
             inspector = MongoInspector(settings.mongo_url, settings.mongo_database)
     except WrongSetting as error:
-        found = problem("mongodb", str(error), _MANUAL)
-        return [found, *not_checked(_POINTS, "the URL cannot be used")]
+        unusable = problem("mongodb", str(error), _MANUAL)
+        return [unusable, *not_checked((*_POINTS, *_LAYOUT_POINTS), "the URL cannot be used")], None
     warnings = (str(each.message).removesuffix(" Refer to docstring.") for each in caught)
     ignored = [problem("mongodb url", text, _IGNORED) for text in warnings]
     try:
         reached = await _check_primary(inspector)
         if reached.state != "ok":
-            return [*ignored, reached, *not_checked(_POINTS, "no primary answers")]
-        return [*ignored, reached, *await _check_points(inspector, settings)]
+            rest = not_checked((*_POINTS, *_LAYOUT_POINTS), "no primary answers")
+            return [*ignored, reached, *rest], None
+        found = await _check_points(inspector, settings)
+        about_layout, layout = await _check_layout(inspector, settings)
+        return [*ignored, reached, *found, *about_layout], layout
     finally:
         await inspector.close()
 
@@ -48,25 +66,39 @@ async def _check_points(inspector: MongoInspector, settings: Settings) -> list[F
         lambda: _check_privileges(inspector, settings),
         lambda: _check_majority(inspector),
         lambda: _check_validators(inspector, settings),
-        lambda: _check_index(inspector, settings),
-        lambda: _check_fences(inspector, settings),
+        lambda: _check_indexes(inspector, settings),
     )
     found: list[Finding] = []
     for point, check in zip(_POINTS, checks, strict=True):
-        found += await _run_check(point, check)
+        result = await _attempt(point, check())
+        found += [result] if isinstance(result, Finding) else result
     return found
 
 
-async def _run_check(point: str, check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+async def _check_layout(
+    inspector: MongoInspector, settings: Settings
+) -> tuple[list[Finding], Layout | None]:
+    """Check the layout, and the fences of its queues."""
+    point, fences = _LAYOUT_POINTS
+    result = await _attempt(point, check_layout(inspector, settings))
+    if isinstance(result, Finding):
+        return [result, *not_checked([fences], "the layout is unknown")], None
+    found, layout = result
+    holders = await _attempt(fences, _check_fences(inspector, settings, layout))
+    return [*found, *([holders] if isinstance(holders, Finding) else holders)], layout
+
+
+async def _attempt(point: str, check: Awaitable[T]) -> T | Finding:
+    """Return the check's result, or a problem if MongoDB does not let it run."""
     try:
         async with asyncio.timeout(2 * SECONDS):
-            return await check()
+            return await check
     except StoreUnsuitable as error:
-        return [problem(point, shorten(error), "grant the user readWrite and dbAdmin")]
+        return problem(point, shorten(error), "grant the user readWrite and dbAdmin")
     except TimeoutError:
-        return [problem(point, f"no answer within {2 * SECONDS} s", _CHECK_URL)]
+        return problem(point, f"no answer within {2 * SECONDS} s", _CHECK_URL)
     except OutplanError as error:
-        return [problem(point, shorten(error), "see MongoDB's log")]
+        return problem(point, shorten(error), "see MongoDB's log")
 
 
 async def _check_primary(inspector: MongoInspector) -> Finding:
@@ -141,25 +173,41 @@ def _report_validator(name: str, drifts: dict[str, str | None], database: str) -
     return problem(point, drift, remedy)
 
 
-async def _check_index(inspector: MongoInspector, settings: Settings) -> list[Finding]:
-    point, drift = f"index {VERSION_INDEX}", await inspector.compare_index()
-    if drift is None:
-        return [ok(point, "does not exist yet; a worker creates it")]
-    if not drift:
-        return [ok(point, "unique on outplan_id and version")]
-    where = f"db.getSiblingDB({settings.mongo_database!r}).{EVENTS}"
+async def _check_indexes(inspector: MongoInspector, settings: Settings) -> list[Finding]:
+    version, seen = await inspector.compare_version_index(), await inspector.compare_seen_index()
     return [
-        problem(point, drift, f"drop it in {where}; a worker creates the right one when it starts")
-    ]
+        _report_index(VERSION_INDEX, version, "unique on outplan_id and version", settings, EVENTS),
+        _report_index(
+            f"{SEEN_INDEX} of {WORKERS}", seen, f"workers are forgotten after {FORGET_SECONDS:,} s",
+            settings, WORKERS,
+        ),
+    ]  # fmt: skip
 
 
-async def _check_fences(inspector: MongoInspector, settings: Settings) -> list[Finding]:
-    layout = build_topology(settings.prefix, settings.partitions or 1)
-    holders = await inspector.list_holders(queue.name for queue in layout.command_queues)
+def _report_index(
+    name: str, drift: str | None, purpose: str, settings: Settings, collection: str
+) -> Finding:
+    point = f"index {name}"
+    if drift is None:
+        return ok(point, "does not exist yet; a worker creates it")
+    if not drift:
+        return ok(point, purpose)
+    where = f"db.getSiblingDB({settings.mongo_database!r}).{collection}"
+    return problem(
+        point, drift, f"drop it in {where}; a worker creates the right one when it starts"
+    )
+
+
+async def _check_fences(
+    inspector: MongoInspector, settings: Settings, layout: Layout
+) -> list[Finding]:
+    topology = layout.build_topology(settings.prefix)
+    queues = {q.name for q in (*topology.command_queues, *layout.list_consumed(settings.prefix))}
+    holders = await inspector.list_holders(queues)
     if not holders:
         return [ok("mongodb fences", "no worker has claimed a queue here yet")]
     return [
         ok(f"fence {h.queue}", f"claimed by {h.worker}, session {h.epoch:,}, "
            f"{h.batches:,} batches in all")
-        for h in holders
+        for h in sorted(holders, key=lambda holder: holder.queue)
     ]  # fmt: skip
