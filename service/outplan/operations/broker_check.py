@@ -13,11 +13,12 @@ from outplan.contract.slots import SLOTS
 from outplan.contract.topology import Exchange, Queue, Topology
 from outplan.domain.layout import Layout
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
-from outplan.operations.findings import Finding, not_checked, ok, problem
+from outplan.operations.findings import Finding, not_checked, ok, problem, warning
 from outplan.operations.probes import SECONDS, ProbeResult, Probes, gather_by_name
 from outplan.operations.queue_check import Expected, check_stale, report_depths
 from outplan.rabbitmq.connection import open_connection
 from outplan.rabbitmq.reader import FrameHandler
+from outplan.rabbitmq.versions import find_known_defect, parse_version
 from outplan.settings import Settings
 
 _MIN_VERSION: Final = (3, 10)
@@ -67,7 +68,7 @@ async def check_broker(settings: Settings, layout: Layout | None) -> list[Findin
 async def _check_points(settings: Settings, probes: Probes, expected: Expected) -> list[Finding]:
     objects = expected.objects
     inspected = await gather_by_name((each.name, probes.inspect(each)) for each in objects)
-    found = [_check_version(probes.version)]
+    found = [check_version(probes.version)]
     # Comparing a queue that is being deleted would declare it anew: leave out those of a change.
     lasting: list[Exchange | Queue] = [*expected.topology.exchanges, *expected.topology.queues]
     found += await asyncio.gather(
@@ -117,12 +118,15 @@ def _report_not_connected(url: str, error: Exception, closed: _CloseReason) -> l
     ]
 
 
-def _check_version(version: str) -> Finding:
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    if numbers < _MIN_VERSION:
+def check_version(version: str) -> Finding:
+    """Report whether this version of RabbitMQ is too old, or known to fail."""
+    if parse_version(version) < _MIN_VERSION:
         return problem(
             "rabbitmq version", version or "unknown", "upgrade to RabbitMQ 3.10 or later"
         )
+    if defect := find_known_defect(version):
+        text, _, remedy = defect.partition("; ")
+        return warning("rabbitmq version", text, remedy)
     return ok("rabbitmq version", version)
 
 
