@@ -13,6 +13,7 @@ from outplan.domain.layout import Layout, assign_share
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.store import MongoStore
 from outplan.testing import Deployment
+from outplan.testing.servers import Servers
 from tests.integration.test_cli_check import check, problems
 from tests.support.commands import run_command
 from tests.support.topology import declare_topology
@@ -180,10 +181,21 @@ async def test_commands_without_their_slot_are_a_warning_with_several_partitions
         assert "docs/clients.md" in found["slots"][2]
 
 
+# What rabbitmq-plugins enable does. The former version needed this plugin.
+ENABLE_PLUGIN = """
+#{enabled_plugins_file := File} = rabbit_prelaunch:get_context(),
+{ok, [Plugins]} = file:consult(File),
+Enabled = [rabbitmq_consistent_hash_exchange | Plugins],
+ok = file:write_file(File, io_lib:format("~p.", [lists:usort(Enabled)])),
+{ok, _, _} = rabbit_plugins:ensure(File).
+"""
+
+
 async def test_what_a_former_version_left_is_reported_until_worker_and_command_have_removed_it(
-    deployment: Deployment, broker: Broker
+    servers: Servers, deployment: Deployment, broker: Broker
 ) -> None:
     """A system went from 3 partitions to 1 by its setting, under the version before slots."""
+    servers.rabbitmq.ctl("eval", ENABLE_PLUGIN)
     prefix, channel = deployment.prefix, broker.channel
     with_three = build_topology(prefix, 3)
     commands = await channel.declare_exchange(f"{prefix}.commands", "topic", durable=True)
