@@ -1,10 +1,12 @@
 """Run ``python -m tests.bench.layout_change``: measure how long commands wait during a change.
 
 A client publishes creates at a steady rate. Meanwhile ``outplan partitions`` changes the number of
-partitions. A command's wait is the time from its confirm to its event.
+partitions. A command's wait is the time from its confirm to its event. Old queues are deleted at
+once, since no command waits for that.
 """
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -147,7 +149,7 @@ async def _open_load(deployment: Deployment) -> AsyncIterator[Load]:
 async def run_partitions(deployment: Deployment, number: int) -> None:
     """Run ``outplan partitions`` as an operator does. Raises RuntimeError if it fails."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "outplan", "partitions", str(number),
+        sys.executable, "-m", "outplan", "partitions", str(number), "--retire", "0",
         env=deployment.environment(), stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
@@ -172,7 +174,7 @@ def _describe_one(r: Result) -> str:
     return (
         f"{r.change[0]} to {r.change[1]} in {r.seconds:.1f} s, longest wait {r.longest:.1f} s "
         f"({r.longest_before:.2f} s before), longest confirm {r.longest_confirm:.2f} s, "
-        f"{r.commands} commands"
+        f"{r.commands} commands, load average {os.getloadavg()[0]:.0f}"
     )
 
 

@@ -30,6 +30,9 @@ class ClusterTestbed:
 
     def faults(self, prefix: str) -> Faults:
         cluster, rng = self._cluster, self._rng
+        # With Khepri, a frozen node routes by former bindings until it has caught up: the contract
+        # promises no order then.
+        routes_stale = not cluster.rabbits[0].version.startswith("3.")
 
         def pick_node() -> Server:
             return rng.choice(cluster.rabbits)
@@ -46,7 +49,9 @@ class ClusterTestbed:
         step_down = self._act(lambda: cluster.step_down(2))
         return {
             "RabbitMQ node killed": Fault(3, "rabbitmq", self._kill(pick_node)),
-            "RabbitMQ node frozen": Fault(3, "rabbitmq", self._freeze(pick_node)),
+            "RabbitMQ node frozen": Fault(
+                3, "rabbitmq", self._freeze(pick_node), spares_changes=routes_stale
+            ),
             "queue leader's node killed": Fault(3, "rabbitmq", self._kill(find_leader)),
             "queue leader moved": Fault(6, "rabbitmq", self._act(move_leader)),
             "all RabbitMQ nodes killed": Fault(1, "rabbitmq", self._kill_all_nodes),

@@ -19,6 +19,8 @@ _NUMBERS: Final = (1, 2, 4, 7, 16)
 _CHANGE_SECONDS: Final = 300
 # A change takes some seconds in every phase, so that a signal hits any of them.
 _SIGNAL_SECONDS: Final = 12
+# How long workers still consume queues that go away, before the command deletes them.
+_RETIRE_SECONDS: Final = "1"
 _SHOWN_OUTPUT: Final = 1_500
 
 
@@ -34,7 +36,7 @@ class PartitionsCommand:
         cls, deployment: Deployment, *arguments: str, planted: str = ""
     ) -> "PartitionsCommand":
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", _MODULE, "partitions", *arguments,
+            sys.executable, "-m", _MODULE, "partitions", "--retire", _RETIRE_SECONDS, *arguments,
             env=deployment.environment(PLANTED_FAULT=planted),
             stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
         )  # fmt: skip
@@ -58,8 +60,9 @@ class PartitionsCommand:
 class LayoutChanger:
     """Change the layout of a deployment, one change at a time.
 
-    ``partitions`` is the number in force, or the one that an unfinished change leads to.
-    ``failures`` collects what the command may not do.
+    ``partitions`` is the number in force, or the one that an unfinished change leads to. A change
+    begins only with the ``turn`` and ``is_changing`` until it is finished. ``failures`` collects
+    what the command may not do.
     """
 
     def __init__(
@@ -67,47 +70,31 @@ class LayoutChanger:
     ) -> None:
         self.partitions = partitions
         self.failures: list[str] = []
+        self.is_changing = False
+        self.turn = asyncio.Lock()
         self._deployment = deployment
         self._rng = rng
         self._planted = planted
         self._former = partitions
-        self._is_unfinished = False
         self._command: PartitionsCommand | None = None
 
     async def change(self) -> tuple[str, str]:
         """Change to a random number, or continue a change that was left; return name and detail."""
-        since = monotonic()
-        if self._is_unfinished:
-            name, act = "layout change continued", self.finish
-        else:
-            self._former = self.partitions
-            self.partitions = self._rng.choice([n for n in _NUMBERS if n != self._former])
-            self._is_unfinished = True
-            name, act = self._rng.choice(
-                [
-                    ("layout changed", self.finish),
-                    ("layout change killed and repeated", self._kill_and_repeat),
-                    ("layout change killed and left", self._kill),
-                    ("layout change aborted", self._abort),
-                ]
-            )
-        former, aim = self._former, self.partitions
-        await act()
-        detail = f"{former} to {aim}, {monotonic() - since:.1f} s"
-        return name, detail if self.partitions == aim else f"{detail}, back to {self.partitions}"
+        async with self.turn:
+            return await self._change()
 
     async def change_to(self, partitions: int) -> None:
         """Change to this number."""
         self.partitions = partitions
-        self._is_unfinished = True
+        self.is_changing = True
         await self.finish()
 
     async def finish(self) -> None:
         """Bring the change to its end, if there is one."""
-        if self._is_unfinished:
+        if self.is_changing:
             command = await self._start(str(self.partitions))
             await self._require_success(command, f"outplan partitions {self.partitions}")
-            self._is_unfinished = False
+            self.is_changing = False
 
     async def kill(self) -> None:
         """Kill the command if it still runs."""
@@ -127,6 +114,27 @@ class LayoutChanger:
         if (stored.get("phase"), stored.get("partitions")) != ("steady", self.partitions):
             found.append(f"{self.partitions} partitions, but the stored layout {stored}")
         return found
+
+    async def _change(self) -> tuple[str, str]:
+        since = monotonic()
+        if self.is_changing:
+            name, act = "layout change continued", self.finish
+        else:
+            self._former = self.partitions
+            self.partitions = self._rng.choice([n for n in _NUMBERS if n != self._former])
+            self.is_changing = True
+            name, act = self._rng.choice(
+                [
+                    ("layout changed", self.finish),
+                    ("layout change killed and repeated", self._kill_and_repeat),
+                    ("layout change killed and left", self._kill),
+                    ("layout change aborted", self._abort),
+                ]
+            )
+        former, aim = self._former, self.partitions
+        await act()
+        detail = f"{former} to {aim}, {monotonic() - since:.1f} s"
+        return name, detail if self.partitions == aim else f"{detail}, back to {self.partitions}"
 
     async def _kill(self) -> None:
         """Start the change and end the command soon; it may be done by then."""
@@ -154,7 +162,7 @@ class LayoutChanger:
         code, output = await command.end()
         if code == 0:
             self.partitions = self._former
-            self._is_unfinished = False
+            self.is_changing = False
         elif output.strip():
             await self.finish()
         else:

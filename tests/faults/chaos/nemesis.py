@@ -20,11 +20,15 @@ Inject = Callable[[], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A kind of fault. Faults with the same ``target`` never overlap; ``weight`` is its share."""
+    """A kind of fault. Faults with the same ``target`` never overlap; ``weight`` is its share.
+
+    One that ``spares_changes`` is never injected during a change of the layout.
+    """
 
     weight: int
     target: str
     inject: Inject
+    spares_changes: bool = False
 
 
 Faults = dict[str, Fault]
@@ -111,7 +115,13 @@ class Nemesis:
 
     async def _inject(self, name: str, fault: Fault) -> None:
         at = self._history.now()
-        detail = await fault.inject()
+        if not fault.spares_changes:
+            detail = await fault.inject()
+        elif self._layouts.is_changing:
+            detail = "not during a change of the layout"
+        else:
+            async with self._layouts.turn:
+                detail = await fault.inject()
         self._history.add(InjectedFault(at, name, detail))
 
     async def _kill_worker(self) -> str:

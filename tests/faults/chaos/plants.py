@@ -21,6 +21,7 @@ from outplan.mongodb import store
 from outplan.mongodb.documents import build_event_document, build_outplan_document
 from outplan.mongodb.store import MongoStore, MongoTransaction
 from outplan.mongodb.validators import EVENTS, OUTPLANS, VERSION_INDEX
+from outplan.operations.partitions import LayoutChange
 from outplan.rabbitmq import session as rabbitmq_session
 from outplan.rabbitmq.publisher import Publisher
 from outplan.rabbitmq.session import Session
@@ -198,6 +199,11 @@ def swap_replies() -> None:
     _patch(Session, "publish", publish_shifted)
 
 
+def skip_barrier() -> None:
+    """Begin each phase of a layout change while the queues of the phase before have commands."""
+    _patch(LayoutChange, "_wait_until_drained", _do_nothing)
+
+
 PLANTS: Final[dict[str, Callable[[], None]]] = {
     each.__name__: each
     for each in (
@@ -210,8 +216,11 @@ PLANTS: Final[dict[str, Callable[[], None]]] = {
         change_repeats,
         consume_twice,
         swap_replies,
+        skip_barrier,
     )
 }
+# These are in the command outplan partitions, not in the worker.
+PLANTED_IN_COMMAND: Final = frozenset({skip_barrier.__name__})
 
 
 def plant(name: str | None) -> None:

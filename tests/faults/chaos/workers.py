@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from outplan.testing import Deployment
 from tests.faults.chaos.history import Document
+from tests.faults.chaos.plants import PLANTED_IN_COMMAND
 from tests.support.faulty_worker import CRASH_POINTS
 from tests.support.worker_process import WorkerProcess, start_worker
 
@@ -48,7 +49,7 @@ class WorkerPool:
             environment["OUTPLAN_PARTITIONS"] = str(partitions)
         if kind == "skewed":
             environment["CLOCK_SKEW"] = str(self._rng.choice([-60, 60]))
-        if self._planted:
+        if self._planted and self._planted not in PLANTED_IN_COMMAND:
             point = self._rng.choice(_EXPOSING_POINTS)
             environment["CRASH_AT"] = point
             environment["CRASH_PROBABILITY"] = str(5 * _CRASH_PROBABILITY)
