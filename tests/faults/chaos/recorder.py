@@ -67,6 +67,9 @@ class Recorder:
             quorum: dict[str, Any] = {
                 "x-queue-type": "quorum",
                 "x-delivery-limit": NO_DELIVERY_LIMIT,
+                # As the client's durable queue. RabbitMQ 4.3 requeues late what a consumer had on a
+                # node that died; without this, the next consumer would get younger messages first.
+                "x-single-active-consumer": True,
             }
             limited = {**quorum, "x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "reject-publish"}
             await channel.queue_declare(self._events, durable=True, arguments=limited)

@@ -1,7 +1,7 @@
 """Start a RabbitMQ cluster and a MongoDB replica set, of three each, on this machine."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,9 @@ _POLL_SECONDS = 0.1
 _ANSWER_MILLISECONDS = 2_000
 # Elect a new primary after three seconds; less would take a busy machine for a dead primary.
 _SETTINGS = {"electionTimeoutMillis": 3_000, "heartbeatIntervalMillis": 500}
+# When a node dies, RabbitMQ 4.3 keeps a queue for a minute for the consumer that was connected to
+# it. Other versions do not know the setting and refuse to start with it.
+_MORE_CONF: Mapping[Broker, str] = {"4.3": "consumer_disconnected_timeout = 1000\n"}
 _MEMBER_STATES = {"PRIMARY", "SECONDARY"}
 
 
@@ -223,7 +226,7 @@ def start_cluster(broker: Broker = "3.10") -> Iterator[Cluster]:
         ports = Ports.of(stack.enter_context(reserve_ports(PORTS)))
         mongos = mongo_members(programs, folder, ports, will)
         rabbits = stack.enter_context(
-            rabbit_containers(ports, image)
+            rabbit_containers(ports, image, _MORE_CONF.get(broker, ""))
             if (image := find_image(broker))
             else rabbit_processes(programs, folder, ports, will)
         )

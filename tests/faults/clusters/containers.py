@@ -25,10 +25,11 @@ _SETTINGS = "/etc/rabbitmq"
 
 
 @contextmanager
-def rabbit_containers(ports: Ports, image: str) -> Iterator[tuple[RabbitNode, ...]]:
+def rabbit_containers(ports: Ports, image: str, conf: str) -> Iterator[tuple[RabbitNode, ...]]:
     """Prepare the nodes, and run the epmd that they need in a container of its own.
 
-    The containers are removed when the block or this process ends. Raises `ServersUnavailable`.
+    ``conf`` is added to each node's rabbitmq.conf. The containers are removed when the block or
+    this process ends. Raises `ServersUnavailable`.
     """
     require_docker()
     session, cookie = token_hex(4), token_hex(16)
@@ -43,13 +44,19 @@ def rabbit_containers(ports: Ports, image: str) -> Iterator[tuple[RabbitNode, ..
         containers[0].with_command(["epmd", "-address", "127.0.0.1", "-port", str(ports.names)])
         Container(containers[0]).launch()
         yield tuple(
-            _node(container, name, ports.amqp[n], ports.distribution[n], ports.names, cookie)
+            _node(container, name, ports.amqp[n], ports.distribution[n], ports.names, cookie, conf)
             for n, (container, name) in enumerate(zip(containers[1:], NODES, strict=True))
         )
 
 
 def _node(
-    container: DockerContainer, name: str, amqp: int, distribution: int, names: int, cookie: str
+    container: DockerContainer,
+    name: str,
+    amqp: int,
+    distribution: int,
+    names: int,
+    cookie: str,
+    conf: str,
 ) -> RabbitNode:
     settings = network_environment(distribution, names) | {
         "RABBITMQ_NODENAME": name,
@@ -59,7 +66,7 @@ def _node(
     for variable, value in settings.items():
         container.with_env(variable, value)
     for file, text in {
-        "rabbitmq.conf": rabbitmq_conf(amqp) + CLUSTER_CONF,
+        "rabbitmq.conf": rabbitmq_conf(amqp) + CLUSTER_CONF + conf,
         "enabled_plugins": enabled_plugins(management=False),
     }.items():
         container.with_copy_into_container(text.encode(), f"{_SETTINGS}/{file}")
