@@ -16,7 +16,7 @@ from outplan.testing import Deployment
 _MODULE: Final = "tests.faults.chaos.planted"
 _NUMBERS: Final = (1, 2, 4, 7, 16)
 # The command waits for servers and workers, whatever happens to them; longer than this is stuck.
-_CHANGE_SECONDS: Final = 300
+_CHANGE_SECONDS: Final = 600
 # A change takes some seconds in every phase, so that a signal hits any of them.
 _SIGNAL_SECONDS: Final = 12
 # How long workers still consume queues that go away, before the command deletes them.
@@ -93,8 +93,8 @@ class LayoutChanger:
         """Bring the change to its end, if there is one."""
         if self.is_changing:
             command = await self._start(str(self.partitions))
-            await self._require_success(command, f"outplan partitions {self.partitions}")
-            self.is_changing = False
+            name = f"outplan partitions {self.partitions}"
+            self.is_changing = not await self._require_success(command, name)
 
     async def kill(self) -> None:
         """Kill the command if it still runs."""
@@ -168,13 +168,14 @@ class LayoutChanger:
         else:
             self.failures.append(f"--abort gave no reason for exit code {code}")
 
-    async def _require_success(self, command: PartitionsCommand, name: str) -> None:
+    async def _require_success(self, command: PartitionsCommand, name: str) -> bool:
         ended = await command.wait(_CHANGE_SECONDS)
         code, output = await command.end()
         if not ended:
             self.failures.append(f"{name} did not end in {_CHANGE_SECONDS} s: {output}")
         elif code != 0:
             self.failures.append(f"{name}, exit code {code}: {output}")
+        return ended and code == 0
 
     async def _start(self, *arguments: str) -> PartitionsCommand:
         self._command = await PartitionsCommand.start(

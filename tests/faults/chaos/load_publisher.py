@@ -18,6 +18,8 @@ from tests.support.command_generator import Draft, Generator
 
 _CONFIRM_SECONDS: Final = 30
 _LARGEST_BURST: Final = 200
+# A larger backlog takes minutes on a slow machine when commands must be handled one by one.
+_LARGEST_BACKLOG: Final = 5_000
 
 
 @dataclass(slots=True)
@@ -30,14 +32,41 @@ class _Send:
     confirmed_at: float | None = None
 
 
+class Backlog:
+    """Count the confirmed commands of a history that have no reply yet."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._confirmed: set[str] = set()
+        self._answered: set[str] = set()
+        self._sent_count = 0
+        self._reply_count = 0
+
+    def count(self) -> int:
+        sent, replies = self._history.sent, self._history.replies
+        self._confirmed |= {s.send_id for s in sent[self._sent_count :] if s.outcome == "confirmed"}
+        self._answered |= {r.send_id for r in replies[self._reply_count :]}
+        self._sent_count, self._reply_count = len(sent), len(replies)
+        # A reply may be recorded before its command is.
+        self._confirmed -= self._answered
+        return len(self._confirmed)
+
+
 class LoadPublisher:
     """Publish a generator's commands in order on one connection; reconnect when it breaks.
 
-    ``pace`` is commands a second.
+    ``pace`` is commands a second. The publisher waits while the backlog is too large.
     """
 
     def __init__(
-        self, name: str, generator: Generator, url: str, prefix: str, history: History, pace: float
+        self,
+        name: str,
+        generator: Generator,
+        url: str,
+        prefix: str,
+        history: History,
+        backlog: Backlog,
+        pace: float,
     ) -> None:
         self.name = name
         self._generator = generator
@@ -45,6 +74,7 @@ class LoadPublisher:
         self._exchange = f"{prefix}.commands"
         self._replies = f"{prefix}.replies"
         self._history = history
+        self._backlog = backlog
         self._pace = pace
         self._count = 0
         self._connections = 0
@@ -56,7 +86,10 @@ class LoadPublisher:
             try:
                 async with self._connect() as channel:
                     while not until.is_set() and not channel.is_closed:
-                        await self._publish_burst(channel)
+                        if self._backlog.count() > _LARGEST_BACKLOG:
+                            await asyncio.sleep(0.1)
+                        else:
+                            await self._publish_burst(channel)
             # aio-pika lets any exception of the socket through; all mean: reconnect.
             except Exception:
                 await asyncio.sleep(self._rng.uniform(0.05, 0.5))

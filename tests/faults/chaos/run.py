@@ -14,7 +14,7 @@ from outplan.testing import Deployment
 from tests.faults.chaos.checker import Violation, check
 from tests.faults.chaos.history import Document, History, OrderSlack
 from tests.faults.chaos.layouts import LayoutChanger
-from tests.faults.chaos.load_publisher import LoadPublisher
+from tests.faults.chaos.load_publisher import Backlog, LoadPublisher
 from tests.faults.chaos.nemesis import Connections, Faults, Nemesis
 from tests.faults.chaos.queue_counts import parse_command_counts
 from tests.faults.chaos.recorder import Recorder
@@ -173,6 +173,7 @@ async def _run(
     since = monotonic()
     history = History()
     history.add(OrderSlack(testbed.order_slack))
+    backlog = Backlog(history)
     rng = random.Random(plan.seed)
     deployment = Deployment(balancers.workers.url, testbed.mongo_url)
     workers = WorkerPool(deployment, rng, plan.planted)
@@ -182,7 +183,7 @@ async def _run(
     def make_publisher(name: str, outplans: Outplans, pace: float) -> LoadPublisher:
         generator = Generator(plan.seed, name, outplans)
         url = balancers.publishers.url
-        return LoadPublisher(name, generator, url, deployment.prefix, history, pace)
+        return LoadPublisher(name, generator, url, deployment.prefix, history, backlog, pace)
 
     try:
         await (await workers.start(partitions=plan.partitions)).wait_for_log("ready")
