@@ -49,7 +49,7 @@ async def test_no_problem_is_found_while_a_worker_runs_and_the_worker_notices_no
     assert found["index seen_1 of outplan_workers"][1] == "workers are forgotten after 3,600 s"
     assert found["layout"][1] == "1 partition, phase steady, generation 1"
     [share] = [text for point, (_, text, _) in found.items() if point.startswith("worker ")]
-    assert share == f"owns {deployment.prefix}.commands"
+    assert share == f"consumes {deployment.prefix}.commands, or stands by"
     assert "session 1" in found[f"fence {deployment.prefix}.commands"][1]
     assert (await world.ask("outplan_create", create_body()))["status"] == "accepted"
     assert [line["event"] for line in worker.log].count("ready") == 1

@@ -87,6 +87,19 @@ async def test_the_layout_is_shown_with_the_queues_of_each_live_worker(
     assert f"queue {deployment.prefix}.commands.3" in found
 
 
+async def test_a_worker_without_partitions_is_shown_as_a_standby(
+    deployment: Deployment, registry: MongoRegistry
+) -> None:
+    await registry.ensure_layout(2)
+    for worker in ("a", "b", "c"):
+        await registry.announce(worker, 0)
+    _, found = await check(deployment)
+    main = f"{deployment.prefix}.commands"
+    assert {found[f"worker {worker}"][1] for worker in "abc"} == {
+        f"owns {main}.0", f"owns {main}.1", "owns no partition, stands by on all",
+    }  # fmt: skip
+
+
 async def test_it_is_said_when_no_worker_is_alive(
     deployment: Deployment, registry: MongoRegistry
 ) -> None:
@@ -185,6 +198,7 @@ async def test_commands_without_their_slot_are_a_warning_with_several_partitions
 ENABLE_PLUGIN = """
 #{enabled_plugins_file := File} = rabbit_prelaunch:get_context(),
 {ok, [Plugins]} = file:consult(File),
+_ = file:delete(File),
 Enabled = [rabbitmq_consistent_hash_exchange | Plugins],
 ok = file:write_file(File, io_lib:format("~p.", [lists:usort(Enabled)])),
 {ok, _, _} = rabbit_plugins:ensure(File).

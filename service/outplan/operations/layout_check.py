@@ -1,6 +1,6 @@
 """Check the stored layout against the setting, and tell who consumes what."""
 
-from outplan.domain.layout import Layout, assign_share
+from outplan.domain.layout import Layout, Share, assign_share
 from outplan.mongodb.inspection import MongoInspector
 from outplan.operations.findings import Finding, ok, problem, warning
 from outplan.settings import Settings
@@ -62,21 +62,17 @@ def _report_workers(layout: Layout, prefix: str, workers: list[str]) -> list[Fin
     if not workers:
         return [ok("workers", "none is alive")]
     shares = {worker: assign_share(layout, prefix, worker, workers) for worker in workers}
-    return [
-        ok(
-            f"worker {worker}",
-            _describe_own([queue.name for queue in share.queues if queue.name in share.own]),
-        )
-        for worker, share in shares.items()
-    ]
+    return [ok(f"worker {worker}", _describe_share(share)) for worker, share in shares.items()]
 
 
-def _describe_own(queues: list[str]) -> str:
-    """List a worker's queues, all after the first one by their number."""
-    if not queues:
-        return "owns no queue, stands by"
-    first, *rest = queues
-    return ", ".join([f"owns {first}", *(f".{name.rpartition('.')[2]}" for name in rest)])
+def _describe_share(share: Share) -> str:
+    """List a worker's partitions, all after the first one by their number."""
+    own = [queue.name for queue in share.queues if queue.name in share.own]
+    if own:
+        return ", ".join([f"owns {own[0]}", *(f".{name.rpartition('.')[2]}" for name in own[1:])])
+    if any(queue.is_partition for queue in share.queues):
+        return "owns no partition, stands by on all"
+    return f"consumes {share.queues[0].name}, or stands by"
 
 
 def _report_unordered(count: int) -> Finding:
