@@ -32,14 +32,17 @@ def compose(
     registry = store.open_registry(settings.prefix)
 
     def open_broker_session(
-        share: Share, require_layout: Callable[[], Awaitable[None]], is_first: bool
+        share: Share, require_layout: Callable[[], Awaitable[None]], is_first: bool, is_lost: bool
     ) -> AbstractAsyncContextManager[Session]:
         plan = SessionPlan(
             topology=share.layout.build_topology(settings.prefix),
             queues=share.queues,
             own=share.own,
             stages=share.stages,
-            asserts_slots=share.layout.is_steady and share.layout.partitions > 1,
+            # A broker that comes back may have lost bindings; otherwise they are as they were.
+            asserts_slots=(
+                share.layout.is_steady and share.layout.partitions > 1 and (is_first or is_lost)
+            ),
             is_first=is_first,
             require_layout=require_layout,
         )

@@ -150,3 +150,15 @@ async def test_a_fence_from_before_there_were_layouts_can_be_claimed(
     await store.claim(queue, "one", 1)
     await documents[FENCES].update_one({"_id": queue}, {"$unset": {"generation": ""}})
     assert (await store.claim(queue, "two", 1)).epoch == 2
+
+
+async def test_a_layout_that_was_deleted_comes_back_with_a_later_generation(
+    store: MongoStore, documents: Any
+) -> None:
+    prefix = f"prefix.{uuid4()}"
+    registry = store.open_registry(prefix)
+    await registry.ensure_layout(4)
+    await store.claim(f"{prefix}.commands", "one", 7)
+    await documents[LAYOUTS].delete_one({"_id": prefix})
+    assert (await registry.ensure_layout(4)).generation == 8
+    await store.claim(f"{prefix}.commands", "two", 8)

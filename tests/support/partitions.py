@@ -5,6 +5,7 @@ The mapping is written here again, from docs/contract.md alone, so that an error
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
@@ -119,6 +120,16 @@ async def list_active(servers: Servers, prefix: str) -> dict[str, list[str]]:
         if active == "true":
             found[queue].append(channel)
     return found
+
+
+async def list_bindings(servers: Servers, exchange: str) -> set[tuple[str, str]]:
+    """Return the routing keys and destinations of an exchange's bindings."""
+    columns = ("source_name", "routing_key", "destination_name")
+    printed = await asyncio.to_thread(
+        servers.rabbitmq.ctl, "list_bindings", "--formatter", "json", *columns
+    )
+    rows = [[row[column] for column in columns] for row in json.loads(printed)]
+    return {(key, queue) for source, key, queue in rows if source == exchange}
 
 
 async def write_down_queues(servers: Servers) -> None:

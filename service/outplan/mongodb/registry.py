@@ -1,7 +1,11 @@
 """Keep the layout of the command queues, and who is alive to consume them."""
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
+import pymongo
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
@@ -9,7 +13,11 @@ from outplan.domain.layout import EXPIRY_SECONDS, Layout
 from outplan.errors import StoreConflict
 from outplan.mongodb.documents import build_layout_document, parse_layout
 from outplan.mongodb.translation import translate_errors
-from outplan.mongodb.validators import LAYOUTS, WORKERS
+from outplan.mongodb.validators import FENCES, LAYOUTS, WORKERS
+
+# A call that a hung server does not answer keeps one of the driver's threads, and a worker that
+# stops waits for these.
+_SECONDS: Final = 5
 
 
 class MongoRegistry:
@@ -22,18 +30,25 @@ class MongoRegistry:
         # A layout that a failover takes back must not be acted on.
         self._layouts = database.get_collection(LAYOUTS, read_concern=ReadConcern("majority"))
         self._workers = database[WORKERS]
+        self._fences = database[FENCES]
         self._prefix = prefix
 
     async def read_layout(self) -> Layout | None:
         """Return the layout in force; None on an empty system."""
-        with translate_errors():
+        with _translate_errors():
             document = await self._layouts.find_one({"_id": self._prefix})
         return None if document is None else parse_layout(document)
 
     async def ensure_layout(self, partitions: int) -> Layout:
         """Return the layout in force; on an empty system, write one with so many partitions."""
-        layout = Layout(1, "steady", partitions, partitions, highest=partitions)
-        with translate_errors():
+        with _translate_errors():
+            # If somebody has deleted the layout, the fences still have its generation.
+            fence = await self._fences.find_one(
+                {"_id": {"$regex": f"^{re.escape(self._prefix)}\\.commands"}},
+                sort=[("generation", -1)],
+            )
+            generation = 1 + (fence or {}).get("generation", 0)
+            layout = Layout(generation, "steady", partitions, partitions, highest=partitions)
             try:
                 await self._layouts.insert_one(build_layout_document(self._prefix, layout))
             except DuplicateKeyError:
@@ -44,7 +59,7 @@ class MongoRegistry:
 
     async def replace_layout(self, current: Layout, following: Layout) -> None:
         """Store the layout that follows. Raises StoreConflict if ``current`` is not in force."""
-        with translate_errors():
+        with _translate_errors():
             result = await self._layouts.replace_one(
                 {"_id": self._prefix, "generation": current.generation},
                 build_layout_document(self._prefix, following),
@@ -54,7 +69,7 @@ class MongoRegistry:
 
     async def mark_drained(self, queue: str, token: str) -> None:
         """Note that the phase's barrier came through a queue; ignore the token of another phase."""
-        with translate_errors():
+        with _translate_errors():
             await self._layouts.update_one(
                 {"_id": self._prefix, "token": token, "phase": {"$ne": "steady"}},
                 {"$addToSet": {"drained": queue}},
@@ -65,7 +80,7 @@ class MongoRegistry:
 
         ``unordered`` is the number of commands that it handled outside of their partition.
         """
-        with translate_errors():
+        with _translate_errors():
             await self._workers.update_one(
                 {"_id": worker},
                 {
@@ -77,7 +92,7 @@ class MongoRegistry:
 
     async def list_workers(self) -> list[str]:
         """List the live workers."""
-        with translate_errors():
+        with _translate_errors():
             found = await self._workers.find(
                 {"prefix": self._prefix, "$expr": {"$gt": ["$seen", _ago(EXPIRY_SECONDS)]}}
             ).to_list(length=None)
@@ -85,8 +100,14 @@ class MongoRegistry:
 
     async def leave(self, worker: str) -> None:
         """Forget a worker that stops."""
-        with translate_errors():
+        with _translate_errors():
             await self._workers.delete_one({"_id": worker})
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    with translate_errors(), pymongo.timeout(_SECONDS):
+        yield
 
 
 def _ago(seconds: int) -> dict[str, Any]:

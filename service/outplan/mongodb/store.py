@@ -248,7 +248,7 @@ class MongoStore:
             for fence in fences
         ]
         if updates:
-            with translate_errors():
+            with translate_errors(), pymongo.timeout(_PING_SECONDS):
                 await self._database[FENCES].bulk_write(updates, ordered=False)
 
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:

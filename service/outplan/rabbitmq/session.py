@@ -17,7 +17,7 @@ from yarl import URL
 
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import CONSUMER_TIMEOUT_MILLISECONDS, PREFETCH, Queue, Topology
-from outplan.errors import BrokerUnavailable
+from outplan.errors import BrokerUnavailable, OutplanError
 from outplan.rabbitmq.bindings import (
     LockTaken,
     bind_slots,
@@ -51,8 +51,8 @@ class SessionPlan:
     """The ``queues`` to declare, and their names in the ``stages`` in which to consume them.
 
     ``require_layout`` raises LayoutChanged once the plan is outdated. A session that
-    ``asserts_slots`` binds them; the first one of a process also removes bindings that the layout
-    does not have from its ``own`` queues.
+    ``asserts_slots`` binds them; if it ``is_first`` in its process, it also removes bindings that
+    the layout does not have from its ``own`` queues.
     """
 
     topology: Topology
@@ -179,12 +179,15 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 channel = await _open_consuming_channel(consuming)
                 await _consume(channel, plan.stages[0])
         session = Session(consuming, inbox, channel, publisher)
-        standing_by = asyncio.create_task(_stand_by(session, plan.stages[1:]))
+        tasks = {asyncio.create_task(_stand_by(session, plan.stages[1:]))}
+        if plan.asserts_slots and plan.is_first:
+            tasks.add(asyncio.create_task(_tidy_up(consuming, plan)))
         try:
             yield session
         finally:
-            standing_by.cancel()
-            await asyncio.wait({standing_by})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
 
 async def _declare(connection: Connection, plan: SessionPlan) -> None:
@@ -202,13 +205,33 @@ async def _assert_slots(connection: Connection, plan: SessionPlan) -> None:
                 # Under the lock, because a change of the layout takes it first.
                 await plan.require_layout()
                 await bind_slots(connection, plan.topology)
-                if plan.is_first:
-                    await remove_other_bindings(connection, plan.topology, plan.own)
                 return
         except LockTaken:
             await plan.require_layout()
             await asyncio.sleep(_LOCK_SECONDS)
     # Another worker is asserting the same bindings, or hangs: the broker then ends its connection.
+
+
+async def _tidy_up(connection: Connection, plan: SessionPlan) -> None:
+    # The session's end, or its next one, says what is wrong.
+    with suppress(OutplanError), translate_errors():
+        await _remove_other_bindings(connection, plan)
+
+
+async def _remove_other_bindings(connection: Connection, plan: SessionPlan) -> None:
+    """Remove bindings that the layout does not have from the plan's own queues.
+
+    There are hundreds of possible ones for each queue. So others get the lock between two queues.
+    """
+    for queue in plan.own:
+        is_done = False
+        while not is_done:
+            with suppress(LockTaken):
+                async with hold_lock(connection, plan.topology):
+                    await plan.require_layout()
+                    await remove_other_bindings(connection, plan.topology, [queue])
+                    is_done = True
+            await asyncio.sleep(_LOCK_SECONDS)
 
 
 async def _open_consuming_channel(connection: Connection) -> Channel:

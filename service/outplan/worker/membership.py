@@ -45,9 +45,9 @@ class Membership:
         layout = await self._registry.ensure_layout(self._partitions or 1)
         if self._partitions is not None and self._partitions not in layout.numbers:
             raise LayoutDiffers(
-                f"OUTPLAN_PARTITIONS={self._partitions}, but the system has {layout.partitions} "
-                f"partitions: set {layout.partitions} or unset it, or change the system with "
-                f"outplan partitions {self._partitions}"
+                f"OUTPLAN_PARTITIONS={self._partitions}, but the number of partitions in force is "
+                f"{layout.partitions}: set {layout.partitions} or unset it, or change the number "
+                f"with outplan partitions {self._partitions}"
             )
 
     async def read_share(self) -> Share:

@@ -34,7 +34,7 @@ _LONGEST_PAUSE: Final = 30.0
 
 
 OpenSession = Callable[
-    [Share, Callable[[], Awaitable[None]], bool], AbstractAsyncContextManager[BrokerSession]
+    [Share, Callable[[], Awaitable[None]], bool, bool], AbstractAsyncContextManager[BrokerSession]
 ]
 
 
@@ -43,7 +43,7 @@ class Dependencies:
     """The parts that a worker works with, from ``bootstrap``; ``name`` tells workers apart.
 
     ``open_session`` takes the worker's share, a function that raises LayoutChanged once it is
-    outdated, and whether it is the first session.
+    outdated, whether it is the first session, and whether the one before was lost.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._session: BrokerSession | None = None
         self._share: Share | None = None
+        self._is_lost = False
 
     def stop(self) -> None:
         """Finish the batches in hand, leave the rest in the queue, and return from ``run``."""
@@ -141,6 +142,7 @@ class Worker:
             except LayoutChanged as error:
                 self._log.info("session_ended", detail=str(error))
             except SESSION_ENDED as error:
+                self._is_lost = True
                 health.fail("broker", error)
             # A session that settles nothing raises the delivery count of every prefetched message.
             is_wasted = pipeline is not None and pipeline.received and not pipeline.settled
@@ -155,8 +157,13 @@ class Worker:
             async def enter() -> tuple[Share, BrokerSession]:
                 share: Share = await self._retrying("store", StoreUnavailable)(read_share)
                 require_layout = partial(parts.membership.require_layout, share)
-                opening = parts.open_session(share, require_layout, self._share is None)
-                return share, await stack.enter_async_context(opening)
+                is_first = self._share is None
+                opening = parts.open_session(share, require_layout, is_first, self._is_lost)
+                try:
+                    return share, await stack.enter_async_context(opening)
+                except BrokerUnavailable:
+                    self._is_lost = True
+                    raise
 
             entered: tuple[Share, BrokerSession]
             entered = await self._retrying("broker", BrokerUnavailable)(enter)
@@ -218,6 +225,7 @@ class Worker:
             workers=share.workers,
         )
         self._share = share
+        self._is_lost = False
 
     async def _pause(self, seconds: float) -> None:
         """Wait for at most so long, or until told to stop."""
