@@ -231,24 +231,22 @@ async def test_a_claim_inherits_recorded_outcomes_and_the_attempt(store: Outplan
 
     inherited = await store.claim(queue, "two", 1)
 
-    assert inherited == Fence(queue, 2, (verdict,), Attempt("message", 2), is_clean=False)
+    assert inherited == Fence(queue, 2, (verdict,), Attempt("message", 2), crashes=1)
 
 
-async def test_a_claim_says_whether_the_session_before_it_ended_cleanly(
+async def test_a_claim_counts_the_sessions_before_it_that_did_not_end_cleanly(
     store: OutplanStore,
 ) -> None:
     queue = f"queue-{uuid4()}"
     first = await store.claim(queue, "one", 1)
-    assert first.is_clean, "there was none"
     second = await store.claim(queue, "two", 1)
-    assert not second.is_clean
     await store.release([first])
     third = await store.claim(queue, "three", 1)
-    assert not third.is_clean, "only the holder may release"
+    assert [fence.crashes for fence in (first, second, third)] == [0, 1, 2], "only the holder may"
     await store.record_attempt(third, Attempt("message", 2))
     await store.release([Fence(queue, third.epoch)])
     fourth = await store.claim(queue, "four", 1)
-    assert (fourth.is_clean, fourth.attempt) == (True, Attempt("message", 2))
+    assert (fourth.crashes, fourth.attempt) == (0, Attempt("message", 2))
     await store.release([Fence(queue, fourth.epoch, attempt=Attempt("message", 1))])
     assert (await store.claim(queue, "five", 1)).attempt == Attempt("message", 1)
 
@@ -266,7 +264,7 @@ async def test_hold_saves_recorded_outcomes_and_clears_the_attempt(store: Outpla
     queue = f"queue-{uuid4()}"
     claimed = await store.claim(queue, "one", 1)
     await store.record_attempt(claimed, Attempt("message", 1))
-    judged = Fence(queue, claimed.epoch, (RecordedOutcome("a message", 7),), is_clean=False)
+    judged = Fence(queue, claimed.epoch, (RecordedOutcome("a message", 7),), crashes=1)
 
     await store.transact(lambda transaction: transaction.save([], {}, [judged]))
 

@@ -419,12 +419,13 @@ async def test_a_bug_in_parsing_makes_the_batch_unprocessable(
         await handler.handle([create().delivery])
 
 
-async def test_a_queue_is_suspicious_only_after_a_session_that_did_not_end_cleanly() -> None:
+async def test_sessions_in_a_row_that_did_not_end_cleanly_are_counted() -> None:
     memory, redelivered = FaultyStore(), [delivery({}, redelivered=True)]
-    first, _ = make_handler(memory)
-    assert not await first.follows_death(redelivered)
-    second, _ = make_handler(memory)
-    assert await second.follows_death(redelivered), "the first one has not released the queue"
-    await second.release()
-    third, _ = make_handler(memory)
-    assert not await third.follows_death(redelivered)
+    counts = []
+    for _ in range(3):
+        handler, _ = make_handler(memory)
+        counts.append(await handler.count_crashes(redelivered))
+    assert counts == [0, 1, 2]
+    await handler.release()
+    handler, _ = make_handler(memory)
+    assert await handler.count_crashes(redelivered) == 0

@@ -48,14 +48,14 @@ class Attempt:
 class Fence:
     """A worker's claim on a command queue. ``epoch`` is the fencing token.
 
-    ``is_clean`` says that the former holder's session ended without the death of its worker.
+    ``crashes`` counts the sessions in a row before this one that did not end cleanly.
     """
 
     queue: str
     epoch: int
     outcomes: tuple[RecordedOutcome, ...] = ()
     attempt: Attempt | None = None
-    is_clean: bool = True
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ def parse_fence(document: Document) -> Fence:
     attempt = None
     if "trial" in document:
         attempt = Attempt(document["trial"]["message"], document["trial"]["times"])
-    is_clean = document.get("clean", False)
-    return Fence(document["_id"], document["epoch"], outcomes, attempt, is_clean)
+    # A fence from before there were layouts does not say.
+    crashes = document.get("crashes", 0)
+    return Fence(document["_id"], document["epoch"], outcomes, attempt, crashes)
 
 
 def parse_layout(document: Document) -> Layout:

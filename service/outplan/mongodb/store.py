@@ -216,12 +216,12 @@ class MongoStore:
             before = await self._database[FENCES].find_one_and_update(
                 {"_id": queue, "generation": {"$not": {"$gt": generation}}},
                 {
-                    "$inc": {"epoch": 1},
+                    # Until it is released, this session is one that has crashed.
+                    "$inc": {"epoch": 1, "crashes": 1},
                     "$set": {
                         "worker": worker,
                         "session": session.session_id["id"],
                         "generation": generation,
-                        "clean": False,
                     },
                     "$setOnInsert": {"batches": 0, "verdicts": []},
                 },
@@ -243,7 +243,7 @@ class MongoStore:
         updates = [
             UpdateOne(
                 _claim_of(fence),
-                {"$set": {"clean": True, **_attempt_field(fence.attempt)}},
+                {"$set": {"crashes": 0, **_attempt_field(fence.attempt)}},
             )
             for fence in fences
         ]

@@ -128,7 +128,7 @@ def build_validators() -> dict[str, Schema]:
         _id=_text(minLength=1),
         epoch=_number(1, 2**53),
         generation=_number(0, 2**53),
-        clean={"bsonType": "bool"},
+        crashes=_number(0, 2**53),
         worker=_text(),
         session={"bsonType": "binData"},
         batches=_number(0, 2**53),
@@ -138,7 +138,7 @@ def build_validators() -> dict[str, Schema]:
     fence["required"].remove("trial")
     # A fence from before there were layouts has neither.
     fence["required"].remove("generation")
-    fence["required"].remove("clean")
+    fence["required"].remove("crashes")
     partitions = _number(1, MAX_PARTITIONS)
     layout = _closed_object(
         _id=_text(minLength=1),

@@ -70,6 +70,8 @@ class ConnectionGuard:
         just before the broker confirms it.
         """
         waiting = asyncio.ensure_future(awaitable)
+        # If the end comes first, nobody asks for the error.
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             futures: set[asyncio.Future[Any]] = {waiting, self.lost}
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)

@@ -39,7 +39,7 @@ class _Claim:
     epoch: int
     window: DeduplicationWindow
     guard: PoisonGuard
-    follows_death: bool
+    crashes: int
     since: float
 
     @property
@@ -122,11 +122,11 @@ class Handler:
         earliest = time.monotonic() - seconds
         return {queue for queue, claim in self._claims.items() if claim.since < earliest}
 
-    async def follows_death(self, deliveries: Sequence[Delivery]) -> bool:
-        """Tell whether a worker died, or hung, that had one of these queues before."""
+    async def count_crashes(self, deliveries: Sequence[Delivery]) -> int:
+        """Count the sessions in a row before this one, for one queue, that ended with a crash."""
         queues = {delivery.queue for delivery in deliveries}
         await self._claim(queues)
-        return any(self._claims[queue].follows_death for queue in queues)
+        return max(self._claims[queue].crashes for queue in queues)
 
     async def release(self) -> None:
         """End the session's claims cleanly; give up after 2 s.
@@ -150,7 +150,7 @@ class Handler:
             window = DeduplicationWindow(fence.outcomes, self._window)
             guard = PoisonGuard(fence.attempt)
             claimed[queue] = _Claim(
-                queue, fence.epoch, window, guard, not fence.is_clean, time.monotonic()
+                queue, fence.epoch, window, guard, fence.crashes, time.monotonic()
             )
         # If this worker stalled, another one may have acked this batch: verify ownership.
         await self._confirm_ownership()

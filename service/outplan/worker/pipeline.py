@@ -93,9 +93,11 @@ class Pipeline:
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
         highest = max((d.delivery_count for d in deliveries if d.redelivered), default=0)
-        is_suspicious = highest >= SUSPICIOUS_DELIVERIES
-        # Sessions that end cleanly raise the count as well.
-        if is_suspicious and await self._handler.follows_death(deliveries):
+        # Sessions that end cleanly raise the broker's count as well.
+        if (
+            highest >= SUSPICIOUS_DELIVERIES
+            and await self._handler.count_crashes(deliveries) >= SUSPICIOUS_DELIVERIES
+        ):
             self._log.warning("batch_split", commands=len(deliveries), deliveries=highest)
             return await self._handle_one_by_one(deliveries)
         try:

@@ -130,7 +130,7 @@ class MemoryStore:
         self._generations[queue] = generation
         old: Fence = self._stored.get((FENCES, queue), Fence(queue, 0))
         claimed = replace(old, epoch=old.epoch + 1)
-        self._stored[FENCES, queue] = replace(claimed, is_clean=False)
+        self._stored[FENCES, queue] = replace(claimed, crashes=claimed.crashes + 1)
         return claimed
 
     async def release(self, fences: Sequence[Fence]) -> None:
@@ -138,7 +138,7 @@ class MemoryStore:
             stored = self._stored[FENCES, fence.queue]
             if stored.epoch == fence.epoch:
                 attempt = fence.attempt or stored.attempt
-                self._stored[FENCES, fence.queue] = replace(stored, is_clean=True, attempt=attempt)
+                self._stored[FENCES, fence.queue] = replace(stored, crashes=0, attempt=attempt)
 
     async def record_attempt(self, fence: Fence, attempt: Attempt) -> None:
         key = (FENCES, fence.queue)
