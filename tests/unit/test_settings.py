@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "mongo_database": "outplan",
     "mongo_driver": "motor",
     "prefix": "outplan",
-    "partitions": 1,
+    "partitions": None,
     "batch_size": 500,
     "http_port": 8080,
     "log_format": "auto",

@@ -9,7 +9,7 @@ import pytest
 from outplan.contract import fields, schemas
 from outplan.contract import messages as m
 from outplan.contract.messages import Outplan
-from outplan.mongodb.validators import EVENTS, FENCES, OUTPLANS, build_validators
+from outplan.mongodb.validators import EVENTS, FENCES, LAYOUTS, OUTPLANS, WORKERS, build_validators
 from tests.support.samples import create_body
 
 FITTING: list[tuple[str, str]] = [
@@ -58,8 +58,8 @@ def patterns() -> set[str]:
     }
 
 
-def test_there_are_three_collections() -> None:
-    assert build_validators().keys() == {OUTPLANS, EVENTS, FENCES}
+def test_there_are_five_collections() -> None:
+    assert build_validators().keys() == {OUTPLANS, EVENTS, FENCES, LAYOUTS, WORKERS}
 
 
 def test_a_stored_outplan_has_the_documents_fields_and_a_version() -> None:
