@@ -37,8 +37,8 @@ def compose(
         plan = SessionPlan(
             topology=share.layout.build_topology(settings.prefix),
             queues=share.queues,
+            consumed=tuple(queue.name for queue in share.consumed),
             own=share.own,
-            stages=share.stages,
             # A broker that comes back may have lost bindings; otherwise they are as they were.
             asserts_slots=(
                 share.layout.is_steady and share.layout.partitions > 1 and (is_first or is_lost)

@@ -15,7 +15,7 @@ async def consume_queues(
     plan = SessionPlan(
         topology=topology,
         queues=tuple(queues),
-        stages=(frozenset(queue.name for queue in queues),),
+        consumed=[queue.name for queue in queues],
         require_layout=_accept_layout,
     )
     async with open_session(plan, url, print) as session:

@@ -109,40 +109,17 @@ def test_every_worker_computes_the_same_shares() -> None:
     queues = names(*range(16))
     assert assign(queues, workers) == assign(queues, sorted(workers, reverse=True))
     shares = [assign_share(steady(16), PREFIX, worker, workers) for worker in workers]
-    for part in ("own", "inherited"):
-        parts = [name for share in shares for name in getattr(share, part)]
-        assert sorted(parts) == sorted(queues)
+    assert sorted(name for share in shares for name in share.own) == sorted(queues)
     for share in shares:
-        staged = [name for stage in share.stages for name in stage]
-        assert sorted(staged) == sorted([MAIN, *queues])
-        assert share.stages[0] == share.own | {MAIN}
-        assert share.stages[1] == share.inherited
+        assert {queue.name for queue in share.consumed} == share.own | {MAIN}
 
 
-def test_the_heir_owns_the_queue_when_its_owner_dies() -> None:
-    workers = [str(uuid4()) for _ in range(5)]
-    for dead in workers:
-        left = [worker for worker in workers if worker != dead]
-        orphans = assign_share(steady(16), PREFIX, dead, workers).own
-        for worker in left:
-            before = assign_share(steady(16), PREFIX, worker, workers)
-            after = assign_share(steady(16), PREFIX, worker, left)
-            assert after.own & orphans == before.inherited & orphans
-
-
-def test_a_single_worker_stands_by_on_nothing() -> None:
-    share = assign_share(steady(4), PREFIX, "a", ["a"])
-    assert [sorted(stage) for stage in share.stages] == [[MAIN, *names(0, 1, 2, 3)], [], []]
-
-
-def test_a_share_extends_another_one_only_if_no_queue_is_given_up() -> None:
+def test_a_share_is_the_same_only_with_the_same_queues_in_the_same_generation() -> None:
     alone = assign_share(steady(4), PREFIX, "a", ["a"])
     shared = assign_share(steady(4), PREFIX, "a", ["a", "b"])
-    assert alone.extends(shared)
-    assert not shared.extends(alone)
-    assert alone.extends(alone)
-    changed = assign_share(steady(4).start(2, ""), PREFIX, "a", ["a"])
-    assert not changed.extends(alone)
+    assert alone.is_same(alone)
+    assert not shared.is_same(alone)
+    assert not assign_share(replace(steady(4), generation=8), PREFIX, "a", ["a"]).is_same(alone)
 
 
 def test_most_queues_stay_where_they_are_when_a_worker_joins() -> None:

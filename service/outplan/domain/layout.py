@@ -15,7 +15,6 @@ A phase ends when a barrier message has come through every queue that it awaits.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import sha256
 from typing import Final, Literal
 
@@ -132,59 +131,32 @@ def count_queues(partitions: int) -> int:
 class Share:
     """One worker's part of a layout.
 
-    Of the ``queues`` that are consumed now, the ``own`` partitions are the worker's. The
-    ``inherited`` ones will be when their owner dies. ``workers`` is how many are alive.
+    Of the ``queues`` that are consumed now, the ``own`` partitions are the worker's. Nobody owns
+    the main queue: every worker consumes it, and RabbitMQ activates the first one. ``workers`` is
+    how many are alive.
     """
 
     layout: Layout
     queues: tuple[Queue, ...]
     own: frozenset[str]
-    inherited: frozenset[str]
     workers: int
 
     @property
-    def foreign(self) -> frozenset[str]:
-        """The partitions of other workers."""
-        return frozenset(queue.name for queue in self.queues if queue.is_partition) - self.own
+    def consumed(self) -> tuple[Queue, ...]:
+        """The queues that the worker consumes."""
+        return tuple(q for q in self.queues if not q.is_partition or q.name in self.own)
 
-    @property
-    def stages(self) -> tuple[frozenset[str], ...]:
-        """The queues in the order in which to consume them: RabbitMQ activates who comes first.
-
-        Nobody owns the main queue. A worker stands by on all partitions of others.
-        """
-        main = frozenset(queue.name for queue in self.queues if not queue.is_partition)
-        return (self.own | main, self.inherited, self.foreign - self.inherited)
-
-    def extends(self, other: "Share") -> bool:
-        """Tell whether a session for ``other`` need not give up a partition for this share."""
-        return self.layout.generation == other.layout.generation and self.own >= other.own
+    def is_same(self, other: "Share") -> bool:
+        """Tell whether a session for ``other`` consumes what it should."""
+        return (self.layout.generation, self.own) == (other.layout.generation, other.own)
 
 
 def assign_share(layout: Layout, prefix: str, worker: str, workers: Collection[str]) -> Share:
     """Return a worker's share among the live workers."""
     queues = tuple(layout.list_consumed(prefix))
-    partitions = tuple(queue.name for queue in queues if queue.is_partition)
-    owners, heirs = _assign_with_heirs(partitions, tuple(sorted(workers)))
-    return Share(
-        layout,
-        queues,
-        frozenset(name for name in partitions if owners[name] == worker),
-        frozenset(name for name in partitions if heirs.get(name) == worker),
-        len(workers),
-    )
-
-
-@lru_cache(maxsize=8)
-def _assign_with_heirs(
-    partitions: tuple[str, ...], workers: tuple[str, ...]
-) -> tuple[dict[str, str], dict[str, str]]:
-    owners = assign(partitions, workers)
-    heirs = {}
-    for owner in workers if len(workers) > 1 else ():
-        following = assign(partitions, [worker for worker in workers if worker != owner])
-        heirs.update({name: following[name] for name in partitions if owners[name] == owner})
-    return owners, heirs
+    owners = assign([queue.name for queue in queues if queue.is_partition], workers)
+    own = frozenset(name for name, owner in owners.items() if owner == worker)
+    return Share(layout, queues, own, len(workers))
 
 
 def assign(queues: Collection[str], workers: Collection[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def _describe_share(share: Share) -> str:
     if own:
         return ", ".join([f"owns {own[0]}", *(f".{name.rpartition('.')[2]}" for name in own[1:])])
     if any(queue.is_partition for queue in share.queues):
-        return "owns no partition, stands by on all"
+        return "owns no partition"
     return f"consumes {share.queues[0].name}, or stands by"
 
 

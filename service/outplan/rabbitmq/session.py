@@ -17,7 +17,7 @@ from yarl import URL
 
 from outplan.contract.amqp import Delivery, Publication
 from outplan.contract.topology import CONSUMER_TIMEOUT_MILLISECONDS, PREFETCH, Queue, Topology
-from outplan.errors import BrokerUnavailable, OutplanError
+from outplan.errors import OutplanError
 from outplan.rabbitmq.bindings import (
     LockTaken,
     bind_slots,
@@ -36,9 +36,6 @@ from outplan.rabbitmq.reader import FrameHandler, unused_callback
 from outplan.rabbitmq.versions import find_known_defect
 
 _START_SECONDS: Final = 30
-# A worker learns within a second that another one has joined, and then opens a session anew.
-_STANDBY_SECONDS: Final = 3
-_STAGE_SECONDS: Final = 1
 _LOCK_SECONDS: Final = 0.1
 _LOCK_ATTEMPTS: Final = 50
 _BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -48,7 +45,7 @@ _HEADER_WEIGHT: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPlan:
-    """The ``queues`` to declare, and their names in the ``stages`` in which to consume them.
+    """The ``queues`` to declare, and the names of those to consume.
 
     ``require_layout`` raises LayoutChanged once the plan is outdated. A session that
     ``asserts_slots`` binds them; if it ``is_first`` in its process, it also removes bindings that
@@ -57,7 +54,7 @@ class SessionPlan:
 
     topology: Topology
     queues: tuple[Queue, ...]
-    stages: tuple[Collection[str], ...]
+    consumed: Collection[str]
     own: Collection[str] = ()
     asserts_slots: bool = False
     is_first: bool = False
@@ -113,10 +110,6 @@ class Session:
         self._inbox = inbox
         self._channel = channel
         self._publisher = publisher
-
-    async def consume(self, queues: Collection[str]) -> None:
-        """Consume further queues."""
-        await self._guard.wait(_consume(self._channel, queues))
 
     async def receive(self, most: int) -> list[Delivery]:
         """Return what has arrived, ``most`` at most; wait for the first, never for more.
@@ -177,17 +170,14 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 await _declare(consuming, plan)
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
                 channel = await _open_consuming_channel(consuming)
-                await _consume(channel, plan.stages[0])
+                await _consume(channel, plan.consumed)
         session = Session(consuming, inbox, channel, publisher)
-        tasks = {asyncio.create_task(_stand_by(session, plan.stages[1:]))}
-        if plan.asserts_slots and plan.is_first:
-            tasks.add(asyncio.create_task(_tidy_up(consuming, plan)))
+        tidying = asyncio.create_task(_tidy_up(consuming, plan))
         try:
             yield session
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            tidying.cancel()
+            await asyncio.wait({tidying})
 
 
 async def _declare(connection: Connection, plan: SessionPlan) -> None:
@@ -213,9 +203,10 @@ async def _assert_slots(connection: Connection, plan: SessionPlan) -> None:
 
 
 async def _tidy_up(connection: Connection, plan: SessionPlan) -> None:
-    # The session's end, or its next one, says what is wrong.
-    with suppress(OutplanError), translate_errors():
-        await _remove_other_bindings(connection, plan)
+    if plan.asserts_slots and plan.is_first:
+        # The session's end, or its next one, says what is wrong.
+        with suppress(OutplanError), translate_errors():
+            await _remove_other_bindings(connection, plan)
 
 
 async def _remove_other_bindings(connection: Connection, plan: SessionPlan) -> None:
@@ -246,16 +237,6 @@ async def _consume(channel: Channel, queues: Iterable[str]) -> None:
     for queue in queues:
         # The frame reader learns a delivery's queue from its consumer tag.
         await channel.basic_consume(queue, unused_callback, consumer_tag=queue, arguments=arguments)
-
-
-async def _stand_by(session: Session, stages: Sequence[Collection[str]]) -> None:
-    """Consume the queues of other workers, after these have had the time to be first."""
-    pause = _STANDBY_SECONDS
-    for queues in stages:
-        await asyncio.sleep(pause)
-        with suppress(BrokerUnavailable):  # The session has ended, and says so itself.
-            await session.consume(queues)
-        pause = _STAGE_SECONDS
 
 
 def _weigh(delivery: Delivery) -> int:

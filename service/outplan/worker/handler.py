@@ -1,7 +1,6 @@
 """Turn deliveries into outcomes: parse, load, decide and commit. Publish and ack nothing."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,7 +39,6 @@ class _Claim:
     window: DeduplicationWindow
     guard: PoisonGuard
     crashes: int
-    since: float
 
     @property
     def fence(self) -> Fence:
@@ -117,11 +115,6 @@ class Handler:
         queue, token = delivery.queue, delivery.properties.message_id or ""
         await self._retry_until_available(self._registry.mark_drained, queue, token)
 
-    def list_claimed(self, seconds: float) -> set[str]:
-        """Return the queues that this session has held for longer than so many seconds."""
-        earliest = time.monotonic() - seconds
-        return {queue for queue, claim in self._claims.items() if claim.since < earliest}
-
     async def count_crashes(self, deliveries: Sequence[Delivery]) -> int:
         """Count the sessions in a row before this one, for one queue, that ended with a crash."""
         queues = {delivery.queue for delivery in deliveries}
@@ -149,9 +142,7 @@ class Handler:
             )
             window = DeduplicationWindow(fence.outcomes, self._window)
             guard = PoisonGuard(fence.attempt)
-            claimed[queue] = _Claim(
-                queue, fence.epoch, window, guard, fence.crashes, time.monotonic()
-            )
+            claimed[queue] = _Claim(queue, fence.epoch, window, guard, fence.crashes)
         # If this worker stalled, another one may have acked this batch: verify ownership.
         await self._confirm_ownership()
         self._claims |= claimed

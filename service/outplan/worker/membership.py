@@ -63,20 +63,17 @@ class Membership:
         if layout.generation != share.layout.generation:
             raise LayoutChanged(f"a layout of generation {layout.generation} is in force")
 
-    async def wait_for_change(self, share: Share, is_over: Callable[[], bool]) -> Share:
-        """Announce this worker once a second, until it has another share or ``is_over`` is true.
+    async def wait_for_change(self, share: Share) -> None:
+        """Announce this worker once a second, until it has another share.
 
-        Return the share then. Only a worker with a session announces itself. A store that is away
-        changes nothing.
+        Only a worker with a session announces itself. A store that is away changes nothing.
         """
-        while not is_over():
+        while True:
             with suppress(OutplanError):
                 await self._registry.announce(self._worker, self._count_unordered())
-                found = await self.read_share()
-                if (found.layout.generation, found.own) != (share.layout.generation, share.own):
-                    return found
+                if not (await self.read_share()).is_same(share):
+                    return
             await asyncio.sleep(_HEARTBEAT_SECONDS)
-        return share
 
     async def leave(self) -> None:
         """Let the others share this worker's queues at once; give up after 2 s."""

@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying
 
 from outplan.contract.times import Clock
 from outplan.contract.topology import PREFETCH
-from outplan.domain.layout import EXPIRY_SECONDS, Share
+from outplan.domain.layout import Share
 from outplan.errors import (
     BrokerUnavailable,
     LayoutChanged,
@@ -66,7 +66,7 @@ class Dependencies:
             worker=self.name,
             generation=share.layout.generation,
             # Each queue's consumer has a prefetch of its own; delivery tags count all of them.
-            window=PREFETCH * len(share.queues),
+            window=PREFETCH * len(share.consumed),
             clock=self.clock,
             on_error=lambda error: self.health.fail("store", error),
             confirm_ownership=confirm_ownership,
@@ -170,7 +170,7 @@ class Worker:
             share, session = entered
             handler = parts.new_handler(share, session.confirm_ownership)
             self._start_session(session, share)
-            following = asyncio.create_task(self._follow_share(session, share, handler))
+            following = asyncio.create_task(self._follow_share(session, share))
             try:
                 yield Pipeline(
                     session=session,
@@ -191,21 +191,9 @@ class Worker:
                 following.cancel()
                 await asyncio.wait({following})
 
-    async def _follow_share(self, session: BrokerSession, share: Share, handler: Handler) -> None:
-        """Stop the session once it must give up a partition.
-
-        So it must, too, if it has long served one whose owner is alive and stands in line for it.
-        """
-
-        def holds_foreign() -> bool:
-            return bool(handler.list_claimed(EXPIRY_SECONDS) & share.foreign)
-
-        while True:
-            found = await self._parts.membership.wait_for_change(share, holds_foreign)
-            if holds_foreign() or not found.extends(share):
-                break
-            share = found
-            self._log.info("share_extended", own=len(share.own), workers=share.workers)
+    async def _follow_share(self, session: BrokerSession, share: Share) -> None:
+        """Stop the session once the worker has another share."""
+        await self._parts.membership.wait_for_change(share)
         session.stop_receiving()
 
     def _start_session(self, session: BrokerSession, share: Share) -> None:
