@@ -55,7 +55,7 @@ chaos: servers $(STAMPS)/test ## inject faults under load and check every promis
 	@$(BIN)/python -m tests.faults.chaos run --seconds $(SECONDS) --seed $(SEED) \
 		--topology $(TOPOLOGY) --broker $(BROKER) --partitions $(PARTITIONS) --changes $(CHANGES)
 
-planted: servers $(STAMPS)/test ## plant nine bugs, one at a time; chaos must find each
+planted: servers $(STAMPS)/test ## plant ten bugs, one at a time; chaos must find each
 	@$(BIN)/python -m pytest -m planted tests/faults/chaos/test_chaos.py
 
 cluster: servers $(STAMPS)/test ## kill nodes of three-node clusters, RabbitMQ 3.10 and 4.3
