@@ -7,7 +7,10 @@ needs.
 import sys
 from typing import Final
 
-_EXTRAS: Final = {"run": "worker", "check": "worker", "demo": "testing", "sandbox": "testing"}
+_EXTRAS: Final = {
+    "run": "worker", "check": "worker", "partitions": "worker", "demo": "testing",
+    "sandbox": "testing",
+}  # fmt: skip
 
 
 def main() -> None:

@@ -39,6 +39,8 @@ def run_without(missing: list[str], *arguments: str) -> subprocess.CompletedProc
         (CLI + WORKER + TESTING, ["run"], "worker"),
         (WORKER + TESTING, ["run"], "worker"),
         (WORKER + TESTING, ["check", "--json"], "worker"),
+        (WORKER + TESTING, ["partitions"], "worker"),
+        (WORKER + TESTING, ["partitions", "4"], "worker"),
         (WORKER + TESTING, ["demo"], "testing"),
         (WORKER + TESTING, ["sandbox"], "testing"),
         (TESTING, ["demo"], "testing"),
