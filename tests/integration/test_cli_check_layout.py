@@ -9,7 +9,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from outplan.contract.topology import Topology, build_topology
-from outplan.domain.layout import Layout, assign_share
+from outplan.domain.layout import Layout, assign_shares
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.store import MongoStore
 from outplan.testing import Deployment
@@ -80,7 +80,7 @@ async def test_the_layout_is_shown_with_the_queues_of_each_live_worker(
     assert found["layout"] == ("ok", "4 partitions, phase steady, generation 1", "")
     assert found["slots"] == ("ok", "all commands came with their outplan's slot", "")
     for worker in ("a", "b"):
-        share = assign_share(layout, deployment.prefix, worker, ["a", "b"])
+        share = assign_shares(layout, deployment.prefix, ["a", "b"])[worker]
         own = [queue.name for queue in share.queues if queue.name in share.own]
         rest = [f".{name[-1]}" for name in own[1:]]
         assert found[f"worker {worker}"][1] == ", ".join([f"owns {own[0]}", *rest])
@@ -247,7 +247,7 @@ async def test_what_a_former_version_left_is_reported_until_worker_and_command_h
         async with run_command(
             deployment, "partitions", "1", "--settle", "0", "--retire", "0"
         ) as command:
-            assert await command.wait(60) == 0
+            assert await command.wait(60) == 0, command.err
         code, found = await check(deployment)
     assert (code, problems(found)) == (0, [])
     assert found["stale queues"][0] == "ok"

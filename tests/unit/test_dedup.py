@@ -11,7 +11,7 @@ from outplan.contract.amqp import Delivery
 from outplan.contract.topology import PREFETCH
 from outplan.domain.codec import ParsedCommand
 from outplan.domain.dedup import DeduplicationWindow
-from outplan.domain.layout import Layout, assign_share
+from outplan.domain.layout import Layout, assign_shares
 from outplan.domain.records import RecordedOutcome
 from outplan.mongodb.store import MongoStore
 from outplan.settings import Settings
@@ -134,7 +134,7 @@ def test_the_window_is_the_prefetch_of_all_partitions_together() -> None:
     metrics = Metrics()
     store = MongoStore("mongodb://localhost", "outplan")  # Connects at its first call.
     parts = compose(Settings(partitions=4), store, Health(metrics), metrics)
-    share = assign_share(Layout(1, "steady", 4, 4), "outplan", "me", ["me"])
+    share = assign_shares(Layout(1, "steady", 4, 4), "outplan", ["me"])["me"]
     assert parts.new_handler(share, confirm)._window == (4 + 1) * PREFETCH
 
 

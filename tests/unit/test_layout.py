@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from outplan.domain.layout import Layout, Phase, assign, assign_share
+from outplan.domain.layout import Layout, Phase, assign, assign_shares
 
 PREFIX = "outplan"
 MAIN = "outplan.commands"
@@ -22,7 +22,7 @@ def list_phases(layout: Layout) -> list[Phase]:
 
 
 def steady(partitions: int) -> Layout:
-    return Layout(7, "steady", partitions, partitions, highest=partitions)
+    return Layout(7, "steady", partitions, partitions)
 
 
 def names(*numbers: int) -> list[str]:
@@ -55,8 +55,8 @@ def test_each_phase_raises_the_generation_and_forgets_what_was_drained() -> None
     layout = steady(4).start(2, "first")
     drained = replace(layout, drained=frozenset(names(0, 1, 2, 3)))
     following = drained.advance("second")
-    assert following == Layout(9, "replay", 2, 4, "second", highest=4)
-    assert following.advance("third") == Layout(10, "steady", 2, 2, "third", highest=4)
+    assert following == Layout(9, "replay", 2, 4, "second")
+    assert following.advance("third") == Layout(10, "steady", 2, 2, "third")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_workers_consume_only_what_a_phase_allows(
 
 def test_an_abort_leads_back_to_the_former_number() -> None:
     aborted = steady(4).start(16, "first").abort("second")
-    assert aborted == Layout(9, "divert", 4, 4, "second", highest=16)
+    assert aborted == Layout(9, "divert", 4, 4, "second")
     assert list_phases(aborted) == ["divert", "replay", "steady"]
 
 
@@ -108,18 +108,18 @@ def test_every_worker_computes_the_same_shares() -> None:
     workers = [str(uuid4()) for _ in range(5)]
     queues = names(*range(16))
     assert assign(queues, workers) == assign(queues, sorted(workers, reverse=True))
-    shares = [assign_share(steady(16), PREFIX, worker, workers) for worker in workers]
+    shares = [assign_shares(steady(16), PREFIX, workers)[worker] for worker in workers]
     assert sorted(name for share in shares for name in share.own) == sorted(queues)
     for share in shares:
-        assert {queue.name for queue in share.consumed} == share.own | {MAIN}
+        assert {queue.name for queue in share.consumed} == {*share.own, MAIN}
 
 
 def test_a_share_is_the_same_only_with_the_same_queues_in_the_same_generation() -> None:
-    alone = assign_share(steady(4), PREFIX, "a", ["a"])
-    shared = assign_share(steady(4), PREFIX, "a", ["a", "b"])
+    alone = assign_shares(steady(4), PREFIX, ["a"])["a"]
+    shared = assign_shares(steady(4), PREFIX, ["a", "b"])["a"]
     assert alone.is_same(alone)
     assert not shared.is_same(alone)
-    assert not assign_share(replace(steady(4), generation=8), PREFIX, "a", ["a"]).is_same(alone)
+    assert not assign_shares(replace(steady(4), generation=8), PREFIX, ["a"])["a"].is_same(alone)
 
 
 def test_most_queues_stay_where_they_are_when_a_worker_joins() -> None:

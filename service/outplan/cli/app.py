@@ -30,6 +30,7 @@ from outplan.cli.options import (
 )
 from outplan.cli.parameters import expand_groups
 from outplan.cli.stdout import discard_stdout
+from outplan.domain.layout import MAX_PARTITIONS
 
 OutplanId = Annotated[str | None, typer.Argument(metavar="ID", show_default=False)]
 MessageIds = Annotated[
@@ -279,7 +280,7 @@ def partitions(
         typer.Argument(
             metavar="N",
             min=1,
-            max=256,
+            max=MAX_PARTITIONS,
             show_default=False,
             help="The number to change to; without it, show the number and the workers.",
         ),

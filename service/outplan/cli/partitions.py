@@ -8,7 +8,7 @@ import typer
 
 from outplan.cli.errors import ExitCode, fail, handle_errors, run_async
 from outplan.cli.output import make_table, print_line, print_note, print_table
-from outplan.domain.layout import Layout, Share
+from outplan.domain.layout import Layout, describe_partitions
 from outplan.errors import Fatal
 from outplan.operations.partitions import LayoutView, Progress, open_change
 from outplan.settings import Settings, load_settings
@@ -25,7 +25,7 @@ def show_partitions(*, as_json: bool) -> None:
     print_line(_describe(view.layout))
     table = make_table()
     for worker, share in view.shares.items():
-        table.add_row(worker, _describe_share(share))
+        table.add_row(worker, ", ".join(share.own) or "stands by")
     print_table(table)
     if not view.shares:
         print_line("no worker is alive")
@@ -76,21 +76,13 @@ def _report(progress: Progress | str) -> None:
 
 
 def _describe(layout: Layout) -> str:
-    number = "1 partition" if layout.partitions == 1 else f"{layout.partitions} partitions"
+    number = describe_partitions(layout.partitions)
     if layout.is_steady:
         return number
     return (
         f"{number}, in phase {layout.phase} of a change from {layout.former}; go on with "
         f"outplan partitions {layout.partitions}"
     )
-
-
-def _describe_share(share: Share) -> str:
-    return ", ".join(_list_own(share)) or "stands by"
-
-
-def _list_own(share: Share) -> list[str]:
-    return [queue.name for queue in share.queues if queue.name in share.own]
 
 
 def _to_json(view: LayoutView) -> dict[str, object]:
@@ -100,7 +92,7 @@ def _to_json(view: LayoutView) -> dict[str, object]:
         "phase": layout.phase,
         "former": layout.former,
         "generation": layout.generation,
-        "workers": {worker: _list_own(share) for worker, share in view.shares.items()},
+        "workers": {worker: list(share.own) for worker, share in view.shares.items()},
     }
 
 

@@ -14,15 +14,16 @@ A phase ends when a barrier message has come through every queue that it awaits.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Literal
 
+from outplan.contract.slots import SLOTS
 from outplan.contract.topology import Queue, Topology, build_topology
 
 Phase = Literal["steady", "divert", "replay", "retire"]
 
-MAX_PARTITIONS: Final = 256
+MAX_PARTITIONS: Final = len(SLOTS)
 # A worker that has not announced itself for so long, by MongoDB's clock, is dead to the others.
 EXPIRY_SECONDS: Final = 10
 
@@ -33,8 +34,7 @@ class Layout:
 
     ``partitions`` is the number in force, or the one that a change leads to. ``former`` is the
     number before the change; in retire, workers consume all queues below this number. ``drained``
-    names the queues through which the barrier with this phase's ``token`` has come. ``highest`` is
-    the largest number that there ever was.
+    names the queues through which the barrier with this phase's ``token`` has come.
     """
 
     generation: int
@@ -43,7 +43,6 @@ class Layout:
     former: int
     token: str = ""
     drained: frozenset[str] = frozenset()
-    highest: int = 1
 
     @property
     def is_steady(self) -> bool:
@@ -52,17 +51,14 @@ class Layout:
     @property
     def numbers(self) -> set[int]:
         """The numbers of partitions that a worker may be set to."""
-        return {self.partitions} if self.phase in ("steady", "retire") else {
-            self.partitions, self.former,
+        return {self.partitions, self.former} if self.phase in ("divert", "replay") else {
+            self.partitions,
         }  # fmt: skip
 
     def start(self, partitions: int, token: str) -> "Layout":
         """Return the first phase of a change to another number of partitions."""
         phase: Phase = "divert" if self.partitions > 1 else "replay"
-        highest = max(self.highest, self.partitions, partitions)
-        return Layout(
-            self.generation + 1, phase, partitions, self.partitions, token, highest=highest
-        )
+        return Layout(self.generation + 1, phase, partitions, self.partitions, token)
 
     def advance(self, token: str) -> "Layout":
         """Return the phase after this one, whose awaited queues are drained."""
@@ -73,7 +69,7 @@ class Layout:
     def abort(self, token: str) -> "Layout":
         """Return a divert that leads back to the former number of partitions."""
         assert self.phase == "divert"
-        return replace(self._follow("divert", self.former, token), partitions=self.former)
+        return Layout(self.generation + 1, "divert", self.former, self.former, token)
 
     def retire(self, former: int, token: str) -> "Layout":
         """Return a phase that empties the queues from ``partitions`` up to below ``former``."""
@@ -113,13 +109,16 @@ class Layout:
         return build_topology(prefix, self.partitions)
 
     def _follow(self, phase: Phase, former: int, token: str) -> "Layout":
-        return Layout(
-            self.generation + 1, phase, self.partitions, former, token, highest=self.highest
-        )
+        return Layout(self.generation + 1, phase, self.partitions, former, token)
 
     def _build_largest_topology(self, prefix: str) -> Topology:
         # A single retired queue is number 0 of at least two.
         return build_topology(prefix, max(self.partitions, self.former, 2))
+
+
+def describe_partitions(number: int) -> str:
+    """Return a number of partitions in words."""
+    return "1 partition" if number == 1 else f"{number} partitions"
 
 
 def count_queues(partitions: int) -> int:
@@ -138,7 +137,7 @@ class Share:
 
     layout: Layout
     queues: tuple[Queue, ...]
-    own: frozenset[str]
+    own: tuple[str, ...]
     workers: int
 
     @property
@@ -151,12 +150,19 @@ class Share:
         return (self.layout.generation, self.own) == (other.layout.generation, other.own)
 
 
-def assign_share(layout: Layout, prefix: str, worker: str, workers: Collection[str]) -> Share:
-    """Return a worker's share among the live workers."""
+def assign_shares(layout: Layout, prefix: str, workers: Collection[str]) -> dict[str, Share]:
+    """Return the share of each live worker."""
     queues = tuple(layout.list_consumed(prefix))
     owners = assign([queue.name for queue in queues if queue.is_partition], workers)
-    own = frozenset(name for name, owner in owners.items() if owner == worker)
-    return Share(layout, queues, own, len(workers))
+    return {
+        worker: Share(
+            layout,
+            queues,
+            tuple(queue.name for queue in queues if owners.get(queue.name) == worker),
+            len(workers),
+        )
+        for worker in workers
+    }
 
 
 def assign(queues: Collection[str], workers: Collection[str]) -> dict[str, str]:
@@ -164,7 +170,7 @@ def assign(queues: Collection[str], workers: Collection[str]) -> dict[str, str]:
 
     Shares differ by one at most. Every worker computes the same from the same list.
     """
-    fewest, extra = divmod(len(queues), len(workers))
+    fewest, extra = divmod(len(queues), len(workers) or 1)
     pairs = sorted(((_weigh(w, q), q, w) for w in workers for q in queues), reverse=True)
     owners: dict[str, str] = {}
     shares = dict.fromkeys(workers, 0)

@@ -39,7 +39,6 @@ def parse_layout(document: Document) -> Layout:
         document["former"],
         document["token"],
         frozenset(document["drained"]),
-        document["highest"],
     )
 
 
@@ -53,7 +52,6 @@ def build_layout_document(prefix: str, layout: Layout) -> Document:
         "former": layout.former,
         "token": layout.token,
         "drained": sorted(layout.drained),
-        "highest": layout.highest,
     }
 
 

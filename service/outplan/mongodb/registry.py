@@ -48,7 +48,7 @@ class MongoRegistry:
                 sort=[("generation", -1)],
             )
             generation = 1 + (fence or {}).get("generation", 0)
-            layout = Layout(generation, "steady", partitions, partitions, highest=partitions)
+            layout = Layout(generation, "steady", partitions, partitions)
             try:
                 await self._layouts.insert_one(build_layout_document(self._prefix, layout))
             except DuplicateKeyError:

@@ -148,7 +148,6 @@ def build_validators() -> dict[str, Schema]:
         former=partitions,
         token=_text(),
         drained={"bsonType": "array", "items": _text()},
-        highest=partitions,
     )
     worker = _closed_object(
         _id=_text(minLength=1),

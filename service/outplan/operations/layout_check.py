@@ -1,6 +1,6 @@
 """Check the stored layout against the setting, and tell who consumes what."""
 
-from outplan.domain.layout import Layout, Share, assign_share
+from outplan.domain.layout import Layout, Share, assign_shares, describe_partitions
 from outplan.mongodb.inspection import MongoInspector
 from outplan.operations.findings import Finding, ok, problem, warning
 from outplan.settings import Settings
@@ -31,7 +31,7 @@ async def check_layout(
 
 
 def _count(layout: Layout) -> str:
-    return "1 partition" if layout.partitions == 1 else f"{layout.partitions} partitions"
+    return describe_partitions(layout.partitions)
 
 
 def _report_layout(layout: Layout) -> Finding:
@@ -61,15 +61,15 @@ def _check_setting(layout: Layout, settings: Settings) -> list[Finding]:
 def _report_workers(layout: Layout, prefix: str, workers: list[str]) -> list[Finding]:
     if not workers:
         return [ok("workers", "none is alive")]
-    shares = {worker: assign_share(layout, prefix, worker, workers) for worker in workers}
+    shares = assign_shares(layout, prefix, workers)
     return [ok(f"worker {worker}", _describe_share(share)) for worker, share in shares.items()]
 
 
 def _describe_share(share: Share) -> str:
     """List a worker's partitions, all after the first one by their number."""
-    own = [queue.name for queue in share.queues if queue.name in share.own]
-    if own:
-        return ", ".join([f"owns {own[0]}", *(f".{name.rpartition('.')[2]}" for name in own[1:])])
+    if share.own:
+        first, *others = share.own
+        return ", ".join([f"owns {first}", *(f".{name.rpartition('.')[2]}" for name in others)])
     if any(queue.is_partition for queue in share.queues):
         return "owns no partition"
     return f"consumes {share.queues[0].name}, or stands by"

@@ -5,18 +5,18 @@ Every step can be repeated. A run that is killed, or loses a server, goes on fro
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Final
 
-from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
+from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 from tenacity import AsyncRetrying
 
 from outplan.contract.topology import BARRIER, Queue, build_topology
-from outplan.domain.layout import MAX_PARTITIONS, Layout, Share, assign_share, count_queues
+from outplan.domain.layout import MAX_PARTITIONS, Layout, Share, assign_shares, count_queues
 from outplan.errors import (
     BrokerUnavailable,
     LayoutRefused,
@@ -25,6 +25,7 @@ from outplan.errors import (
 )
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.store import MongoStore
+from outplan.operations.probes import Probes, gather_by_name
 from outplan.rabbitmq.bindings import (
     LockTaken,
     bind_slots,
@@ -134,9 +135,7 @@ class LayoutChange:
     async def read_view(self) -> LayoutView:
         """Return the layout with the live workers' shares. Raises LayoutRefused."""
         layout, workers = await self.read_layout(), await self._registry.list_workers()
-        return LayoutView(
-            layout, {w: assign_share(layout, self._prefix, w, workers) for w in workers}
-        )
+        return LayoutView(layout, assign_shares(layout, self._prefix, workers))
 
     async def read_layout(self) -> Layout:
         """Return the layout in force. Raises LayoutRefused on an empty system."""
@@ -265,7 +264,7 @@ class LayoutChange:
             left = [queue for queue in awaited if queue.name not in stored.drained]
             if not left:
                 return
-            depths = await read_depths(connection, left)
+            depths = await _read_depths(connection, left)
             messages = sum(depth.messages for depth in depths)
             at_first = messages if at_first < 0 else at_first
             if time.monotonic() - reported >= 1:
@@ -280,10 +279,12 @@ class LayoutChange:
 
     async def _delete_stale_queues(self, connection: Connection, layout: Layout) -> Layout:
         """Let workers empty the queues that the layout does not have, then delete them."""
-        stale = await find_stale_queues(connection, self._prefix, layout)
+        possible = build_topology(self._prefix, MAX_PARTITIONS).partitions
+        first = count_queues(layout.partitions)
+        stale = {depth.queue.name for depth in await _read_depths(connection, possible[first:])}
         if not stale:
             return layout
-        former = max(_number(depth.queue) for depth in stale) + 1
+        former = max(n for n, queue in enumerate(possible) if queue.name in stale) + 1
         retiring = layout.retire(former, token_hex(8))
         with translate_errors():
             async with connection.temporary_channel() as channel:
@@ -297,10 +298,10 @@ class LayoutChange:
         self, connection: Connection, queues: Sequence[Queue], layout: Layout
     ) -> None:
         """Delete queues once no worker consumes them; raise LayoutRefused for one with messages."""
-        while any(depth.consumers for depth in await read_depths(connection, queues)):
+        while any(depth.consumers for depth in await _read_depths(connection, queues)):
             self._report(Progress(layout, "workers leave the old queues"))
             await asyncio.sleep(_POLL_SECONDS)
-        for depth in await read_depths(connection, queues):
+        for depth in await _read_depths(connection, queues):
             if depth.messages:
                 raise LayoutRefused(
                     f"{depth.queue.name} got {depth.messages} messages though nothing routes to "
@@ -319,42 +320,19 @@ class LayoutChange:
         )
 
 
-async def read_depths(connection: Connection, queues: Iterable[Queue]) -> list[QueueDepth]:
+async def _read_depths(connection: Connection, queues: Sequence[Queue]) -> list[QueueDepth]:
     """Return the depths of those queues that exist."""
-    found = [await _read_depth(connection, queue) for queue in queues]
-    return [depth for depth in found if depth is not None]
-
-
-async def _read_depth(connection: Connection, queue: Queue) -> QueueDepth | None:
-    with translate_errors():
-        async with connection.temporary_channel() as channel:
-            try:
-                declared = await channel.queue_declare(queue.name, passive=True)
-            except ChannelNotFoundEntity:
-                return None
-    return QueueDepth(queue, declared.message_count or 0, declared.consumer_count or 0)
-
-
-async def find_stale_queues(
-    connection: Connection, prefix: str, layout: Layout
-) -> list[QueueDepth]:
-    """Return the depths of the numbered queues that a steady layout does not have.
-
-    A version without stored layouts may have left some: these have no gap between their numbers.
-    """
-    possible = build_topology(prefix, MAX_PARTITIONS).partitions
-    found = []
-    for number in range(count_queues(layout.partitions), MAX_PARTITIONS):
-        depth = await _read_depth(connection, possible[number])
-        if depth is not None:
-            found.append(depth)
-        elif number >= layout.highest:
-            break
-    return found
-
-
-def _number(queue: Queue) -> int:
-    return int(queue.name.rpartition(".")[2])
+    probes = Probes(connection)
+    inspected = await gather_by_name((queue.name, probes.inspect(queue)) for queue in queues)
+    for name, answer in inspected.items():
+        if answer.outcome not in ("done", "missing"):
+            raise BrokerUnavailable(f"queue {name}: {answer.text}")
+    found = ((queue, inspected[queue.name]) for queue in queues)
+    return [
+        QueueDepth(queue, answer.value.message_count, answer.value.consumer_count)
+        for queue, answer in found
+        if answer.outcome == "done"
+    ]
 
 
 def _estimate(handled: int, seconds: float, left: int) -> float | None:

@@ -12,7 +12,7 @@ from outplan.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a layout has in RabbitMQ.
+    """List what a layout has in RabbitMQ.
 
     During a change ``topology`` is what it leads to, and ``queues`` includes the former ones.
     Workers read the ``consumed`` queues. If MongoDB does not tell the layout, it is assumed and

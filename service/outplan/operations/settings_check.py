@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 
+from outplan.domain.layout import describe_partitions
 from outplan.operations.findings import Finding, not_checked, ok, problem
 from outplan.settings import Settings, find_unknown_variables, variable
 
@@ -19,7 +20,7 @@ def check_settings(settings: Settings, wrong: dict[str, str]) -> list[Finding]:
     number = settings.partitions
     partitions = (
         "the stored number of partitions" if number is None
-        else "1 partition" if number == 1 else f"{number} partitions"
+        else describe_partitions(number)
     )  # fmt: skip
     summary = f"prefix {settings.prefix}, {partitions}, database {settings.mongo_database}"
     return [ok("settings", summary), *found]

@@ -8,7 +8,7 @@ from typing import Final
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelLockedResource
 
-from outplan.contract.slots import SLOTS, partition_of
+from outplan.contract.slots import SLOTS
 from outplan.contract.topology import Binding, Queue, Topology
 from outplan.errors import OutplanError
 from outplan.rabbitmq.connection import Connection, explain_conflicts, translate_errors
@@ -85,18 +85,12 @@ async def unbind_slots(connection: Connection, topology: Topology) -> None:
     await _change_bindings(connection, topology.slot_bindings, "unbind")
 
 
-async def remove_other_bindings(
-    connection: Connection, topology: Topology, queues: Iterable[str]
-) -> None:
-    """Unbind the slots of other partitions from these partitions. Needs the lock."""
-    count = len(topology.partitions)
-    others = [
-        topology.bind_slot(slot, queue)
-        for n, queue in enumerate(topology.partitions)
-        if queue.name in set(queues)
-        for slot in SLOTS
-        if partition_of(slot, count) != n
-    ]
+async def remove_other_bindings(connection: Connection, topology: Topology, name: str) -> None:
+    """Unbind other partitions' slots from the partition with this queue. Needs the lock."""
+    queue = next(queue for queue in topology.partitions if queue.name == name)
+    right = {b.routing_key for b in topology.slot_bindings if b.destination == name}
+    possible = (topology.bind_slot(slot, queue) for slot in SLOTS)
+    others = [b for b in possible if b.routing_key not in right]
     await _change_bindings(connection, others, "unbind")
 
 

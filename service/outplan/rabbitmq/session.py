@@ -220,7 +220,7 @@ async def _remove_other_bindings(connection: Connection, plan: SessionPlan) -> N
             with suppress(LockTaken):
                 async with hold_lock(connection, plan.topology):
                     await plan.require_layout()
-                    await remove_other_bindings(connection, plan.topology, [queue])
+                    await remove_other_bindings(connection, plan.topology, queue)
                     is_done = True
             await asyncio.sleep(_LOCK_SECONDS)
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from math import inf
 from typing import Final
 
-from outplan.domain.layout import EXPIRY_SECONDS, Layout, Share, assign_share
+from outplan.domain.layout import EXPIRY_SECONDS, Layout, Share, assign_shares
 from outplan.errors import LayoutChanged, LayoutDiffers, OutplanError
 from outplan.worker.ports import Registry
 
@@ -55,7 +55,7 @@ class Membership:
         layout = await self._read_layout()
         live = {self._worker, *await self._registry.list_workers()}
         self._workers = self._keep_missing(live)
-        return assign_share(layout, self._prefix, self._worker, self._workers)
+        return assign_shares(layout, self._prefix, self._workers)[self._worker]
 
     async def require_layout(self, share: Share) -> None:
         """Raise LayoutChanged if the share's layout is not in force any more."""
@@ -83,7 +83,7 @@ class Membership:
 
     async def _read_layout(self) -> Layout:
         layout = await self._registry.read_layout()
-        # Somebody may have deleted it; the session's queues tell what it was no longer.
+        # Somebody may have deleted it.
         return layout or await self._registry.ensure_layout(self._partitions or 1)
 
     def _keep_missing(self, live: set[str]) -> set[str]:
