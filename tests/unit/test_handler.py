@@ -8,7 +8,7 @@ import pytest
 
 from outplan.contract.amqp import Delivery
 from outplan.domain import batch as batch_module
-from outplan.domain.codec import ParsedCommand
+from outplan.domain.codec import Outcome, ParsedCommand
 from outplan.domain.poison import MAX_ATTEMPTS
 from outplan.domain.records import Attempt
 from outplan.errors import (
@@ -73,6 +73,28 @@ def make_handler(
 
 def make_batch(*requests: ParsedCommand) -> list[Delivery]:
     return [each.delivery for each in requests]
+
+
+async def split_after_lost_commit(
+    handler: Handler, memory: FaultyStore, batch: list[Delivery]
+) -> list[Outcome]:
+    """Handle a batch whose commit is lost and then conflicts; return the outcomes one by one."""
+    commits = memory.commits
+
+    async def conflict_after_the_commit() -> None:
+        while memory.commits == commits:
+            await asyncio.sleep(0)
+        memory.conflicts = 8
+
+    conflicting = asyncio.create_task(conflict_after_the_commit())
+    with pytest.raises(Unprocessable):
+        await handler.handle(batch)
+    await conflicting
+    alone = []
+    for each in batch:
+        alone.append(await handler.handle_alone(each))
+        handler.end_attempt(each)
+    return alone
 
 
 async def test_a_batch_without_a_valid_command_does_not_touch_the_store() -> None:
@@ -274,20 +296,7 @@ async def test_a_stored_batch_that_is_split_is_not_decided_anew() -> None:
     idle = delete("idle", tag=0, expected_version=7)
     handler, _ = make_handler(memory)
     three = make_batch(idle, early, late)
-
-    async def conflicts_from_the_second_attempt_on() -> None:
-        while memory.commits == 0:
-            await asyncio.sleep(0)
-        memory.conflicts = 8
-
-    conflicting = asyncio.create_task(conflicts_from_the_second_attempt_on())
-    with pytest.raises(Unprocessable):
-        await handler.handle(three)
-    await conflicting
-    alone = []
-    for each in three:
-        alone.append(await handler.handle_alone(each))
-        handler.end_attempt(each)
+    alone = await split_after_lost_commit(handler, memory, three)
     assert [read_code(o) for o in alone] == ["version_conflict", "version_conflict", "accepted"]
     assert alone[-1].duplicate
 
@@ -301,21 +310,7 @@ async def test_a_split_batch_answers_unchanged_with_the_version_of_the_stored_de
     idle = delete("idle", tag=2, expected_version=7)
     same = update("same", tag=3, name=created.outplan.name)
     three = make_batch(idle, same, update("other", tag=4, name="other"))
-    commits = memory.commits
-
-    async def conflict_after_the_commit() -> None:
-        while memory.commits == commits:
-            await asyncio.sleep(0)
-        memory.conflicts = 8
-
-    conflicting = asyncio.create_task(conflict_after_the_commit())
-    with pytest.raises(Unprocessable):
-        await handler.handle(three)
-    await conflicting
-    alone = []
-    for each in three:
-        alone.append(await handler.handle_alone(each))
-        handler.end_attempt(each)
+    alone = await split_after_lost_commit(handler, memory, three)
     assert [(o.status, o.version) for o in alone[1:]] == [("unchanged", 1), ("accepted", 2)]
     assert alone[1].outplan == created.outplan
 
