@@ -4,6 +4,7 @@ Environment variables choose the fault:
 
 CRASH_AT            kill the process at this point of a batch, one of CRASH_POINTS
 CRASH_PROBABILITY   do so with this probability; without it, in a batch of more than one command
+STOP_AT             suspend the process, once, at such a point of a batch of more than one command
 CRASH_AFTER         kill the process this many seconds after its first command
 CLOCK_SKEW          seconds that the clock is ahead
 
@@ -41,6 +42,8 @@ def install_faults() -> None:
         _skew_clock(float(skew))
     if point := os.environ.get("CRASH_AT"):
         _crash_at(point, os.environ.get("CRASH_PROBABILITY"))
+    if point := os.environ.get("STOP_AT"):
+        _crash_at(point, None, signal.SIGSTOP)
     if seconds := os.environ.get("CRASH_AFTER"):
         _crash_after(float(seconds))
 
@@ -56,16 +59,20 @@ def _skew_clock(seconds: float) -> None:
     setattr(bootstrap, "utc_now", now)  # noqa: B010  bootstrap imports it by name
 
 
-def _crash_at(crash_point: str, probability: str | None) -> None:
+def _crash_at(
+    crash_point: str, probability: str | None, number: signal.Signals = signal.SIGKILL
+) -> None:
     receive, publish, ack = Session.receive, Session.publish, Session.ack
     load, transact = MongoTransaction.load, MongoStore.transact
     batch_size = 0
 
     def reach(point: str) -> None:
+        nonlocal crash_point
         if point != crash_point:
             return
         if batch_size > 1 if probability is None else random.random() < float(probability):
-            _crash()
+            crash_point = ""
+            os.kill(os.getpid(), number)
 
     async def receive_or_crash(self: Session, most: int) -> list[Delivery]:
         nonlocal batch_size

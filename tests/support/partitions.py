@@ -7,19 +7,22 @@ The mapping is written here again, from docs/contract.md alone, so that an error
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 from uuid import uuid4
 
 import aio_pika
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
+from tests.support.commands import CommandProcess, run_command
 from tests.support.worker_process import run_worker
 from tests.support.world import World
 
 SLOTS: Final = [f"{n:02x}" for n in range(256)]
+# Enough for a single node; the defaults are for the nodes of a cluster.
+SHORT_WAITS: Final = ("--settle", "0.5", "--retire", "0.5")
 
 
 def make_id(slot: str) -> str:
@@ -50,6 +53,30 @@ def pick_slots(partitions: int) -> list[str]:
     return [SLOTS[-(-256 * n // partitions)] for n in range(partitions)]
 
 
+def run_change(
+    deployment: Deployment, *arguments: object
+) -> AbstractAsyncContextManager[CommandProcess]:
+    """Run ``outplan partitions`` for the block, with a number or options."""
+    return run_command(deployment, "partitions", *SHORT_WAITS, *map(str, arguments))
+
+
+async def change(deployment: Deployment, *arguments: object, seconds: float = 60) -> str:
+    """Run ``outplan partitions`` to its successful end; return its standard output."""
+    async with run_change(deployment, *arguments) as command:
+        assert await command.wait(seconds) == 0, command.err
+        return command.out.decode()
+
+
+async def fail_to_change(deployment: Deployment, *arguments: object) -> str:
+    """Run ``outplan partitions``, which must refuse with one line; return that line."""
+    async with run_change(deployment, *arguments) as command:
+        assert await command.wait(60) == 1, command.err
+        error = command.err.decode()
+    assert error.startswith("outplan: ")
+    assert error.count("\n") == 1, error
+    return error
+
+
 async def read_layout(world: World) -> dict[str, Any]:
     """Return the stored layout of a deployment."""
     found = await world.database["outplan_layouts"].find_one({"_id": world.deployment.prefix})
@@ -73,6 +100,28 @@ async def list_queues(world: World, most: int = 16) -> list[str]:
     return [name for name in names if await count_messages(world, name) is not None]
 
 
+async def is_locked(world: World) -> bool:
+    """Return whether somebody holds the lock of the bindings."""
+    try:
+        return await count_messages(world, f"{world.deployment.prefix}.commands.lock") is not None
+    except ChannelLockedResource:
+        return True
+
+
+async def list_active(servers: Servers, prefix: str) -> dict[str, list[str]]:
+    """Return the active consumers of each command queue, as the channels of their workers."""
+    text = await asyncio.to_thread(
+        servers.rabbitmq.ctl, "list_consumers", "queue_name", "channel_pid", "active"
+    )
+    rows = (line.split("\t") for line in text.splitlines())
+    found: dict[str, list[str]] = {}
+    for queue, channel, active in (row for row in rows if row[0].startswith(f"{prefix}.commands")):
+        found.setdefault(queue, [])
+        if active == "true":
+            found[queue].append(channel)
+    return found
+
+
 async def list_bindings(servers: Servers, exchange: str) -> set[tuple[str, str]]:
     """Return the routing keys and destinations of an exchange's bindings."""
     columns = ("source_name", "routing_key", "destination_name")
@@ -86,6 +135,15 @@ async def list_bindings(servers: Servers, exchange: str) -> set[tuple[str, str]]
 async def write_down_queues(servers: Servers) -> None:
     """Make RabbitMQ write new queues to disk, which it does by itself after a second."""
     await asyncio.to_thread(servers.rabbitmq.ctl, "eval", "[dets:sync(T) || T <- dets:all()].")
+
+
+async def close_connections_of(servers: Servers, channels: set[str]) -> None:
+    """Let the broker close the connections of these channels, as it does if heartbeats stop."""
+    ctl = servers.rabbitmq.ctl
+    text = await asyncio.to_thread(ctl, "list_channels", "pid", "connection")
+    rows = (line.split("\t") for line in text.splitlines())
+    for connection in {row[1] for row in rows if row[0] in channels}:
+        await asyncio.to_thread(ctl, "close_connection", connection, "closed by a test")
 
 
 async def lay_out(deployment: Deployment, partitions: int) -> None:

@@ -15,6 +15,11 @@ def resident_bytes(pid: int) -> int:
     return int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
 
 
+def is_suspended(pid: int) -> bool:
+    """Return whether SIGSTOP holds the process. Raises OSError if the process is gone."""
+    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def open_files(pid: int) -> list[str]:
     """Return the targets of its file descriptors: paths, or ``socket:[inode]``. Raises OSError."""
     found = []

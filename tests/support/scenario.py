@@ -143,7 +143,8 @@ async def assert_stored(world: World, scenario: Scenario) -> None:
         assert {"_id": last.pop("id"), **last, "version": len(events)} == outplan
         changes = [e["data"]["try_interval"] for e in events if e["type"] != "outplan_deleted"]
         if outplan["_id"] in scenario.intervals:
-            assert changes == scenario.intervals[outplan["_id"]]
+            expected = scenario.intervals[outplan["_id"]]
+            assert changes == expected, (outplan["_id"], changes, expected)
     assert by_outplan == {}
     recorded = {event["_id"]: event["data"] for event in history}
     for message in world.events:
