@@ -29,7 +29,9 @@ class PartitionsCommand:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._communicating = asyncio.create_task(process.communicate())
+        self._output = ""
+        self._printed = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
 
     @classmethod
     async def start(
@@ -44,17 +46,31 @@ class PartitionsCommand:
 
     async def wait(self, seconds: float) -> bool:
         """Return whether it has ended within that time."""
-        done, _ = await asyncio.wait({self._communicating}, timeout=seconds)
+        done, _ = await asyncio.wait({self._reading}, timeout=seconds)
         return bool(done)
+
+    async def wait_for_output(self, text: str) -> None:
+        """Return once it has printed this text, or has ended."""
+        while text not in self._output and not self._reading.done():
+            self._printed.clear()
+            printing = asyncio.create_task(self._printed.wait())
+            await asyncio.wait({printing, self._reading}, return_when=asyncio.FIRST_COMPLETED)
+            printing.cancel()
 
     async def end(self, number: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
         """Send a signal if it runs; return the exit code and the end of its output."""
         if self._process.returncode is None:
             self._process.send_signal(number)
-        output, _ = await self._communicating
-        code = self._process.returncode
-        assert code is not None
-        return code, output.decode(errors="replace")[-_SHOWN_OUTPUT:]
+        code = await self._reading
+        return code, self._output[-_SHOWN_OUTPUT:]
+
+    async def _read(self) -> int:
+        """Collect what it prints; return the exit code."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self._output += line.decode(errors="replace")
+            self._printed.set()
+        return await self._process.wait()
 
 
 class LayoutChanger:
@@ -152,8 +168,12 @@ class LayoutChanger:
         await self.finish()
 
     async def _abort(self) -> None:
-        """Kill the command and abort the change; finish it if it is too late for that."""
-        await self._kill()
+        """Kill the command in its first phase, abort the change; finish it if that is too late."""
+        command = await self._start(str(self.partitions))
+        # From one partition, the first phase is one that nothing leads back from.
+        await command.wait_for_output("divert: letting" if self._former > 1 else "replay: letting")
+        await command.wait(self._rng.uniform(0, 1))
+        await command.end()
         command = await self._start("--abort")
         if not await command.wait(_CHANGE_SECONDS):
             _, output = await command.end()
