@@ -1,9 +1,9 @@
-"""A long outage of the broker ends many sessions, and no command is rejected for it."""
+"""Outages end sessions, however long they are; the worker goes on and rejects no command."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from outplan.contract.amqp import Publication
 from outplan.contract.times import utc_now
 from outplan.contract.topology import build_topology
 from outplan.domain.poison import MAX_ATTEMPTS
-from outplan.errors import BrokerUnavailable
+from outplan.errors import BrokerUnavailable, StoreUnavailable
 from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
 from outplan.testing.memory.registry import MemoryRegistry
 from outplan.worker.membership import Membership
@@ -60,16 +60,12 @@ async def _refuse(_: Sequence[Publication]) -> None:
     raise BrokerUnavailable("delivery acknowledgement timed out")
 
 
-async def test_no_command_is_rejected_because_of_a_long_outage(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("outplan.worker.worker.uniform", lambda *_: 0.0)
-    outage, store = Outage(), FaultyStore()
+def build_worker(open_session: Callable[[], AbstractAsyncContextManager[WorkerSession]]) -> Worker:
     metrics, registry = Metrics(), MemoryRegistry()
     parts = Dependencies(
         name="me",
         prefix="outplan",
-        store=store,
+        store=FaultyStore(),
         registry=registry,
         membership=Membership(
             registry=registry,
@@ -78,11 +74,28 @@ async def test_no_command_is_rejected_because_of_a_long_outage(
             partitions=None,
             count_unordered=metrics.count_unordered,
         ),
-        open_session=lambda *_: outage.session(),
+        open_session=lambda *_: open_session(),
         clock=utc_now,
         health=Health(metrics),
         metrics=metrics,
     )
+    return Worker(parts, batch_size=500, drain_seconds=1)
+
+
+async def run_until_heard(worker: Worker, outage: Outage) -> None:
+    running = asyncio.create_task(worker.run())
+    hearing = asyncio.create_task(outage.heard.wait())
+    async with asyncio.timeout(30):
+        await asyncio.wait({running, hearing}, return_when=asyncio.FIRST_COMPLETED)
+        worker.stop()
+        await running
+
+
+async def test_no_command_is_rejected_because_of_a_long_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("outplan.worker.worker.uniform", lambda *_: 0.0)
+    outage = Outage()
     outage.send("c-1", "outplan_create", create_body())
     # It leaves no event; only its rejected copy shows its outcome.
     outage.send("c-2", "outplan_delete", {"id": ID, "expected_version": 9})
@@ -90,14 +103,31 @@ async def test_no_command_is_rejected_because_of_a_long_outage(
         outage.send(f"c-{n}", "outplan_update", {"id": ID, "dial_timeout": 1_000 + n})
     outage.expected = 4
 
-    worker = Worker(parts, batch_size=500, drain_seconds=1)
-    running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(30):
-        await outage.heard.wait()
-        worker.stop()
-        await running
+    await run_until_heard(build_worker(outage.session), outage)
 
     assert outage.sessions == OUTAGE + 1
     assert [event.headers["version"] for event in outage.events] == [1, 2, 3, 4]
     codes = [copy.headers["x-problem-code"] for copy in outage.broker.rejected]
     assert codes == ["version_conflict"]
+
+
+async def test_a_worker_outlives_a_store_that_goes_away_while_a_session_opens() -> None:
+    """A session asks for the layout once it has the lock of the bindings."""
+    outage, attempts = Outage(), 0
+    outage.sessions = OUTAGE
+
+    @asynccontextmanager
+    async def open_session() -> AsyncIterator[WorkerSession]:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise StoreUnavailable("not primary")
+        async with outage.session() as session:
+            yield session
+
+    outage.send("c-1", "outplan_create", create_body())
+    outage.expected = 1
+    await run_until_heard(build_worker(open_session), outage)
+
+    assert [event.headers["version"] for event in outage.events] == [1]
+    assert attempts == 2

@@ -141,6 +141,9 @@ class Worker:
                     await pipeline.run()
             except LayoutChanged as error:
                 self._log.info("session_ended", detail=str(error))
+            except StoreUnavailable as error:
+                # While a session opened. Its connections must not wait for the store.
+                health.fail("store", error)
             except SESSION_ENDED as error:
                 self._is_lost = True
                 health.fail("broker", error)
