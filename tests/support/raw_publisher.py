@@ -63,8 +63,8 @@ class RawPublisher:
 async def open_raw_publisher(url: str) -> AsyncIterator[RawPublisher]:
     """Open a raw publisher on a connection of its own."""
     confirms = _Confirms()
-    async with open_connection(url, "raw publisher", confirms) as connection:
-        yield RawPublisher(connection, await connection.open_channel(), confirms)
+    async with open_connection(url, "raw publisher") as connection:
+        yield RawPublisher(connection, await connection.open_channel(confirms), confirms)
 
 
 def _frames(channel: int, exchange: str, message: RawMessage) -> bytes:

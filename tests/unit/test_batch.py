@@ -163,6 +163,30 @@ def test_other_content_under_a_message_id_of_the_same_batch_is_rejected() -> Non
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("texts", "detail"),
+    [
+        ({"correlation_id": "\udcff"}, "correlation_id is not UTF-8"),
+        ({"reply_to": "\udcff"}, "reply_to is not UTF-8"),
+        ({"correlation_id": "\udcff", "reply_to": "x\udcff"}, "correlation_id and reply_to are"),
+    ],
+)
+def test_properties_that_are_not_utf8_are_a_problem_of_a_new_command(
+    texts: dict[str, str], detail: str
+) -> None:
+    outcome = new_batch().decide(create(**texts))
+    assert read_code(outcome) == "invalid_properties"
+    assert outcome.problem is not None
+    assert detail in outcome.problem.detail
+
+
+def test_an_accepted_command_keeps_its_event_whatever_the_properties_of_its_resend() -> None:
+    """Its event may not be published yet, by a worker of a version that accepted such commands."""
+    stored = record_of(create())
+    outcome = new_batch(snapshot_of(1, stored)).decide(create(correlation_id="\udcff"))
+    assert (outcome.status, outcome.duplicate, outcome.event) == ("accepted", True, stored.event)
+
+
 def test_a_rejected_command_leaves_its_message_id_free() -> None:
     outcomes = decide_all(
         new_batch(), update("c-1", name="x"), create("c-2"), update("c-1", name="x")

@@ -34,6 +34,7 @@ from tests.support.samples import (
 )
 
 TOPOLOGY = build_topology()
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def create_event() -> Event:
@@ -100,7 +101,7 @@ def test_a_stored_event_has_the_same_bytes(event: Event) -> None:
 def test_an_event_has_the_contracts_properties_and_headers() -> None:
     event = update_event()
     [found] = build_publications(
-        accept(event, correlation_id="c-1", headers={"traceparent": "00-a-b-01", "x": 1}),
+        accept(event, correlation_id="c-1", headers={"traceparent": PARENT, "x": 1}),
         TOPOLOGY, NOW_MOMENT,
     )  # fmt: skip
     assert found == Publication(
@@ -108,7 +109,7 @@ def test_an_event_has_the_contracts_properties_and_headers() -> None:
         routing_key=f"outplan_updated.{CUSTOMER}.{ID}",
         body=encode_event(event),
         headers={
-            "outplan_id": ID, "customer_id": CUSTOMER, "version": 2, "traceparent": "00-a-b-01",
+            "outplan_id": ID, "customer_id": CUSTOMER, "version": 2, "traceparent": PARENT,
         },
         message_id="command-2",
         type="outplan_updated",
@@ -215,7 +216,7 @@ def test_a_problem_without_a_message_id_has_a_null_command_id() -> None:
 
 def test_a_rejected_copy_has_the_contracts_headers() -> None:
     found = Problem.of("not_found", "ä", "command-1")
-    outcome = reject(found, headers={"traceparent": "00-a-b-01"})
+    outcome = reject(found, headers={"traceparent": PARENT})
     [copy] = build_publications(outcome, TOPOLOGY, NOW_MOMENT)
     assert (copy.exchange, copy.routing_key) == ("", "outplan.rejected")
     assert copy.body is outcome.delivery.body
@@ -245,33 +246,46 @@ def publish_with(headers: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_event_and_reply_carry_the_trace_context() -> None:
-    context = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-               "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"}  # fmt: skip
-    assert publish_with({**context, "outplan_id": "spoofed", "other": "x"}) == [
-        context,
-        context,
-    ]
+    context = {"traceparent": PARENT, "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"}
+    assert publish_with({**context, "outplan_id": "spoofed", "other": "x"}) == [context] * 2
 
 
-@pytest.mark.parametrize("value", [None, 1, b"00", ["00"], {"a": "b"}, "x" * 513])
-def test_an_invalid_trace_context_is_dropped(value: Any) -> None:
-    assert publish_with({"traceparent": value, "tracestate": "a=b"}) == [{"tracestate": "a=b"}] * 2
+@pytest.mark.parametrize("value", [None, 1, b"00", ["00"], {"a": "b"}, "x" * 513, PARENT.upper()])
+def test_without_a_valid_traceparent_no_trace_context_is_carried(value: Any) -> None:
+    assert publish_with({"traceparent": value, "tracestate": "a=b"}) == [{}] * 2
 
 
-def test_a_tracestate_of_512_characters_is_carried() -> None:
-    assert publish_with({"tracestate": "x" * 512}) == [{"tracestate": "x" * 512}] * 2
+@pytest.mark.parametrize("value", [None, 1, ["a=1"], "x" * 512, "\u2028=1", "a=" + "x" * 511])
+def test_an_invalid_tracestate_is_left_out(value: Any) -> None:
+    sent = {"traceparent": PARENT, "tracestate": value}
+    assert publish_with(sent) == [{"traceparent": PARENT}] * 2
 
 
 def test_an_unreadable_header_does_not_hide_the_trace_context() -> None:
-    parent = b"\x0btraceparentS\x00\x00\x00\x02\xff\xfe"
-    table = parent + write_table({"tracestate": "a=b"})[4:]
+    state = b"\x0atracestateS\x00\x00\x00\x02\xff\xfe"
+    table = state + write_table({"traceparent": PARENT})[4:]
     raw = len(table).to_bytes(4, "big") + table
     sent = read_content_header(b"\x00\x3c\x00\x00" + bytes(8) + b"\x20\x00" + raw)
     event = create_event()
     outcome = replace(accept(event), delivery=replace(delivery({}), properties=sent))
     [found] = build_publications(outcome, TOPOLOGY, NOW_MOMENT)
-    assert found.headers["tracestate"] == "a=b"
-    assert "traceparent" not in found.headers
+    assert found.headers["traceparent"] == PARENT
+    assert "tracestate" not in found.headers
+
+
+# --- properties that are not UTF-8 --------------------------------------------------------------
+
+
+def test_a_correlation_id_that_is_not_utf8_is_left_out() -> None:
+    outcome = accept(create_event(), reply_to="me", correlation_id="\udcff")
+    event, reply = build_publications(outcome, TOPOLOGY, NOW_MOMENT)
+    assert (event.correlation_id, reply.correlation_id) == (None, "command-1")
+
+
+def test_no_reply_goes_to_a_queue_that_is_not_utf8() -> None:
+    outcome = accept(create_event(), reply_to="\udcff", correlation_id="c")
+    [event] = build_publications(outcome, TOPOLOGY, NOW_MOMENT)
+    assert event.correlation_id == "c"
 
 
 # --- what the broker adds ----------------------------------------------------------------------

@@ -37,7 +37,13 @@ class RecordingHandler(FrameHandler):
         self.returns.append(reason)
 
     def on_close(self, code: int, reason: str) -> None:
+        """Take what the reader reports of the connection."""
         self.closes.append((code, reason))
+
+
+def open_reader(source: asyncio.StreamReader, handler: RecordingHandler) -> FrameReader:
+    """Read the frames of channel 1 for ``handler``."""
+    return FrameReader(source, {1: handler}, handler.on_close)
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ async def read_as_driver(reader: FrameReader) -> bytes:
 
 async def feed_reader(pieces: list[bytes]) -> tuple[RecordingHandler, bytes]:
     handler, source = RecordingHandler(), asyncio.StreamReader()
-    reading = asyncio.create_task(read_as_driver(FrameReader(source, handler)))
+    reading = asyncio.create_task(read_as_driver(open_reader(source, handler)))
     await asyncio.sleep(0)
     for piece in pieces:
         source.feed_data(piece)
@@ -207,7 +213,7 @@ async def test_the_driver_gets_a_heartbeat_if_all_frames_of_a_piece_were_handled
         ([other[:5]], b""),
     ):
         handler, source = RecordingHandler(), asyncio.StreamReader()
-        reader = FrameReader(source, handler)
+        reader = open_reader(source, handler)
         reading = asyncio.create_task(reader.readexactly(10_000))
         await asyncio.sleep(0)
         for piece in pieces:
@@ -222,7 +228,7 @@ async def test_the_driver_gets_a_heartbeat_if_all_frames_of_a_piece_were_handled
 async def test_reading_past_the_end_raises_an_error_before_at_eof_is_true() -> None:
     """Check this because the driver stops without an error once ``at_eof`` is true."""
     source = asyncio.StreamReader()
-    reader = FrameReader(source, RecordingHandler())
+    reader = open_reader(source, RecordingHandler())
     source.feed_data(PULSE)
     source.feed_eof()
     assert await reader.readexactly(1) == PULSE[:1]
@@ -239,7 +245,28 @@ async def test_a_heartbeat_between_the_frames_of_a_message_reaches_the_driver() 
     other = frame.marshal(commands.Basic.QosOk(), 1)
     source.feed_data(method + PULSE + head + PULSE + part + other)
     source.feed_eof()
-    assert await read_as_driver(FrameReader(source, handler)) == PULSE + PULSE + other
+    assert await read_as_driver(open_reader(source, handler)) == PULSE + PULSE + other
+
+
+async def test_the_frames_of_two_messages_may_alternate_on_two_channels() -> None:
+    source, one, two = asyncio.StreamReader(), RecordingHandler(), RecordingHandler()
+    groups = [make_delivery(tag, b"x" * 30, False, 20).frames for tag in (1, 2)]
+    others = [raw[:1] + b"\0\2" + raw[3:] for raw in groups[1]]
+    source.feed_data(b"".join(raw for pair in zip(groups[0], others, strict=True) for raw in pair))
+    source.feed_eof()
+    reader = FrameReader(source, {1: one, 2: two}, one.on_close)
+    assert await read_as_driver(reader) == HEARTBEAT
+    assert [[d.tag for d in each.deliveries] for each in (one, two)] == [[1], [2]]
+
+
+async def test_the_driver_gets_all_that_a_channel_without_a_handler_receives() -> None:
+    source, handler = asyncio.StreamReader(), RecordingHandler()
+    groups = [make_return(b"back"), make_confirm(1, False, True), make_delivery(1, b"", False, 9)]
+    data = b"".join(raw for group in groups for raw in group.frames)
+    source.feed_data(data)
+    source.feed_eof()
+    assert await read_as_driver(FrameReader(source, {2: handler}, handler.on_close)) == data
+    assert handler == RecordingHandler()
 
 
 async def test_connection_close_reaches_handler_and_driver() -> None:
@@ -247,7 +274,7 @@ async def test_connection_close_reaches_handler_and_driver() -> None:
     close = frame.marshal(commands.Connection.Close(530, "NOT_ALLOWED - vhost é", 10, 40), 0)
     source.feed_data(close)
     source.feed_eof()
-    assert await read_as_driver(FrameReader(source, handler)) == close
+    assert await read_as_driver(open_reader(source, handler)) == close
     assert handler.closes == [(530, "NOT_ALLOWED - vhost é")]
 
 
@@ -257,7 +284,7 @@ async def test_the_driver_gets_the_content_of_basic_get() -> None:
     data = b"".join(encode_content(get_ok, b"content", 4_096))
     source.feed_data(data)
     handler = RecordingHandler()
-    assert await FrameReader(source, handler).readexactly(len(data)) == data
+    assert await open_reader(source, handler).readexactly(len(data)) == data
     assert handler == RecordingHandler()
 
 
@@ -267,7 +294,7 @@ async def test_a_delivery_keeps_the_bytes_of_undecodable_properties() -> None:
     frames[1] = FRAME_HEAD.pack(2, 1, len(raw)) + raw + b"\xce"
     source, handler = asyncio.StreamReader(), RecordingHandler()
     source.feed_data(b"".join(frames))
-    assert await FrameReader(source, handler).readexactly(8) == HEARTBEAT
+    assert await open_reader(source, handler).readexactly(8) == HEARTBEAT
     [found] = handler.deliveries
     assert found.properties.message_id == "\udcff\udcfe"
     assert found.properties.timestamp == 0x7F7F7F7F7F7F7F7F
@@ -280,7 +307,7 @@ PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 async def test_the_protocol_header_of_another_version_reaches_the_driver(cut: int) -> None:
     source = asyncio.StreamReader()
     reading = asyncio.create_task(
-        FrameReader(source, RecordingHandler()).readexactly(len(PROTOCOL_HEADER))
+        open_reader(source, RecordingHandler()).readexactly(len(PROTOCOL_HEADER))
     )
     for piece in (PROTOCOL_HEADER[:cut], PROTOCOL_HEADER[cut:]):
         source.feed_data(piece)

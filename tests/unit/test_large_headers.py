@@ -18,7 +18,11 @@ from outplan.rabbitmq.session import Inbox
 from tests.support.samples import NOW_MOMENT
 from tests.support.wire import build_content_header, make_delivery, read_table
 
-READ: Final = {"traceparent": "00-trace", "tracestate": "a=b", "x-delivery-count": 2}
+READ: Final = {
+    "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "tracestate": "a=b",
+    "x-delivery-count": 2,
+}
 # 124 kB, about a frame, of fields of two bytes, which is the shortest.
 WORST: Final = b"\x00V" * 62_000 + write_table(READ)[4:]
 

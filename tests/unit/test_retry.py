@@ -13,7 +13,7 @@ from outplan.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from outplan.retry import retrying
+from outplan.retry import SessionBackoff, retrying
 
 
 class Attempts:
@@ -72,3 +72,53 @@ def test_waits_grow_to_five_seconds_and_retries_never_stop() -> None:
     assert 0.05 <= waits[0] <= 0.1
     assert waits == sorted(waits)
     assert waits[-1] == waits[-2] == 5
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("outplan.retry.monotonic", found)
+    return found
+
+
+def run_sessions(backoff: SessionBackoff, count: int) -> list[float]:
+    """Return the pauses before so many sessions that end at once."""
+    pauses = []
+    for _ in range(count):
+        pauses.append(backoff.next_pause())
+        backoff.start_session()
+    return pauses
+
+
+def test_pauses_between_sessions_without_progress_double_up_to_thirty_seconds(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outplan.retry.uniform", lambda _, high: high)
+    expected = [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
+    assert run_sessions(SessionBackoff(), 12) == pytest.approx(expected)
+
+
+def test_pauses_are_random() -> None:
+    pauses = {run_sessions(SessionBackoff(), 4)[-1] for _ in range(50)}
+    assert len(pauses) > 25
+    assert all(0.08 <= pause <= 0.4 for pause in pauses)
+
+
+@pytest.mark.parametrize("seconds", [0, 31])
+def test_progress_or_a_long_session_makes_the_next_pause_short(clock: Clock, seconds: int) -> None:
+    backoff = SessionBackoff()
+    run_sessions(backoff, 8)
+    if seconds == 0:
+        backoff.note_progress()
+    clock.now += seconds
+    assert backoff.next_pause() <= 0.1

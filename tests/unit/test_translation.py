@@ -29,7 +29,6 @@ from outplan.errors import (
 )
 from outplan.mongodb import translation as store_translation
 from outplan.rabbitmq import connection
-from outplan.rabbitmq.reader import FrameHandler
 
 
 def list_exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
@@ -264,7 +263,7 @@ async def connect(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseExcepti
         return FakeDriver(code, error, transport_factory)
 
     monkeypatch.setattr("aiormq.connection.Connection", make_driver)
-    async with connection.open_connection("amqp://localhost/nope", "consume", FrameHandler()):
+    async with connection.open_connection("amqp://localhost/nope", "consume"):
         pass
 
 

@@ -94,7 +94,7 @@ async def run_until_heard(worker: Worker, outage: Outage) -> None:
 async def test_no_command_is_rejected_because_of_a_long_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("outplan.worker.worker.uniform", lambda *_: 0.0)
+    monkeypatch.setattr("outplan.retry.uniform", lambda *_: 0.0)
     outage = Outage()
     outage.send("c-1", "outplan_create", create_body())
     # It leaves no event; only its rejected copy shows its outcome.

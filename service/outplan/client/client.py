@@ -153,6 +153,7 @@ class OutplanClient:
 
         async def attempt() -> None:
             await _publish(await sessions.session(), command, None)
+            sessions.note_progress()
 
         await self._retry(sessions, command, attempt)
         return request.message_id
@@ -201,6 +202,7 @@ class OutplanClient:
         session = await sessions.session()
         if not call.reply.done():
             await _publish(session, command, call)
+            sessions.note_progress()
         command.trouble = _NO_REPLY
         either: set[asyncio.Future[Any]] = {call.reply, session.lost}
         await asyncio.wait(either, timeout=self._resend_after, return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,7 @@ ClientError
 ├── OutcomeUnknown      no outcome in time: ask again under the same message_id
 └── CommandRejected     the worker rejected the command; ``problem`` says why
     ├── InvalidJson, MissingMessageId, UnknownCommand, InvalidCommand, TooLarge
+    ├── InvalidProperties
     ├── NotFound, AlreadyExists, MessageIdReused, VersionConflict
     └── GivenUp         the code ``delivery_limit``
 """
@@ -86,6 +87,10 @@ class TooLarge(CommandRejected):
     """Raised when the body has more bytes than the contract allows."""
 
 
+class InvalidProperties(CommandRejected):
+    """Raised when the correlation_id or the reply_to did not arrive as UTF-8."""
+
+
 class NotFound(CommandRejected):
     """Raised when there is no such outplan, it is deleted, or it is another customer's."""
 
@@ -116,6 +121,7 @@ REJECTIONS: Final[dict[str, type[CommandRejected]]] = {
     "unknown_command": UnknownCommand,
     "invalid_command": InvalidCommand,
     "too_large": TooLarge,
+    "invalid_properties": InvalidProperties,
     "not_found": NotFound,
     "already_exists": AlreadyExists,
     "message_id_reused": MessageIdReused,

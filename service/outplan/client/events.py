@@ -3,14 +3,13 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 from uuid import UUID
 
-from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
@@ -18,11 +17,14 @@ from outplan.client.connection import open_connection, translate_errors
 from outplan.client.errors import ClientError, Refused
 from outplan.client.models import Event
 from outplan.client.versions import Filter, Gap, Unreadable, Versions
+from outplan.contract.amqp import Delivery, escape_surrogates
 from outplan.contract.messages import EventType
 from outplan.contract.topology import NO_DELIVERY_LIMIT, build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
-from outplan.retry import SPREAD_BACKOFF, retrying
+from outplan.rabbitmq.delivery_queue import DeliveryQueue
+from outplan.rabbitmq.reader import unused_callback
+from outplan.retry import SPREAD_BACKOFF, SessionBackoff, retrying
 
 _log = logging.getLogger("outplan.client")
 
@@ -71,10 +73,11 @@ class Events:
         self._stack = AsyncExitStack()
         self._consumer: _Consumer | None = None
         self._connecting: asyncio.Task[_Consumer] | None = None
+        self._backoff = SessionBackoff()
         self._was_open = False
         self._is_closed = False
         self._ready: deque[Item] = deque()
-        self._unacked: DeliveredMessage | None = None
+        self._unacked: Delivery | None = None
 
     async def __aenter__(self) -> Self:
         if self._is_closed:
@@ -117,7 +120,11 @@ class Events:
         message, self._unacked = self._unacked, None
         if message is not None and self._consumer is not None:
             # Shielded: a loop that gives up waiting for the next item is done with this one.
-            await asyncio.shield(asyncio.create_task(self._consumer.ack(message)))
+            await asyncio.shield(asyncio.create_task(self._ack(self._consumer, message)))
+
+    async def _ack(self, consumer: "_Consumer", message: Delivery) -> None:
+        if await consumer.ack(message):
+            self._backoff.note_progress()
 
     async def _read_next(self) -> None:
         consumer = await self._open()
@@ -127,7 +134,7 @@ class Events:
             _log.info("no events for now: %s", error)
             self._consumer = None
         else:
-            self._ready.extend(_parse(self._unacked, self._versions))
+            self._ready.extend(parse_message(self._unacked, self._versions))
 
     async def _open(self) -> "_Consumer":
         """Return the open consumer, or reconnect: forever once there has been one."""
@@ -145,9 +152,14 @@ class Events:
         """Connect, retrying; StopAsyncIteration if the stream is closed meanwhile."""
         refused = (Refused,) if self._was_open else ()
         attempts = retrying(BrokerUnavailable, *refused, on_error=_log_error, wait=SPREAD_BACKOFF)
-        connect: Coroutine[Any, Any, _Consumer] = attempts(self._connect)
+
+        async def connect() -> _Consumer:
+            await self._backoff.wait()
+            consumer: _Consumer = await attempts(self._connect)
+            return consumer
+
         # In a task of its own, so that ``aclose`` can cancel it.
-        self._connecting = asyncio.create_task(connect)
+        self._connecting = asyncio.create_task(connect())
         try:
             return await self._connecting
         except asyncio.CancelledError:
@@ -219,50 +231,42 @@ class _Source:
 
 
 class _Consumer:
-    """A consumer over one connection. What has arrived can be read even after it is lost.
+    """A consumer over one connection.
 
     ``is_lossless``: the queue was there before, and collected what was published.
     """
 
     def __init__(
-        self,
-        connection: Connection,
-        channel: Channel,
-        messages: "asyncio.Queue[DeliveredMessage | None]",
-        is_lossless: bool,
+        self, connection: Connection, channel: Channel, messages: DeliveryQueue, is_lossless: bool
     ) -> None:
         self.is_lossless = is_lossless
+        self.next = messages.take
         self._guard = connection.guard
         self._channel = channel
-        self._messages = messages
 
     @classmethod
     async def start(cls, connection: Connection, source: _Source) -> Self:
         """Declare the queue and consume."""
         is_lossless = source.queue is not None and await _has_queue(connection, source.queue)
-        messages: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
-        channel = await connection.open_channel()
+        messages = DeliveryQueue(connection.guard)
+        channel = await connection.open_channel(messages)
         queue = await source.declare(channel)
         await channel.basic_qos(prefetch_count=_PREFETCH)
-        await channel.basic_consume(queue, messages.put)
-        connection.guard.lost.add_done_callback(lambda _: messages.put_nowait(None))
+        await channel.basic_consume(queue, unused_callback)
         return cls(connection, channel, messages, is_lossless)
 
-    async def next(self) -> DeliveredMessage:
-        """Wait for the next message. Raises BrokerUnavailable after the last."""
-        message = await self._messages.get()
-        if message is None:
-            raise self._guard.lost.result()
-        return message
+    async def ack(self, message: Delivery) -> bool:
+        """Ack the message; return whether the ack was written.
 
-    async def ack(self, message: DeliveredMessage) -> None:
-        """Ack the message. If that fails, it comes again and is dropped as a repeat."""
-        assert message.delivery_tag is not None
+        If not, the message comes again and is dropped as a repeat.
+        """
         try:
             with translate_errors():
-                await self._channel.basic_ack(message.delivery_tag, wait=True)
+                await self._channel.basic_ack(message.tag, wait=True)
         except (ClientError, BrokerUnavailable) as error:
             self._guard.fail(str(error))
+            return False
+        return True
 
 
 async def _has_queue(connection: Connection, name: str) -> bool:
@@ -275,11 +279,15 @@ async def _has_queue(connection: Connection, name: str) -> bool:
         return True
 
 
-def _parse(message: DeliveredMessage, versions: Versions) -> list[Item]:
+def parse_message(message: Delivery, versions: Versions) -> list[Item]:
+    """Return the items that a message stands for; none for a repeat.
+
+    Only the body counts: other people may set any properties.
+    """
     try:
         event = Event.read(message.body)
     except ValueError as error:
-        return [Unreadable(message.routing_key or "", message.body, str(error))]
+        return [Unreadable(escape_surrogates(message.routing_key), message.body, str(error))]
     return list(versions.judge(event))
 
 

@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
 from outplan.client.connection import open_connection, translate_errors
 from outplan.client.errors import ClientError, Refused, Unreachable
+from outplan.contract.amqp import Delivery
 from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
-from outplan.retry import SPREAD_BACKOFF, retrying
+from outplan.rabbitmq.reader import FrameHandler, unused_callback
+from outplan.retry import SPREAD_BACKOFF, SessionBackoff, retrying
 
 _log = logging.getLogger("outplan.client")
 
@@ -135,19 +136,26 @@ async def _is_confirmed(publishing: Awaitable[Any]) -> bool:
     return True
 
 
+class _Replies(FrameHandler):
+    """Hand on what arrives in the reply queue, which anybody may send to."""
+
+    def __init__(self, on_reply: OnReply) -> None:
+        self._on_reply = on_reply
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        self._on_reply(delivery.properties.correlation_id, delivery.body)
+
+
 @asynccontextmanager
 async def open_session(route: Route, on_reply: OnReply) -> AsyncIterator[CommandSession]:
     """Connect, declare, consume. Raises BrokerUnavailable (try again) or Refused."""
 
-    async def on_message(message: DeliveredMessage) -> None:
-        on_reply(message.header.properties.correlation_id, message.body)
-
     async with open_connection(route.url, "client") as connection:
         with translate_errors():
             async with asyncio.timeout(_START_SECONDS):
-                consuming = await connection.open_channel()
+                consuming = await connection.open_channel(_Replies(on_reply))
                 await consuming.queue_declare(route.reply_queue, exclusive=True)
-                await consuming.basic_consume(route.reply_queue, on_message, no_ack=True)
+                await consuming.basic_consume(route.reply_queue, unused_callback, no_ack=True)
                 publishing = await connection.open_channel()
                 # Without the exchange, each command would cost a session.
                 await publishing.exchange_declare(route.exchange, passive=True)
@@ -167,6 +175,7 @@ class ReconnectingSession:
         self._on_reply = on_reply
         self._open_session = open_session
         self._session: asyncio.Future[CommandPublisher] = asyncio.get_running_loop().create_future()
+        self._backoff = SessionBackoff()
         self.trouble = "not connected yet"
 
     @property
@@ -180,6 +189,10 @@ class ReconnectingSession:
         Raises Refused if RabbitMQ refused the first one, and SessionClosed after ``run``.
         """
         return await asyncio.shield(self._session)
+
+    def note_progress(self) -> None:
+        """Note that the session has taken a command, so that the next one may follow at once."""
+        self._backoff.note_progress()
 
     async def wait_until_open(self, seconds: float) -> None:
         """Wait for the first session. Raises Refused or Unreachable."""
@@ -204,6 +217,7 @@ class ReconnectingSession:
         # A first refusal is a mistake; a later one may be a broker that is starting.
         errors: tuple[type[Exception], ...] = (BrokerUnavailable,)
         while True:
+            await self._backoff.wait()
             await retrying(*errors, on_error=self._on_error, wait=SPREAD_BACKOFF)(self._run_session)
             errors = (BrokerUnavailable, Refused)
 

@@ -25,7 +25,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A message that is no event; ``reason`` says why."""
+    """A message that is no event; ``reason`` says why.
+
+    In ``routing_key``, bytes that are not UTF-8 are written as escapes.
+    """
 
     routing_key: str
     body: bytes

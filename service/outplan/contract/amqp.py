@@ -47,8 +47,17 @@ class Delivery:
     @property
     def command_id(self) -> str | None:
         """The message_id, if there is one and it is UTF-8."""
-        id_ = self.properties.message_id
-        return id_ if id_ and _is_text(id_) else None
+        return _text_or_none(self.properties.message_id) or None
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The correlation_id, if it is UTF-8."""
+        return _text_or_none(self.properties.correlation_id)
+
+    @property
+    def reply_to(self) -> str | None:
+        """The queue to reply to, if it is UTF-8."""
+        return _text_or_none(self.properties.reply_to)
 
     @property
     def command_name(self) -> str:
@@ -97,6 +106,13 @@ class Publication:
     mandatory: bool = False
 
 
-def _is_text(value: str) -> bool:
-    """Tell whether a text was UTF-8 on the wire: other bytes are kept as surrogates."""
-    return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
+def escape_surrogates(text: str) -> str:
+    """Write the bytes that were not UTF-8, kept as surrogates, as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _text_or_none(value: str | None) -> str | None:
+    """Return a text that was UTF-8 on the wire; in others, bytes are kept as surrogates."""
+    if value is None or value.isascii():
+        return value
+    return None if any("\ud800" <= char <= "\udfff" for char in value) else value

@@ -236,6 +236,7 @@ PROBLEM_CODES: Final[dict[str, ProblemCode]] = {
     "unknown_command": ProblemCode(400, "There is no such command"),
     "invalid_command": ProblemCode(422, "The command breaks its schema"),
     "too_large": ProblemCode(413, "The body is too large"),
+    "invalid_properties": ProblemCode(400, "The command has properties that are not UTF-8"),
     "not_found": ProblemCode(404, "There is no such outplan"),
     "already_exists": ProblemCode(409, "The id is or was in use"),
     "message_id_reused": ProblemCode(409, "The message_id was accepted with other content"),
@@ -244,9 +245,15 @@ PROBLEM_CODES: Final[dict[str, ProblemCode]] = {
 }
 
 
-# Only a command with an id is looked up in the store, where these are found.
+# Only a command with an id is looked up in the store; these are found after that.
 _NEED_MESSAGE_ID: Final = frozenset(
-    {"not_found", "already_exists", "message_id_reused", "version_conflict"}
+    {
+        "invalid_properties",
+        "not_found",
+        "already_exists",
+        "message_id_reused",
+        "version_conflict",
+    }
 )
 
 

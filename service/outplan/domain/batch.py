@@ -71,6 +71,9 @@ class Batch:
             return self._answer(item, recorded, queue)
         record = self._known.get(item.command_id)
         if record is None:
+            if (flaw := item.flaw) is not None:
+                invalid = Refusal("invalid_properties", flaw)
+                return self._answer(item, _record_outcome(item, invalid), queue)
             return self._decide_anew(item, queue)
         if record.digest == item.digest:
             return _accept(item, record.event, duplicate=True)

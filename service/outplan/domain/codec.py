@@ -15,10 +15,10 @@ from outplan.contract.messages import COMMANDS, Command, Event, Outplan, Problem
 from outplan.contract.slots import slot_of, split_routing_key
 from outplan.contract.times import format_time
 from outplan.contract.topology import Topology
+from outplan.contract.trace_context import check_trace_context
 from outplan.domain.decider import find_outplan_id
 
 _ENCODINGS: Final = frozenset({None, "", "utf-8", "identity"})
-_MAX_TRACE_BYTES: Final = 512  # W3C Trace Context asks every participant to propagate so many.
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,27 @@ class ParsedCommand:
     outplan_id: str
     command: Command
     digest: str
+
+    @property
+    def flaw(self) -> str | None:
+        """What to reject a new command for, as ``invalid_properties``; None for nothing.
+
+        A command that was accepted before keeps its outcome, without these properties.
+        """
+        delivery = self.delivery
+        sent = delivery.properties
+        flawed = [
+            name
+            for name, read, as_sent in (
+                ("correlation_id", delivery.correlation_id, sent.correlation_id),
+                ("reply_to", delivery.reply_to, sent.reply_to),
+            )
+            if read != as_sent
+        ]
+        if not flawed:
+            return None
+        verb = "is" if len(flawed) == 1 else "are"
+        return f"{' and '.join(flawed)} {verb} not UTF-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +118,7 @@ def build_publications(outcome: Outcome, topology: Topology, now: datetime) -> l
         found.append(_event_publication(outcome.event, delivery, topology, trace))
     if outcome.problem is not None:
         found.append(_rejected_copy(outcome.problem, delivery, topology, now))
-    if delivery.properties.reply_to:
+    if delivery.reply_to:
         found.append(_reply_publication(outcome, trace))
     return found
 
@@ -201,7 +222,7 @@ def _event_publication(
         },
         message_id=event.id,
         type=event.type,
-        correlation_id=delivery.properties.correlation_id,
+        correlation_id=delivery.correlation_id,
         timestamp=_seconds(event.time),
         outplan_id=outplan.id,
     )
@@ -211,11 +232,11 @@ def _reply_publication(outcome: Outcome, trace: dict[str, str]) -> Publication:
     delivery = outcome.delivery
     return Publication(
         exchange="",
-        routing_key=delivery.properties.reply_to or "",
+        routing_key=delivery.reply_to or "",
         body=encode_reply(outcome),
         headers=trace,
         type="outplan_reply",
-        correlation_id=delivery.properties.correlation_id or delivery.command_id,
+        correlation_id=delivery.correlation_id or delivery.command_id,
         best_effort=True,
     )
 
@@ -240,12 +261,8 @@ def _rejected_copy(
 
 
 def _trace_context(delivery: Delivery) -> dict[str, str]:
-    found = {name: delivery.properties.header(name) for name in TRACE_HEADERS}
-    return {k: v for k, v in found.items() if isinstance(v, str) and _fits(v)}
-
-
-def _fits(value: str) -> bool:
-    return len(value.encode("utf-8", "surrogateescape")) <= _MAX_TRACE_BYTES
+    parent, state = (delivery.properties.header(name) for name in TRACE_HEADERS)
+    return check_trace_context(parent, state)
 
 
 def _seconds(text: str) -> int:

@@ -17,7 +17,6 @@ from outplan.operations.findings import Finding, not_checked, ok, problem, warni
 from outplan.operations.probes import SECONDS, ProbeResult, Probes, gather_by_name
 from outplan.operations.queue_check import Expected, check_stale, report_depths
 from outplan.rabbitmq.connection import open_connection
-from outplan.rabbitmq.reader import FrameHandler
 from outplan.rabbitmq.versions import find_known_defect, parse_version
 from outplan.settings import Settings
 
@@ -29,19 +28,19 @@ _POINTS: Final = (
 _DEFAULT_EXCHANGE: Final = "the default exchange"
 
 
-class _CloseReason(FrameHandler):
+class _CloseReason:
     """Keep the reason that the broker gives when it closes the connection."""
 
     reason = ""
 
-    def on_close(self, code: int, reason: str) -> None:  # noqa: ARG002
+    def set(self, _: int, reason: str) -> None:
         self.reason = reason
 
 
 @asynccontextmanager
 async def _open_probes(url: str, closed: _CloseReason) -> AsyncIterator[Probes]:
     async with asyncio.timeout(SECONDS) as limit:
-        async with open_connection(url, "check", closed) as connection:
+        async with open_connection(url, "check", on_close=closed.set) as connection:
             limit.reschedule(None)
             yield Probes(connection)
 

@@ -91,6 +91,9 @@ def _validate(message: RejectedMessage, command: Delivery) -> RedriveResult:
     parsed = parse(command)
     if isinstance(parsed, Outcome):
         return RedriveResult(message, "invalid", problem=parsed.problem)
+    if parsed.flaw is not None:
+        problem = Problem.of("invalid_properties", parsed.flaw, parsed.command_id)
+        return RedriveResult(message, "invalid", problem=problem)
     return RedriveResult(message, "valid")
 
 

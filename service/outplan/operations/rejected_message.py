@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from outplan.client.requests import Request
-from outplan.contract.amqp import Delivery
+from outplan.contract.amqp import Delivery, escape_surrogates
 from outplan.contract.fields import MAX_BODY_BYTES
 from outplan.contract.messages import COMMANDS
 from outplan.contract.slots import split_routing_key
@@ -122,28 +122,28 @@ def find_command_name(message: Delivery) -> str:
 
 
 def find_route(message: Delivery) -> tuple[str, str]:
-    """Return the exchange and the routing key that the command came with; empty if unknown."""
-    routing_key = _text(message, "x-original-routing-key")
-    if routing_key is not None:
-        return _text(message, "x-original-exchange") or "", routing_key
-    death = _death(message)
-    keys = death.get("routing-keys")
-    first = keys[0] if isinstance(keys, list) and keys else None
-    return _decode(death.get("exchange")) or "", _decode(first) or ""
+    """Return the exchange and the routing key that the command came with; empty if unknown.
 
-
-def escape_surrogates(text: str) -> str:
-    """Write the bytes that were not UTF-8, kept as surrogates, as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    Bytes that are not UTF-8 are kept as surrogates.
+    """
+    names = [
+        message.properties.header(f"x-original-{part}") for part in ("exchange", "routing-key")
+    ]
+    if names[1] is None:
+        death = _death(message)
+        keys = death.get("routing-keys")
+        names = [death.get("exchange"), keys[0] if isinstance(keys, list) and keys else None]
+    exchange, key = (_decode(name, "surrogateescape") or "" for name in names)
+    return exchange, key
 
 
 def _text(message: Delivery, header: str) -> str | None:
     return _decode(message.properties.header(header))
 
 
-def _decode(value: Any) -> str | None:
+def _decode(value: Any, errors: str = "backslashreplace") -> str | None:
     if isinstance(value, bytes | bytearray):
-        return value.decode("utf-8", "backslashreplace")
+        return value.decode("utf-8", errors)
     return value if isinstance(value, str) else None
 
 

@@ -212,11 +212,11 @@ async def open_rejected_queue(
     with TemporaryFile() if with_bodies else nullcontext() as spool:
         guard = ConnectionGuard()
         inbox = _Inbox(guard)
-        async with open_connection(url, "operator", inbox, guard) as connection:
+        async with open_connection(url, "operator", guard) as connection:
             with translate_errors():
                 # Not guarded: the broker closes this channel if there is no queue.
                 passive_channel = await connection.driver.channel(timeout=CONNECT_SECONDS)
-                channel = await connection.open_channel()
+                channel = await connection.open_channel(inbox)
             queue = RejectedQueue(name, spool, guard, inbox, channel, passive_channel)
             try:
                 with translate_errors():

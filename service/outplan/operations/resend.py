@@ -163,10 +163,9 @@ class ReplyClient:
 async def open_reply_client(url: str) -> AsyncIterator[ReplyClient]:
     """Connect; close when the block ends. Raises BrokerUnavailable and BrokerRefused."""
     outcome = _Outcome()
-    async with open_connection(url, "redrive", outcome) as connection:
+    async with open_connection(url, "redrive") as connection:
         with translate_errors():
-            # The frame reader takes content on one channel, so returns and replies share this one.
-            channel = await connection.open_channel()
+            channel = await connection.open_channel(outcome)
             declared = await channel.queue_declare(exclusive=True)
             reply_queue = declared.queue or ""
             await channel.basic_consume(reply_queue, unused_callback, no_ack=True)

@@ -24,7 +24,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
-from outplan.rabbitmq.reader import FrameHandler, FrameReaderFactory
+from outplan.rabbitmq.reader import FrameHandler, FrameReaderFactory, OnClose
 
 T = TypeVar("T")
 
@@ -105,11 +105,16 @@ class Connection:
     """
 
     def __init__(
-        self, driver: aiormq.connection.Connection, guard: ConnectionGuard, name: str
+        self,
+        driver: aiormq.connection.Connection,
+        guard: ConnectionGuard,
+        name: str,
+        handlers: dict[int, FrameHandler],
     ) -> None:
         self.driver = driver
         self.guard = guard
         self._name = name
+        self._handlers = handlers
         guard.watch(driver, name)
 
     @property
@@ -123,9 +128,15 @@ class Connection:
         """The largest frame in bytes, as negotiated; 0 for no limit."""
         return self.driver.connection_tune.frame_max
 
-    async def open_channel(self) -> Channel:
-        """Open a channel with confirms whose end, or cancelled consumer, fails the guard."""
+    async def open_channel(self, handler: FrameHandler | None = None) -> Channel:
+        """Open a channel with confirms whose end, or cancelled consumer, fails the guard.
+
+        The ``handler`` gets the channel's deliveries, confirms and returns. Without one they are
+        the driver's, which cannot decode every message: consume nothing then.
+        """
         channel = await self._open_channel()
+        if handler is not None:
+            self._handlers[channel.number] = handler
         self.guard.watch(channel, self._name)
         channel.on_consumer_cancel_callbacks.add(
             lambda frame: self.guard.fail(
@@ -139,6 +150,7 @@ class Connection:
         """Close a channel without failing the guard."""
         self.guard.unwatch(channel)
         await self.guard.wait(channel.close())
+        self._handlers.pop(channel.number, None)
 
     @asynccontextmanager
     async def temporary_channel(self) -> AsyncIterator[Channel]:
@@ -177,14 +189,14 @@ class Connection:
 async def open_connection(
     url: str,
     name: str,
-    handler: FrameHandler | None = None,
     guard: ConnectionGuard | None = None,
+    on_close: OnClose | None = None,
 ) -> AsyncIterator[Connection]:
     """Connect as ``outplan <name>``; close when the block ends.
 
-    With a ``handler``, a FrameReader hands it deliveries, confirms and returns; without one they
-    are the driver's. Several connections may share a ``guard``. Raises BrokerUnavailable (try
-    again) or BrokerRefused.
+    Several connections may share a ``guard``. ``on_close`` is called with the code and the text
+    with which the broker closes the connection. Raises BrokerUnavailable (try again) or
+    BrokerRefused.
     """
     guard = guard or ConnectionGuard()
     target = URL(url)
@@ -192,16 +204,17 @@ async def open_connection(
         target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
     close_code = 0
 
-    def on_close(code: int, reason: str) -> None:
+    def note_close(code: int, reason: str) -> None:
         nonlocal close_code
         close_code = code
         guard.fail(f"the broker closed the {name} connection: {code} {reason}")
-        if handler is not None:
-            handler.on_close(code, reason)
+        if on_close is not None:
+            on_close(code, reason)
 
+    handlers: dict[int, FrameHandler] = {}
     driver = aiormq.connection.Connection(
         target,
-        transport_factory=FrameReaderFactory(handler, on_close) if handler else None,
+        transport_factory=FrameReaderFactory(handlers, note_close),
         client_properties={"connection_name": f"outplan {name}"},
         **_socket_options(target),
     )
@@ -222,7 +235,7 @@ async def open_connection(
             ) from error.__cause__
         raise
     try:
-        yield Connection(driver, guard, name)
+        yield Connection(driver, guard, name, handlers)
     finally:
         # The connection may be closing because it is broken.
         with suppress(OutplanError), translate_errors():

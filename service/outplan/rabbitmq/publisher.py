@@ -105,8 +105,8 @@ class Publisher:
     async def open(
         cls, connection: Connection, confirms: Confirms, user: str, on_error: OnError
     ) -> Self:
-        """Publish on a channel of this connection, whose frame handler is ``confirms``."""
-        return cls(connection, await connection.open_channel(), confirms, user, on_error)
+        """Publish on a channel of this connection; ``confirms`` becomes its frame handler."""
+        return cls(connection, await connection.open_channel(confirms), confirms, user, on_error)
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Publish messages and await every confirm.
@@ -162,7 +162,7 @@ class Publisher:
         """
         await self._connection.close_channel(self._channel)
         self._confirms.restart()
-        self._channel = await self._connection.open_channel()
+        self._channel = await self._connection.open_channel(self._confirms)
 
     def _should_drop_replies(self, attempts: int) -> bool:
         """Drop a reply after six nacks, or after two within a minute of a drop.

@@ -1,7 +1,11 @@
-"""Read content from a connection's incoming frames; pass all other frames on to the driver."""
+"""Read content from a connection's incoming frames; pass all other frames on to the driver.
+
+Everything that consumes does it this way, the worker, the client and the commands: a message that
+the driver cannot decode would end the connection, again at each redelivery.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
@@ -34,7 +38,7 @@ OnClose = Callable[[int, str], None]
 
 
 class FrameHandler:
-    """Receive what a FrameReader reads. Every method runs in the task that reads the socket."""
+    """Receive what a FrameReader reads on a channel, in the task that reads the socket."""
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a message for a consumer. Its ``queue`` is the consumer tag."""
@@ -45,15 +49,15 @@ class FrameHandler:
     def on_return(self, reason: str) -> None:
         """Take note of a mandatory message that no queue took; its confirm follows."""
 
-    def on_close(self, code: int, reason: str) -> None:
-        """Take the broker's reason for closing the connection, which the driver may lose."""
-
 
 class FrameReaderFactory(TransportFactory):
-    """Open the socket for the driver and read it through a FrameReader."""
+    """Open the socket for the driver and read it through a FrameReader.
 
-    def __init__(self, handler: FrameHandler, on_close: OnClose) -> None:
-        self._handler = handler
+    ``handlers`` maps the numbers of channels to their handlers; channels may be added at any time.
+    """
+
+    def __init__(self, handlers: Mapping[int, FrameHandler], on_close: OnClose) -> None:
+        self._handlers = handlers
         self._on_close = on_close
 
     async def create(
@@ -61,7 +65,7 @@ class FrameReaderFactory(TransportFactory):
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **kwargs)
-        return FrameReader(reader, self._handler, self._on_close), writer  # type: ignore[return-value]
+        return FrameReader(reader, self._handlers, self._on_close), writer  # type: ignore[return-value]
 
 
 async def unused_callback(_message: Any) -> None:
@@ -71,18 +75,23 @@ async def unused_callback(_message: Any) -> None:
 class FrameReader:
     """The part of ``asyncio.StreamReader`` that the driver reads frames with.
 
-    Hands deliveries, confirms and returns to ``handler``, and leaves the rest for the driver.
+    Hands a channel's deliveries, confirms and returns to its handler. Leaves the rest for the
+    driver, including all that channels without a handler receive. ``on_close`` is called with the
+    broker's reason for closing the connection, which the driver may lose.
     """
 
     def __init__(
-        self, reader: asyncio.StreamReader, handler: FrameHandler, on_close: OnClose | None = None
+        self,
+        reader: asyncio.StreamReader,
+        handlers: Mapping[int, FrameHandler],
+        on_close: OnClose,
     ) -> None:
         self._reader = reader
-        self._handler = handler
-        self._on_close = on_close or handler.on_close
+        self._handlers = handlers
+        self._on_close = on_close
         self._unread = b""
         self._passed = bytearray()
-        self._content: _Content | None = None
+        self._contents: dict[int, _Content] = {}
         self._is_foreign = False
 
     def at_eof(self) -> bool:
@@ -114,12 +123,12 @@ class FrameReader:
         at, length = 0, len(data)
         passed = len(self._passed)
         while at + _HEAD <= length:
-            kind, _, size = FRAME_HEAD.unpack_from(data, at)
+            kind, channel, size = FRAME_HEAD.unpack_from(data, at)
             start = at + _HEAD
             end = start + size + 1
             if end > length:
                 break
-            if not self._handle(kind, data[start : end - 1]):
+            if not self._handle(kind, channel, data[start : end - 1]):
                 self._passed += data[at:end]
             at = end
         self._unread = data[at:]
@@ -128,11 +137,11 @@ class FrameReader:
             # of the frames taken.
             self._passed += HEARTBEAT
 
-    def _handle(self, kind: int, payload: bytes) -> bool:
+    def _handle(self, kind: int, channel: int, payload: bytes) -> bool:
         """Take a frame; return False to leave it to the driver."""
-        content = self._content
         if kind == METHOD:
-            return self._handle_method(payload)
+            return self._handle_method(channel, payload)
+        content = self._contents.get(channel)
         if content is None or kind not in (HEADER, BODY):
             return False
         if kind == HEADER:
@@ -142,56 +151,61 @@ class FrameReader:
             content.parts.append(payload)
             content.missing -= len(payload)
         if content.properties is not None and content.missing == 0:
-            self._content = None
+            del self._contents[channel]
             content.finish(content)
         return True
 
-    def _handle_method(self, payload: bytes) -> bool:
+    def _handle_method(self, channel: int, payload: bytes) -> bool:
         (method,) = U32.unpack_from(payload)
-        if method == DELIVER:
-            self._content = _Content(payload, self._finish_delivery)
-        elif method in (ACK, NACK):
-            tag, multiple = read_confirm(payload)
-            self._handler.on_confirm(tag, multiple, method == ACK)
-        elif method == RETURN:
-            self._content = _Content(payload, self._finish_return)
-        else:
-            if method == CONNECTION_CLOSE:
-                self._on_close(*read_close(payload))
-            return False
-        return True
-
-    def _finish_delivery(self, content: "_Content") -> None:
-        consumer, tag, redelivered, exchange, routing_key = read_deliver(content.method)
-        assert content.properties is not None
-        self._handler.on_delivery(
-            Delivery(
-                tag,
-                consumer,
-                exchange,
-                routing_key,
-                redelivered,
-                content.properties,
-                content.parts[0] if len(content.parts) == 1 else b"".join(content.parts),
-            )
-        )
-
-    def _finish_return(self, content: "_Content") -> None:
-        text = content.method[7 : 7 + content.method[6]]
-        self._handler.on_return(text.decode("utf-8", "replace"))
+        handler = self._handlers.get(channel)
+        if handler is not None:
+            if method == DELIVER:
+                self._contents[channel] = _Content(handler, payload, _finish_delivery)
+                return True
+            if method in (ACK, NACK):
+                tag, multiple = read_confirm(payload)
+                handler.on_confirm(tag, multiple, method == ACK)
+                return True
+            if method == RETURN:
+                self._contents[channel] = _Content(handler, payload, _finish_return)
+                return True
+        if method == CONNECTION_CLOSE:
+            self._on_close(*read_close(payload))
+        return False
 
 
 class _Content:
-    """A method that carries content, until all its frames have arrived.
+    """A method that carries content, until all its frames have arrived on its channel."""
 
-    One at a time is enough: a connection has one channel on which content arrives.
-    """
+    __slots__ = ("finish", "handler", "method", "missing", "parts", "properties")
 
-    __slots__ = ("finish", "method", "missing", "parts", "properties")
-
-    def __init__(self, method: bytes, finish: Callable[["_Content"], None]) -> None:
+    def __init__(
+        self, handler: FrameHandler, method: bytes, finish: Callable[["_Content"], None]
+    ) -> None:
+        self.handler = handler
         self.method = method
         self.finish = finish
         self.properties: WireProperties | None = None
         self.parts: list[bytes] = []
         self.missing = 0
+
+
+def _finish_delivery(content: _Content) -> None:
+    consumer, tag, redelivered, exchange, routing_key = read_deliver(content.method)
+    assert content.properties is not None
+    content.handler.on_delivery(
+        Delivery(
+            tag,
+            consumer,
+            exchange,
+            routing_key,
+            redelivered,
+            content.properties,
+            content.parts[0] if len(content.parts) == 1 else b"".join(content.parts),
+        )
+    )
+
+
+def _finish_return(content: _Content) -> None:
+    text = content.method[7 : 7 + content.method[6]]
+    content.handler.on_return(text.decode("utf-8", "replace"))

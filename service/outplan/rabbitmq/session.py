@@ -161,15 +161,15 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
     confirms = Confirms(guard, plan.topology.rejected.name)
     user = URL(url).user or "guest"
     async with (
-        open_connection(url, "consume", inbox, guard) as consuming,
-        open_connection(url, "publish", confirms, guard) as publishing,
+        open_connection(url, "consume", guard) as consuming,
+        open_connection(url, "publish", guard) as publishing,
     ):
         with translate_errors():
             # A broker that has just started may take a declaration and never answer it.
             async with asyncio.timeout(_START_SECONDS):
                 await _declare(consuming, plan)
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
-                channel = await _open_consuming_channel(consuming)
+                channel = await _open_consuming_channel(consuming, inbox)
                 await _consume(channel, plan.consumed)
         session = Session(consuming, inbox, channel, publisher)
         tidying = asyncio.create_task(_tidy_up(consuming, plan))
@@ -225,8 +225,8 @@ async def _remove_other_bindings(connection: Connection, plan: SessionPlan) -> N
             await asyncio.sleep(_LOCK_SECONDS)
 
 
-async def _open_consuming_channel(connection: Connection) -> Channel:
-    channel = await connection.open_channel()
+async def _open_consuming_channel(connection: Connection, inbox: Inbox) -> Channel:
+    channel = await connection.open_channel(inbox)
     await channel.basic_qos(prefetch_count=PREFETCH)
     return channel
 

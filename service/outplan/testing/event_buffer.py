@@ -20,14 +20,18 @@ class EventBuffer:
         self._waiting: list[Event] = []
         self._arrived = asyncio.Event()
 
-    def add(self, body: bytes) -> None:
-        """Add an event as it was published. Raises ValueError if the body is not an event."""
+    def add(self, body: bytes) -> Event:
+        """Add an event as it was published; return it.
+
+        Raises ValueError if the body is not an event.
+        """
         event = Event.read(body)
         self.all.append(event)
         if event.id not in self._ids:
             self._ids.add(event.id)
             self._waiting.append(event)
             self._arrived.set()
+        return event
 
     async def next(
         self, kind: EventType | None, outplan_id: str | UUID | None, within: float

@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from random import uniform
-from typing import Final
 
 import structlog
 from tenacity import AsyncRetrying
@@ -21,17 +19,12 @@ from outplan.errors import (
     StoreConflict,
     StoreUnavailable,
 )
-from outplan.retry import retrying
+from outplan.retry import SessionBackoff, retrying
 from outplan.worker.handler import Handler
 from outplan.worker.membership import Membership
 from outplan.worker.pipeline import SESSION_ENDED, Pipeline
 from outplan.worker.ports import BrokerSession, OutplanStore, Registry
 from outplan.worker.telemetry import Health, Metrics
-
-# Between sessions, in seconds.
-_SHORTEST_PAUSE: Final = 0.25
-_LONGEST_PAUSE: Final = 30.0
-
 
 OpenSession = Callable[
     [Share, Callable[[], Awaitable[None]], bool, bool], AbstractAsyncContextManager[BrokerSession]
@@ -129,13 +122,15 @@ class Worker:
         await self._retrying("store", StoreUnavailable, StoreConflict)(store.prepare)
         require_setting = self._parts.membership.require_setting
         await self._retrying("store", StoreUnavailable)(require_setting)
-        pause = _SHORTEST_PAUSE
+        backoff = SessionBackoff()
         while not self._stopping.is_set():
             # Wait for the store before anything is received: each lost delivery raises the
             # message's delivery count.
             await self._retrying("store", StoreUnavailable)(store.ping)
             health.recover("store")
+            backoff.start_session()
             pipeline: Pipeline | None = None
+            has_progressed = True
             try:
                 async with self._open_pipeline() as pipeline:
                     await pipeline.run()
@@ -147,10 +142,12 @@ class Worker:
             except SESSION_ENDED as error:
                 self._is_lost = True
                 health.fail("broker", error)
-            # A session that settles nothing raises the delivery count of every prefetched message.
-            is_wasted = pipeline is not None and pipeline.received and not pipeline.settled
-            pause = min(_LONGEST_PAUSE, 2 * pause) if is_wasted else _SHORTEST_PAUSE
-            await self._pause(pause)
+                # A session that settles nothing raises the delivery count of every prefetched
+                # message.
+                has_progressed = pipeline is not None and pipeline.settled > 0
+            if has_progressed:
+                backoff.note_progress()
+            await self._pause(backoff.next_pause())
 
     @asynccontextmanager
     async def _open_pipeline(self) -> AsyncIterator[Pipeline]:
@@ -221,8 +218,7 @@ class Worker:
     async def _pause(self, seconds: float) -> None:
         """Wait for at most so long, or until told to stop."""
         with suppress(TimeoutError):
-            # Jitter keeps workers that failed together from coming back together.
-            async with asyncio.timeout(uniform(0.2, 1) * seconds):  # noqa: S311
+            async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
     def _retrying(self, component: str, *errors: type[OutplanError]) -> AsyncRetrying:

@@ -4,11 +4,20 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import orjson
+import pamqp.frame
+from pamqp.header import ContentHeader
 
 from outplan.contract import schemas
 from outplan.contract.amqp import Publication
 from outplan.domain.codec import Outcome
-from outplan.rabbitmq.frames import BODY, HEADER, METHOD, WireProperties, read_content_header
+from outplan.rabbitmq.frames import (
+    BODY,
+    FRAME_HEAD,
+    HEADER,
+    METHOD,
+    WireProperties,
+    read_content_header,
+)
 from tests.faults.fuzz.properties import FIXED_SIZES
 from tests.support.wire import split_frames
 
@@ -24,13 +33,35 @@ def check_frames(
     """Yield failures: too few or too many messages, oversized frames, schema violations."""
     kinds = [_kind_of(publication) for publication, _ in sent]
     expected = {"accepted": ["event"], "rejected": ["copy"], "unchanged": []}[outcome.status]
-    if outcome.delivery.properties.reply_to:
+    if _is_text(outcome.delivery.properties.reply_to):
         expected.append("reply")
     if kinds != expected:
         yield f"the service sends {kinds}, expected {expected}"
     for publication, data in sent:
         yield from _check_framing(publication, data, frame_max)
         yield from _check_content(outcome, publication)
+
+
+def _is_text(value: str | None) -> bool:
+    return bool(value) and not any("\ud800" <= char <= "\udfff" for char in value or "")
+
+
+def check_readable(method: bytes, header: bytes) -> Iterator[str]:
+    """Yield why an AMQP client may be unable to read a message: it reads strictly, as most do.
+
+    ``method`` and ``header`` are the payloads of the frames.
+    """
+    try:
+        for kind, payload in ((METHOD, method), (HEADER, header)):
+            raw = FRAME_HEAD.pack(kind, 1, len(payload)) + payload + b"\xce"
+            frame = pamqp.frame.unmarshal(raw)[2]
+    except Exception as error:
+        yield f"not every client can read it: {error!r}"
+        return
+    assert isinstance(frame, ContentHeader)
+    # The library turns the text of a header that is not UTF-8 into bytes.
+    if any(isinstance(value, bytes) for value in (frame.properties.headers or {}).values()):
+        yield "a header's text is not UTF-8"
 
 
 def _kind_of(publication: Publication) -> str:
@@ -52,6 +83,8 @@ def _check_framing(publication: Publication, data: bytes, frame_max: int) -> Ite
         yield "the body frames do not add up to the body"
     if publication.original is not None:
         yield from _check_copy(publication, parsed)
+    else:
+        yield from check_readable(frames[0][2], frames[1][2])
 
 
 def _check_copy(publication: Publication, parsed: WireProperties) -> Iterator[str]:

@@ -233,6 +233,9 @@ class FuzzRunner:
             is_duplicate = earlier == command
             outcome = "accepted" if is_duplicate else "message_id_reused"
             return oracle.Prediction(outcome, duplicate=is_duplicate), command
+        assert isinstance(delivery.properties, WireProperties)
+        if oracle.has_flawed_properties(delivery.properties):
+            return oracle.Prediction("invalid_properties"), command
         return expected, command
 
     def _check_schema(self, name: str, body: Any, size: int) -> bool:

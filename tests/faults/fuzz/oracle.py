@@ -64,6 +64,12 @@ def check_form(
     return None
 
 
+def has_flawed_properties(properties: WireProperties) -> bool:
+    """Return whether a property that the worker would copy is no text."""
+    spans = (properties.spans.get(name) for name in ("correlation_id", "reply_to"))
+    return not all(_is_utf8(properties.raw[slice(*span)][1:]) for span in spans if span)
+
+
 def parse_object(body: bytes) -> Document:
     """Parse the object in a body. Raises NotJsonError and TooDeepError."""
     if body.count(b"[") + body.count(b"{") > _MAX_SURE_DEPTH and _depth(body) > _MAX_SURE_DEPTH:

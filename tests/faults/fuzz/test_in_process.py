@@ -77,6 +77,8 @@ def decide_unchanged(*_: Any) -> decider.Unchanged:
         ("tests.faults.fuzz.fuzz_runner", "write_publication", lambda *_: b""),
         (batch.__name__, "decide", decide_unchanged),
         (codec.__name__, "_trace_context", lambda _: {"x": "y" * 140_000}),
+        (codec.__name__, "_trace_context", lambda _: {"tracestate": "\udcff"}),
+        (codec.__name__, "_trace_context", lambda _: {"\udcff": "a=1"}),
     ],
     ids=[
         "exception",
@@ -85,6 +87,8 @@ def decide_unchanged(*_: Any) -> decider.Unchanged:
         "no-frames",
         "no-decision",
         "large-frame",
+        "header-not-UTF-8",
+        "header-name-not-UTF-8",
     ],
 )
 def test_a_planted_fault_is_found(

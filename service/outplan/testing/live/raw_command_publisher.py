@@ -32,6 +32,7 @@ class RawCommandPublisher:
             if not publishing.done():
                 raise session.lost.result()
             publishing.result()
+            self._session.note_progress()
 
         retry = retrying(BrokerUnavailable, on_error=self._on_error, wait=SPREAD_BACKOFF)
         try:

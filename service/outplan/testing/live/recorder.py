@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
 
 from outplan.client import Refused
 from outplan.client.connection import open_connection, translate_errors
+from outplan.contract.amqp import Delivery
 from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
+from outplan.rabbitmq.delivery_queue import DeliveryQueue
+from outplan.rabbitmq.reader import unused_callback
 from outplan.retry import SPREAD_BACKOFF, retrying
 from outplan.testing.event_buffer import EventBuffer
 
@@ -28,7 +31,10 @@ def recorder_queue(prefix: str) -> str:
 
 
 class EventRecorder:
-    """Record the events of a prefix in ``buffer``; ``times_seen`` counts them by message_id."""
+    """Record the events of a prefix in ``buffer``; ``times_seen`` counts them by id.
+
+    Messages that are no events are logged and dropped.
+    """
 
     def __init__(self, amqp_url: str, prefix: str) -> None:
         self.buffer = EventBuffer()
@@ -36,13 +42,15 @@ class EventRecorder:
         self._url = amqp_url
         self._queue = recorder_queue(prefix)
         self._exchange = build_topology(prefix).events
-        self._received = asyncio.Condition()
+        self._received = asyncio.Event()
         self._consuming = asyncio.Event()
 
     async def wait_for(self, condition: Callable[[], bool], within: float) -> None:
         """Wait until an event makes the condition true. Raises TimeoutError."""
-        async with asyncio.timeout(within), self._received:
-            await self._received.wait_for(condition)
+        async with asyncio.timeout(within):
+            while not condition():
+                self._received.clear()
+                await self._received.wait()
 
     async def wait_until_consuming(self) -> None:
         """Wait until it consumes for the first time. Raises TimeoutError."""
@@ -58,32 +66,35 @@ class EventRecorder:
 
     async def _consume_once(self) -> None:
         async with open_connection(self._url, "witness") as connection:
+            messages = DeliveryQueue(connection.guard)
             with translate_errors():
                 async with asyncio.timeout(_SECONDS):
-                    await self._consume(connection)
+                    channel = await self._consume(connection, messages)
             self._consuming.set()
-            raise await connection.guard.lost
+            while True:
+                message = await messages.take()
+                with translate_errors():
+                    await channel.basic_ack(message.tag, wait=False)
+                self._record(message)
 
-    async def _consume(self, connection: Connection) -> None:
-        channel = await connection.open_channel()
+    async def _consume(self, connection: Connection, messages: DeliveryQueue) -> Channel:
+        channel = await connection.open_channel(messages)
         exchange = self._exchange
         # The worker declares the same exchange; either may be first.
         await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
         await channel.queue_declare(self._queue, durable=True)
         await channel.queue_bind(self._queue, exchange.name, "#")
+        await channel.basic_consume(self._queue, unused_callback)
+        return channel
 
-        async def receive(message: DeliveredMessage) -> None:
-            assert message.delivery_tag is not None
-            await channel.basic_ack(message.delivery_tag, wait=False)
-            await self._record(message)
-
-        await channel.basic_consume(self._queue, receive)
-
-    async def _record(self, message: DeliveredMessage) -> None:
-        self.buffer.add(message.body)
-        self.times_seen[message.header.properties.message_id or ""] += 1
-        async with self._received:
-            self._received.notify_all()
+    def _record(self, message: Delivery) -> None:
+        try:
+            event = self.buffer.add(message.body)
+        except ValueError as error:
+            _log.warning("a message on the events exchange is no event: %s", error)
+            return
+        self.times_seen[event.id] += 1
+        self._received.set()
 
     def _on_error(self, error: BaseException) -> None:
         _log.info("events cannot be received for now: %s", error)

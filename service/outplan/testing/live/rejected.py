@@ -1,18 +1,19 @@
 """Read the queue of rejected commands without removing any."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
 from outplan.client.connection import open_connection, translate_errors
+from outplan.contract.amqp import Delivery
 from outplan.contract.messages import Problem
 from outplan.contract.slots import split_routing_key
 from outplan.contract.topology import DELIVERY_LIMIT, build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
+from outplan.rabbitmq.delivery_queue import DeliveryQueue
+from outplan.rabbitmq.reader import unused_callback
 from outplan.retry import SPREAD_BACKOFF, retrying
 from outplan.testing.harness import Rejected
 
@@ -44,14 +45,14 @@ async def read_rejected(amqp_url: str, prefix: str, within: float = 30) -> list[
 
 
 async def _read_and_requeue(connection: Connection, queue: str) -> list[Rejected]:
-    admin, consumer = await connection.open_channel(), await connection.open_channel()
-    arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+    messages = DeliveryQueue(connection.guard)
+    admin, consumer = await connection.open_channel(), await connection.open_channel(messages)
     count = await _count(admin, queue)
     # A consumer's messages are requeued in order. Those of basic.get are not, beyond 32.
     await consumer.basic_qos(prefetch_count=_LARGEST_PREFETCH)
-    await consumer.basic_consume(queue, arrived.put)
+    await consumer.basic_consume(queue, unused_callback)
     async with asyncio.timeout(_ANSWER_SECONDS):
-        rejected = [_to_rejected(await arrived.get()) for _ in range(count)]
+        rejected = [_to_rejected(await messages.take()) for _ in range(count)]
     await consumer.close()
     while await _count(admin, queue) < count:  # noqa: ASYNC110 - the broker sends no event
         await asyncio.sleep(_POLL_SECONDS)
@@ -62,17 +63,15 @@ async def _count(channel: Channel, queue: str) -> int:
     return (await channel.queue_declare(queue, passive=True)).message_count or 0
 
 
-def _to_rejected(message: DeliveredMessage) -> Rejected:
-    properties = message.header.properties
-    headers: Mapping[str, Any] = properties.headers or {}
-    key = headers.get("x-original-routing-key", message.routing_key)
-    name = properties.message_type or split_routing_key(str(key or ""))[0]
-    return Rejected(properties.message_id, name, message.body, _problem(headers, properties))
+def _to_rejected(message: Delivery) -> Rejected:
+    key = str(message.properties.header("x-original-routing-key") or message.routing_key)
+    name = message.properties.message_type or split_routing_key(key)[0]
+    return Rejected(message.properties.message_id, name, message.body, _problem(message))
 
 
-def _problem(headers: Mapping[str, Any], properties: Any) -> Problem:
-    text = headers.get("x-problem")
+def _problem(message: Delivery) -> Problem:
+    text = message.properties.header("x-problem")
     if text is None:
         detail = f"the broker dead-lettered it at the delivery limit of {DELIVERY_LIMIT:,}"
-        return Problem.of("delivery_limit", detail, properties.message_id)
+        return Problem.of("delivery_limit", detail, message.command_id)
     return Problem.model_validate_json(text)

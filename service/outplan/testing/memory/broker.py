@@ -50,7 +50,7 @@ class MemoryBroker:
     is stopped, sessions wait to be opened. A stop loses nothing but replies under way.
     """
 
-    def __init__(self, layout: Topology, on_event: Callable[[Publication], None]) -> None:
+    def __init__(self, layout: Topology, on_event: Callable[[Publication], object]) -> None:
         self.layout = layout
         self.rejected: list[Publication] = []
         self._on_event = on_event
