@@ -78,10 +78,12 @@ async def test_what_is_no_event_arrives_as_unreadable_and_is_acked(
     assert [item.body for item in found] == [each.body for each in sent]
     assert [item.routing_key for item in found[:-1]] == [EVENT_KEY] * len(hostile)
     assert found[-1].routing_key == EVENT_KEY + r"\xff\xfe"
-    async with open_connection(deployment.amqp_url, "test") as connection:
-        async with connection.temporary_channel() as channel:
-            # The broker requeued what was not acked before it closed the connection.
-            assert (await channel.queue_declare(queue, passive=True)).message_count == 0
+    async with (
+        open_connection(deployment.amqp_url, "test") as connection,
+        connection.temporary_channel() as channel,
+    ):
+        # The broker requeued what was not acked before it closed the connection.
+        assert (await channel.queue_declare(queue, passive=True)).message_count == 0
 
 
 async def test_a_command_whose_correlation_id_is_not_utf8_is_rejected(
