@@ -172,7 +172,7 @@ async def _show_stream(options: WatchOptions, view: View, stdout: AsyncStdout) -
         print_error(f"watching {options.prefix}.events at {url.host}:{url.port or 5672}")
         async for item in stream:
             await stdout.wait_writable()
-            _show_item(item, view)
+            show_item(item, view)
             shown += isinstance(item, Event)
             if shown == options.limit:
                 break
@@ -180,7 +180,8 @@ async def _show_stream(options: WatchOptions, view: View, stdout: AsyncStdout) -
             await stream.settle()
 
 
-def _show_item(item: Item, view: View) -> None:
+def show_item(item: Item, view: View) -> None:
+    """Show an event; print what is missing or unreadable to standard error."""
     match item:
         case Event():
             view.show(item)

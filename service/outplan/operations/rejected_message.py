@@ -25,6 +25,8 @@ Json = dict[str, Any]
 
 _LONGEST_ID: Final = 255
 _LONGEST_DETAIL: Final = 300
+# Of headers: the JSON library takes about 250 levels.
+_MAX_DEPTH: Final = 100
 _PROPERTIES: Final = (
     "content_type", "content_encoding", "delivery_mode", "priority", "correlation_id", "reply_to",
     "expiration", "timestamp", "user_id", "app_id", "cluster_id",
@@ -215,11 +217,15 @@ def _body(body: bytes) -> Json:
         return {"body_base64": base64.b64encode(body).decode()}
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, dict | list) and depth == _MAX_DEPTH:
+        return "(nested too deeply)"
     if isinstance(value, dict):
-        return {escape_surrogates(str(name)): _to_json(item) for name, item in value.items()}
+        return {
+            escape_surrogates(str(name)): _to_json(item, depth + 1) for name, item in value.items()
+        }
     if isinstance(value, list):
-        return [_to_json(item) for item in value]
+        return [_to_json(item, depth + 1) for item in value]
     if isinstance(value, bytes | bytearray):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, str):

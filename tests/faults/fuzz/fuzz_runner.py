@@ -36,7 +36,8 @@ from tests.faults.fuzz.frame_checks import check_frames
 from tests.faults.fuzz.mutants import Mutant
 from tests.faults.fuzz.report import Report
 from tests.support.contract_rules import Command
-from tests.support.wire import FRAME_MAX
+from tests.support.raw_message import RawMessage
+from tests.support.wire import FRAME_MAX, split_frames
 
 QUEUE: Final = "outplan.commands"
 _MOST_OUTPLANS: Final = 512
@@ -62,12 +63,14 @@ class FuzzRunner:
     """Handle mutants as a worker would, without broker and store, and check every outcome.
 
     Failures go to ``report``. With ``remember_all`` the runner stores every outplan and event;
-    without it, a limited number, so that memory does not grow.
+    without it, a limited number, so that memory does not grow. ``copies`` has the rejected copies
+    of the last batch, each with its mutant.
     """
 
     def __init__(self, *, remember_all: bool = False) -> None:
         self._remember_all = remember_all
         self.report = Report()
+        self.copies: list[tuple[Mutant, RawMessage]] = []
         self._layout = build_topology()
         self._window = DeduplicationWindow((), PREFETCH)
         self._outplans: dict[str, dict[str, Any]] = {}
@@ -82,10 +85,12 @@ class FuzzRunner:
         batch = Batch(
             self._load_snapshot(requests), {QUEUE: self._window}, format_time(self._now())
         )
+        self.copies = []
         for case in cases:
             with self._report_exceptions(case.mutant):
                 self._judge(batch, case)
                 self._check_outcome(case, batch)
+                self.copies += _list_copies(case)
         self._remember(batch)
         return [case.outcome for case in cases if case.outcome is not None]
 
@@ -267,3 +272,10 @@ class FuzzRunner:
         self._events[event.id] = stored
         if command is not None:
             self._commands[event.id] = command
+
+
+def _list_copies(case: _Case) -> Iterator[tuple[Mutant, RawMessage]]:
+    for publication, data in case.sent:
+        if publication.original is not None:
+            header = split_frames(data)[1][2]
+            yield case.mutant, RawMessage(publication.routing_key, header, publication.body)

@@ -1,10 +1,12 @@
 """Run a great many hostile messages through the service's code, in process.
 
 ``python -m tests.faults.fuzz.in_process`` decodes each message's content header and body,
-validates and decides the command, and encodes the resulting messages as frames. It needs neither a
-store nor a broker.
+validates and decides the command, and encodes the resulting messages as frames. It reads each
+message, its rejected copy, and as many hostile events as subscribers, clients and operators do. It
+needs neither a store nor a broker.
 """
 
+import asyncio
 import os
 import random
 import sys
@@ -19,6 +21,7 @@ from rich.console import Console
 
 from tests.faults.fuzz.fuzz_runner import FuzzRunner
 from tests.faults.fuzz.mutants import Mutant, Mutator
+from tests.faults.fuzz.readers import Readers
 from tests.faults.fuzz.report import Report, build_tables, render_summary
 from tests.support.process_state import resident_bytes
 
@@ -34,9 +37,13 @@ def run(count: int, seed: int | str) -> Report:
     """Run ``count`` messages; stop at the 20th failure."""
     rng, mutator, runner = random.Random(f"batches {seed}"), Mutator(seed), FuzzRunner()
     report, since, early = runner.report, time.monotonic(), 0
+    readers = Readers(report)
     while report.count < count and len(report.failures) < _MOST_FAILURES:
         size = min(rng.randint(1, _LARGEST_BATCH), count - report.count)
-        runner.run_batch([mutator.next() for _ in range(size)])
+        mutants = [mutator.next() for _ in range(size)]
+        runner.run_batch(mutants)
+        events = [mutator.next_event() for _ in range(size)]
+        asyncio.run(readers.read_batch(events + mutants, runner.copies))
         if not early and report.count >= count // 10:
             early = resident_bytes(os.getpid())
     report.memory = [(early, resident_bytes(os.getpid()))]

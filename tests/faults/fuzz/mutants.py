@@ -1,14 +1,15 @@
-"""Make hostile messages: valid commands and the schemas' examples, mutated."""
+"""Make hostile messages: valid commands, events and the schemas' examples, mutated."""
 
 import json
 import random
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 from uuid import UUID
 
-from outplan.contract.messages import COMMANDS
+from outplan.contract.messages import COMMANDS, EventType
 from outplan.contract.slots import SLOTS
 from tests.faults.fuzz.bodies import Body, BodyMutator, encode_json
 from tests.faults.fuzz.properties import PropertyMutator
@@ -22,6 +23,8 @@ _WRONG_KEYS: Final = (
     b"", b"outplan.commands", b"\xff\xfe", b"#", b"*" * 255, b".c3", b"outplan_update.C3",
     b"outplan_update.c3c", b"outplan_delete.", b"outplan_delete.x.c3", b"outplan_create.c3.c3",
 )  # fmt: skip
+# The bindings of a subscriber of all events match them.
+_WRONG_EVENT_KEYS: Final = (b"\xff.\xfe.\xfd", b"..", b"outplan_updated.\x1b[2J.\n", b"a.b.c")
 _SOURCES: Final[tuple[Body, ...]] = (
     {"type": "tel", "target": "+15559876543"},
     {"type": "email", "target": "sales@example.com", "target_name": "Sales"},
@@ -62,12 +65,8 @@ class Mutator:
         self._count = 0
         self._ids = [_make_uuid(rng) for _ in range(_OUTPLANS)]
         self._customers = [_make_uuid(rng) for _ in range(_CUSTOMERS)]
-        self._examples = [
-            (name, json.loads(path.read_text()))
-            for name in COMMANDS
-            for kind in ("valid", "invalid")
-            for path in sorted((_EXAMPLES / kind / name).glob("*.json"))
-        ]
+        self._examples = _read_examples(COMMANDS)
+        self._events = _read_examples(get_args(EventType))
         self._earlier: deque[_Draft] = deque(maxlen=_EARLIER_DRAFTS)
         self._bodies = BodyMutator(rng)
         self._properties = PropertyMutator(rng, publishable)
@@ -91,6 +90,26 @@ class Mutator:
             header = header[:12] + self._bodies.mutate_bytes(header[12:])
         routing_key = self._make_routing_key(draft.name)
         return Mutant(routing_key, header, draft.body, kind, redelivered=self._happens(0.05))
+
+    def next_event(self) -> Mutant:
+        """Return the next mutant of an event, as anybody may send one to subscribers."""
+        self._count += 1
+        name, example = self._rng.choice(self._events)
+        body = json.loads(json.dumps(example))
+        if isinstance(body.get("data"), dict):
+            body["data"]["id"] = self._rng.choice(self._ids)
+        if type(body.get("version")) is int and body["version"] > 1:
+            body["version"] = self._rng.randint(1, 40)
+        kind, data = self._mutate_body(body)
+        properties, table = self._make_properties(_Draft(name, b"event %d" % self._count, data))
+        if self._rng.random() < 0.4:
+            kind += ", properties"
+            self._properties.mutate(properties, table)
+        header = encode_content_header(properties, table or None, len(data))
+        key = f"{name}.{self._customers[0]}.{self._ids[0]}"
+        if self._happens(0.03):
+            key = self._rng.choice(_WRONG_EVENT_KEYS).decode("utf-8", "surrogateescape")
+        return Mutant(key, header, data, kind, redelivered=self._happens(0.05))
 
     def _make_command(self) -> tuple[str, Any]:
         if self._happens(0.12):
@@ -172,6 +191,16 @@ class Mutator:
 
     def _happens(self, share: float) -> bool:
         return self._rng.random() < share
+
+
+def _read_examples(names: Iterable[str]) -> list[tuple[str, Any]]:
+    """Return the valid and the invalid examples of these schemas, each with its schema's name."""
+    return [
+        (name, json.loads(path.read_text()))
+        for name in names
+        for kind in ("valid", "invalid")
+        for path in sorted((_EXAMPLES / kind / name).glob("*.json"))
+    ]
 
 
 def _make_uuid(rng: random.Random) -> str:

@@ -69,7 +69,9 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
+    readings: Counter[str] = field(default_factory=Counter)
     times: Times = field(default_factory=Times)
+    reader_times: Times = field(default_factory=Times)
     memory: list[tuple[int, int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -78,10 +80,12 @@ class Report:
         self.count += other.count
         self.malformed += other.malformed
         for mine, theirs in (
-            (self.outcomes, other.outcomes), (self.kinds, other.kinds), (self.checks, other.checks)
+            (self.outcomes, other.outcomes), (self.kinds, other.kinds),
+            (self.checks, other.checks), (self.readings, other.readings),
         ):  # fmt: skip
             mine.update(theirs)
         self.times.merge(other.times)
+        self.reader_times.merge(other.reader_times)
         self.memory += other.memory
         self.failures += other.failures
         self.seconds = max(self.seconds, other.seconds)
@@ -94,7 +98,11 @@ class Report:
 
 def build_tables(report: Report, slowest: list[tuple[float, Mutant]]) -> list[Table]:
     """Build tables of outcomes, of kinds of mutants, and of the slowest messages."""
-    counts = [_count_table("outcome", report.outcomes), _count_table("made", report.kinds)]
+    counts = [
+        _count_table("outcome", report.outcomes),
+        _count_table("made", report.kinds),
+        _count_table("read by subscribers, clients and operators", report.readings),
+    ]
     slow = Table(title="The slowest messages, median of five repeated timings")
     for heading in ("ms", "made", "routing key", "header", "body", "start of the body"):
         slow.add_column(heading)
@@ -112,13 +120,11 @@ def build_tables(report: Report, slowest: list[tuple[float, Mutant]]) -> list[Ta
 
 def render_summary(report: Report, worst: float) -> list[str]:
     """Render the figures as lines; ``worst`` is the slowest message's repeated time in seconds."""
-    at = {f"p{part * 100:g}": report.times.quantile(part) for part in (0.5, 0.99, 0.999)}
-    times = ", ".join(f"{name} {micros:.0f} µs" for name, micros in at.items())
-    top = report.times.slowest[0][0] if report.times.slowest else 0
+    times, readers = _describe_times(report.times), _describe_times(report.reader_times)
     lines = [
         f"{report.count:,} messages in {report.seconds:.0f} s, {report.malformed:,} more malformed",
-        f"CPU time each: {times}, max {top / 1e6:.1f} ms; "
-        f"the slowest repeated {worst * 1e3:.1f} ms",
+        f"CPU time each: {times}; the slowest repeated {worst * 1e3:.1f} ms",
+        f"{sum(report.readings.values()):,} readings, CPU time of all three readers: {readers}",
         f"schema checks against a second implementation: {dict(report.checks)}",
     ]
     memory = (
@@ -126,6 +132,13 @@ def render_summary(report: Report, worst: float) -> list[str]:
         for early, end in report.memory
     )
     return [*lines, *memory, *(f"FAILURE: {failure}" for failure in report.failures)]
+
+
+def _describe_times(times: Times) -> str:
+    at = {f"p{part * 100:g}": times.quantile(part) for part in (0.5, 0.99, 0.999)}
+    top = max((nanoseconds for nanoseconds, _, _ in times.slowest), default=0)
+    listed = ", ".join(f"{name} {micros:.0f} µs" for name, micros in at.items())
+    return f"{listed}, max {top / 1e6:.1f} ms"
 
 
 def _count_table(heading: str, counts: Counter[str]) -> Table:
