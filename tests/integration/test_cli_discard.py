@@ -169,3 +169,18 @@ async def test_an_empty_queue_is_no_error(deployment: Deployment, world: World) 
     for arguments in (["list"], ["redrive", "--all"], ["discard", "--all", "--yes"]):
         code, out, err = await run(deployment, *arguments)
         assert (code, out, err) == (0, "", "no rejected messages\n")
+
+
+async def test_all_of_many_are_removed_from_between_others(
+    deployment: Deployment, world: World
+) -> None:
+    """Acks for runs of messages must not take those between them along."""
+    codes = ["invalid_command", "not_found", "version_conflict"] * 300
+    await asyncio.gather(*(put_rejected(world, str(n), code=code) for n, code in enumerate(codes)))
+    chosen = ["--code", "invalid_command", "--code", "version_conflict"]
+
+    code, _, err = await run(deployment, "discard", *chosen, "--yes")
+
+    assert code == 0, err
+    left = {str(n) for n, code in enumerate(codes) if code == "not_found"}
+    assert set(await list_ids(deployment)) == left

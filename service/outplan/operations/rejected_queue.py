@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from tempfile import TemporaryFile
 from typing import IO, Final
 
@@ -39,6 +40,10 @@ _FIRST_PREFETCH: Final = 1_000
 _MAX_PREFETCH: Final = 65_535
 _MAX_CONSUMERS: Final = 30
 _QUIET_SECONDS: Final = 10.0
+# RabbitMQ 3.10 keeps acks back in the channel while 32 of them are not in the queue's log yet, and
+# drops them when the channel closes.
+_ACKS_AT_A_TIME: Final = 16
+_SYNCHRONIZING_TAG: Final = "operator-synchronizing"
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -97,6 +102,7 @@ class RejectedQueue:
         self._passive_channel = passive_channel
         self._prefetched = self._consumers = 0
         self.messages: list[RejectedMessage] = []
+        self._acked: set[int] = set()
         self.other_consumers = self.missing = 0
 
     async def take(self) -> None:
@@ -123,13 +129,38 @@ class RejectedQueue:
 
     async def ack(self, messages: Iterable[RejectedMessage]) -> None:
         """Remove messages from the queue; return when the broker has removed them."""
+        tags = {message.tag for message in messages}
         self._guard.raise_if_lost()
         with translate_errors():
-            for message in messages:
-                await self._channel.basic_ack(message.tag, wait=False)
-            # The broker handles a channel's methods in order, so this reply follows the acks.
-            await self._channel.basic_qos(prefetch_count=_FIRST_PREFETCH)
-            await self._declare_passively()
+            left = sorted(tags - await self._ack_front(tags))
+            for at in range(0, len(left), _ACKS_AT_A_TIME):
+                for tag in left[at : at + _ACKS_AT_A_TIME]:
+                    await self._channel.basic_ack(tag, wait=False)
+                await self._synchronize()
+        self._acked |= tags
+
+    async def _ack_front(self, tags: set[int]) -> set[int]:
+        """Ack with one method those that no other unacked message precedes; return them."""
+        if len(tags) <= _ACKS_AT_A_TIME:
+            return set()
+        unacked = sorted(m.tag for m in self.messages if m.tag not in self._acked)
+        front = set(takewhile(tags.__contains__, unacked))
+        if front:
+            await self._channel.basic_ack(max(front), multiple=True, wait=False)
+            await self._synchronize()
+        return front
+
+    async def _synchronize(self) -> None:
+        """Wait until the queue has taken the acks.
+
+        The channel's other replies do not wait for that. But a new consumer is entered in the
+        queue's log, behind the acks.
+        """
+        await self._channel.basic_qos(prefetch_count=1)
+        await self._channel.basic_consume(
+            self.name, unused_callback, consumer_tag=_SYNCHRONIZING_TAG
+        )
+        await self._channel.basic_cancel(_SYNCHRONIZING_TAG)
 
     async def requeue(self) -> None:
         """Return the messages not acked to the queue."""
