@@ -8,15 +8,18 @@ import pamqp.frame
 from pamqp.header import ContentHeader
 
 from outplan.contract import schemas
-from outplan.contract.amqp import Publication
+from outplan.contract.amqp import Delivery, Publication
 from outplan.domain.codec import Outcome
 from outplan.rabbitmq.frames import (
     BODY,
+    DELIVER,
     FRAME_HEAD,
     HEADER,
     METHOD,
+    U32,
     WireProperties,
     read_content_header,
+    write_content_header,
 )
 from tests.faults.fuzz.properties import FIXED_SIZES
 from tests.support.wire import split_frames
@@ -62,6 +65,18 @@ def check_readable(method: bytes, header: bytes) -> Iterator[str]:
     # The library turns the text of a header that is not UTF-8 into bytes.
     if any(isinstance(value, bytes) for value in (frame.properties.headers or {}).values()):
         yield "a header's text is not UTF-8"
+
+
+def check_delivery_readable(delivery: Delivery) -> Iterator[str]:
+    """Yield why an AMQP client may be unable to read a message, apart from its body."""
+    assert isinstance(delivery.properties, WireProperties)
+    names = [
+        name.encode("utf-8", "surrogateescape")
+        for name in (delivery.exchange, delivery.routing_key)
+    ]
+    method = U32.pack(DELIVER) + b"\1c" + bytes(9) + b"".join(bytes([len(n)]) + n for n in names)
+    header = write_content_header(delivery.properties, len(delivery.body))
+    yield from check_readable(method, header)
 
 
 def _kind_of(publication: Publication) -> str:

@@ -105,6 +105,9 @@ class Mutator:
         if self._rng.random() < 0.4:
             kind += ", properties"
             self._properties.mutate(properties, table)
+        if self._publishable:
+            # Quorum queues of RabbitMQ 4 deliver high priorities first.
+            properties.pop("priority", None)
         header = encode_content_header(properties, table or None, len(data))
         key = f"{name}.{self._customers[0]}.{self._ids[0]}"
         if self._happens(0.03):

@@ -101,10 +101,12 @@ class PropertyMutator:
 
     def _add_headers(self, _: Properties, table: Table) -> None:
         for _n in range(self._rng.choice((1, 1, 2, 5))):
-            name = self._make_name()
-            # RabbitMQ 4 may keep only one of several headers with the same name.
-            if not self._publishable or all(name != other for other, _ in table):
-                table.append((name, self._make_value(0)))
+            self._add_header(table, self._make_name(), self._make_value(0))
+
+    def _add_header(self, table: Table, name: bytes, value: bytes) -> None:
+        # RabbitMQ 4 may keep only one of several headers with the same name.
+        if not self._publishable or all(name != other for other, _ in table):
+            table.append((name, value))
 
     def _add_large_header(self, _: Properties, table: Table) -> None:
         """Add a header of up to a frame's size: wide, deep, or one long text."""
@@ -119,7 +121,8 @@ class PropertyMutator:
             _make_deep_array,
             _make_long_text,
         ]
-        table.append((self._make_name(), self._rng.choice(kinds)(min(size, MAX_TABLE))))
+        value = self._rng.choice(kinds)(min(size, MAX_TABLE))
+        self._add_header(table, self._make_name(), value)
 
     def _make_name(self) -> bytes:
         if self._rng.random() < 0.05:

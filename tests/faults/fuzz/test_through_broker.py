@@ -16,6 +16,7 @@ from outplan.mongodb.documents import build_event_document
 from outplan.mongodb.validators import EVENTS, build_validators
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
+from tests.faults.fuzz.readers_through_broker import run_readers
 from tests.faults.fuzz.through_broker import run_through_broker
 from tests.support.raw_message import RawMessage, encode_content_header
 from tests.support.raw_publisher import open_raw_publisher
@@ -40,6 +41,14 @@ async def test_every_message_has_one_outcome_and_the_worker_logs_no_problem(
     assert report.outcomes.keys() == {"accepted", "duplicate", "unchanged", "rejected"}
     assert report.outcomes.total() == COUNT
     assert report.memory[-1] - report.memory[0] < GROWTH
+
+
+@pytest.mark.parametrize("seed", [1, random.randrange(10**9)], ids=["fixed", "random"])
+async def test_subscribers_and_operators_read_every_message(servers: Servers, seed: int) -> None:
+    print("seed", seed)
+    found = await run_readers(servers.rabbitmq.url, servers.mongodb.url, COUNT, seed)
+
+    assert found.keys() == {"Event", "Gap", "Unreadable", "valid", "invalid"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Send hostile messages through RabbitMQ to a real worker.
 
 ``python -m tests.faults.fuzz.through_broker`` writes and reads raw frames. It expects of each
-message the outcome that the same sequence has in process.
+message the outcome that the same sequence has in process. Then it sends hostile messages to a
+subscriber, to ``outplan watch`` and to ``outplan rejected``.
 """
 
 import asyncio
@@ -22,9 +23,14 @@ from outplan.rabbitmq.frames import WireProperties
 from outplan.rabbitmq.session import Session
 from outplan.testing import Deployment
 from outplan.testing.servers import start_servers
-from tests.faults.fuzz.frame_checks import has_same_headers, property_bytes
+from tests.faults.fuzz.frame_checks import (
+    check_delivery_readable,
+    has_same_headers,
+    property_bytes,
+)
 from tests.faults.fuzz.fuzz_runner import FuzzRunner
 from tests.faults.fuzz.mutants import Mutant, Mutator
+from tests.faults.fuzz.readers_through_broker import run_readers
 from tests.support.observer_queues import ObserverQueues
 from tests.support.process_state import resident_bytes
 from tests.support.raw_message import RawMessage, encode_content_header
@@ -143,7 +149,7 @@ class BrokerRun:
 
 def _expected_counts(outcome: Outcome, replies: str) -> list[int]:
     """Return how many events, replies and rejected copies the outcome must have."""
-    has_reply = outcome.delivery.properties.reply_to == replies
+    has_reply = outcome.delivery.reply_to == replies
     return [int(outcome.event is not None), int(has_reply), int(outcome.problem is not None)]
 
 
@@ -151,6 +157,8 @@ def _check_received(
     received: list[list[Delivery]], outcome: Outcome, bodies: dict[str, bytes]
 ) -> Iterator[str]:
     events, replies, copies = received
+    for delivery in (*events, *replies):
+        yield from check_delivery_readable(delivery)
     yield from _check_events(events, outcome, bodies)
     yield from _check_replies(replies, outcome)
     yield from _check_copies(copies, outcome)
@@ -229,9 +237,12 @@ def main(
         report = asyncio.run(
             run_through_broker(servers.rabbitmq.url, servers.mongodb.url, count, seed)
         )
+        readers = asyncio.run(run_readers(servers.rabbitmq.url, servers.mongodb.url, count, seed))
     early, late = (size / 2**20 for size in report.memory)
     print(f"{count:,} messages in {report.seconds:.0f} s: {dict(report.outcomes)}")
     print(f"the worker's resident memory: {early:.1f} MiB after a tenth, {late:.1f} at the end")
+    read = ", ".join(f"{number:,} {name}" for name, number in readers.items())
+    print(f"{read} by a subscriber, outplan watch and outplan rejected")
     for failure in report.failures[:20]:
         print(f"FAILURE: {failure}")
     print("FAILED" if report.failures else "passed")
