@@ -7,7 +7,7 @@ from aiormq.exceptions import ChannelPreconditionFailed, ConnectionNotAllowed
 from yarl import URL
 
 from outplan.client.errors import ClientError, Refused
-from outplan.errors import BrokerRefused, BrokerUnavailable
+from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.rabbitmq import connection as rabbitmq_connection
 
 
@@ -30,6 +30,8 @@ def translate_errors() -> Iterator[None]:
             yield
     except (BrokerRefused, BrokerUnavailable) as error:
         cause = error.__cause__
+        if isinstance(error, BrokerRefused) and isinstance(cause, OutplanError):
+            raise Refused(str(error)) from error
         refusals = ChannelPreconditionFailed | ConnectionNotAllowed
         if isinstance(error, BrokerRefused) or isinstance(cause, refusals):
             raise Refused(f"RabbitMQ refuses: {cause}") from error

@@ -64,7 +64,8 @@ async def _count(channel: Channel, queue: str) -> int:
 
 
 def _to_rejected(message: Delivery) -> Rejected:
-    key = str(message.properties.header("x-original-routing-key") or message.routing_key)
+    original = message.properties.header("x-original-routing-key")
+    key = message.routing_key if original is None else str(original)
     name = message.properties.message_type or split_routing_key(key)[0]
     return Rejected(message.properties.message_id, name, message.body, _problem(message))
 
