@@ -84,7 +84,11 @@ def test_the_completion_script_is_printed() -> None:
         ("outplan schema out", 2, {n for n in list_schema_names() if n.startswith("outplan")}),
         ("outplan watch --ki", 2, {"--kind"}),
         ("outplan watch --kind ", 3, {"created", "updated", "deleted"}),
-        ("outplan rejected list --code inv", 4, {"invalid_json", "invalid_command"}),
+        (
+            "outplan rejected list --code inv",
+            4,
+            {"invalid_json", "invalid_command", "invalid_properties"},
+        ),
     ],
 )
 def test_commands_options_and_values_are_completed(

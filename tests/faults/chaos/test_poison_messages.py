@@ -1,8 +1,8 @@
 """Check poison messages, which end every worker that handles them, and workers that keep dying."""
 
+import asyncio
 import signal
 from collections import Counter
-from time import monotonic
 
 import pytest
 
@@ -15,9 +15,9 @@ from tests.support.world import World, create_body, open_world
 
 FAULTY_WORKER = "tests.support.faulty_worker"
 HANG_SECONDS = 1.5
-CRASHING_SECONDS = 60.0
+CRASHES = 10
 # The worker gives up on a poison message after several attempts, slowly on a busy machine.
-TIMEOUT_SECONDS = 150.0
+TIMEOUT_SECONDS = 240.0
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -54,15 +54,16 @@ async def test_workers_that_die_every_second_reject_no_healthy_command(
         scenario = build_scenario(outplans=40, rounds=10)
         await send_scenario(world, scenario)
 
-        began = monotonic()
-        async with supervise_worker(deployment, module=FAULTY_WORKER, CRASH_AFTER="1") as codes:
-            while monotonic() - began < CRASHING_SECONDS:
+        async with (
+            asyncio.timeout(TIMEOUT_SECONDS),
+            supervise_worker(deployment, module=FAULTY_WORKER, CRASH_AFTER="1") as codes,
+        ):
+            while len(codes) < CRASHES:
                 await send_and_wait(world, scenario)
         async with run_worker(deployment) as survivor:
             await assert_scenario(world, scenario)
             assert await survivor.stop() == 0
 
-        assert len(codes) >= CRASHING_SECONDS / 4
         assert set(codes) == {-signal.SIGKILL}
         codes_rejected = {copy.headers["x-problem-code"] for copy in world.rejected}
         assert "delivery_limit" not in codes_rejected
