@@ -5,11 +5,19 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import jsonschema
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from referencing import Registry, Resource
 
 from outplan.contract import schemas
-from outplan.contract.messages import COMMANDS, Address, Event, EventType, Outplan, Problem, Reply
+from outplan.contract.messages import (
+    COMMANDS,
+    Event,
+    EventType,
+    NewAddress,
+    Outplan,
+    Problem,
+    Reply,
+)
 
 SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
 EXAMPLES: Final = SCHEMAS / "examples"
@@ -17,7 +25,7 @@ FILES: Final = {
     name: json.loads(schemas.read_schema_text(name)) for name in schemas.list_schema_names()
 }
 MODELS: Final[dict[str, type[BaseModel]]] = {
-    "address": Address,
+    "address": RootModel[NewAddress],
     "outplan": Outplan,
     **COMMANDS,
     **dict.fromkeys(get_args(EventType), Event),

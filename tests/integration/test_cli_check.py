@@ -11,7 +11,7 @@ from pymongo import AsyncMongoClient
 from yarl import URL
 
 from outplan.contract.topology import build_topology
-from outplan.mongodb.validators import SEEN_KEYS, VERSION_KEYS, build_validators
+from outplan.mongodb.validators import SEEN_KEYS, VERSION_KEYS, build_collection_options
 from outplan.testing import Deployment
 from tests.support.commands import run_command
 from tests.support.worker_process import WorkerProcess, run_worker
@@ -252,8 +252,7 @@ async def test_an_index_that_differs_is_reported(
     other: dict[str, Any],
     words: str,
 ) -> None:
-    validator = build_validators()[collection]
-    await world.database.create_collection(collection, validator=validator)
+    await world.database.create_collection(collection, **build_collection_options()[collection])
     await world.database[collection].create_index(list(keys), **other)
     code, found = await check(deployment)
     points = {"outplan_events": "outplan_version", "outplan_workers": "seen_1 of outplan_workers"}
@@ -264,7 +263,7 @@ async def test_an_index_that_differs_is_reported(
 
 async def test_a_missing_index_is_no_problem(deployment: Deployment, world: World) -> None:
     await world.database.create_collection(
-        "outplan_events", validator=build_validators()["outplan_events"]
+        "outplan_events", **build_collection_options()["outplan_events"]
     )
     code, found = await check(deployment)
     assert code == 0

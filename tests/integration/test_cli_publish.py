@@ -312,5 +312,5 @@ async def test_a_terminal_gets_colour_unless_no_color_is_set(
 async def test_text_from_other_people_is_escaped(
     deployment: Deployment, worker: WorkerProcess
 ) -> None:
-    shown = await outplan(deployment, *CREATE, "--detail", "\x1b[2J\x07 hidden\u202e")
-    assert r"detail         \x1b[2J\x07 hidden\u202e" in shown.out
+    shown = await outplan(deployment, *CREATE, "--detail", "not \u202ehidden")
+    assert r"detail         not \u202ehidden" in shown.out

@@ -37,7 +37,7 @@ async def test_a_pipe_gets_each_event_on_a_line_byte_for_byte_as_published(
 ) -> None:
     async with run_command(deployment, "watch", "--limit", "3") as watching:
         await watching.wait_for_error("watching")
-        await run_lifecycle(world, name="Büro \u202e")
+        await run_lifecycle(world, name="Büro", detail="\u202e")
         assert await watching.wait() == 0
 
     await world.wait_for(lambda: len(world.events) == 3)

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import pytest
@@ -335,10 +335,15 @@ async def test_prepare_updates_an_older_validator(mongo_store: MongoStore, mongo
     assert "customer_id" in options["validator"]["$jsonSchema"]["required"]
 
 
+# Valid to read. Nobody may insert such a document any more.
+BEFORE_THE_RULES: Final = "stored-before-the-rules-on-characters"
+
+
 def example_documents(kind: str) -> list[Path]:
     # A stored document has a version, which the contract's message must not have.
     paths = sorted((EXAMPLES / kind / "outplan").glob("*.json"))
-    return [path for path in paths if path.stem != "version-in-the-document"]
+    left_out = ("version-in-the-document", BEFORE_THE_RULES)
+    return [path for path in paths if path.stem not in left_out]
 
 
 def stored_form(path: Path) -> dict[str, Any]:

@@ -187,6 +187,27 @@ def test_an_accepted_command_keeps_its_event_whatever_the_properties_of_its_rese
     assert (outcome.status, outcome.duplicate, outcome.event) == ("accepted", True, stored.event)
 
 
+def test_an_accepted_command_keeps_its_event_whatever_rules_came_since() -> None:
+    old = parse(delivery(create_body(name="a\u2028b"), message_id="c-1"))
+    assert isinstance(old, ParsedCommand)
+    stored = record_of(replace(old, objection=None))
+    outcome = new_batch(snapshot_of(1, stored)).decide(old)
+    assert (outcome.status, outcome.duplicate, outcome.event) == ("accepted", True, stored.event)
+
+
+def test_a_redelivery_of_a_command_that_breaks_a_later_rule_lists_its_errors_again() -> None:
+    old = parse(delivery(create_body(name="a\u2028b"), message_id="c-1"))
+    assert isinstance(old, ParsedCommand)
+    batch = new_batch()
+    first = batch.decide(old)
+    again = redeliver(old, 2)
+    second = new_batch(kept=read_recorded(batch)).decide(again)
+    assert first.problem == second.problem
+    assert first.problem is not None
+    assert first.problem.errors is not None
+    assert [error.pointer for error in first.problem.errors] == ["/name"]
+
+
 def test_a_rejected_command_leaves_its_message_id_free() -> None:
     outcomes = decide_all(
         new_batch(), update("c-1", name="x"), create("c-2"), update("c-1", name="x")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from outplan.contract import schemas
 from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS, NIL_UUID
-from outplan.contract.messages import Problem
+from outplan.contract.messages import Command, Problem
 from outplan.contract.topology import build_topology
 from outplan.domain.codec import (
     Outcome,
@@ -42,9 +42,22 @@ def problem(found: ParsedCommand | Outcome) -> Problem:
     return found.problem
 
 
+def parse_command(body: object) -> Command:
+    found = parse(delivery(body))
+    assert isinstance(found, ParsedCommand)
+    return found.command
+
+
 def code(body: object, name: str = "outplan_create", **properties: Any) -> str:
     found = parse(delivery(body, name, **properties))
     return "" if isinstance(found, ParsedCommand) else problem(found).code
+
+
+def test_the_last_of_two_equal_keys_counts() -> None:
+    body = json.dumps(create_body()).encode()[:-1] + b', "dial_timeout": 1, "dial_timeout": 20000}'
+    found = parse(delivery(body))
+    assert isinstance(found, ParsedCommand)
+    assert found.command == parse_command(create_body(dial_timeout=20_000))
 
 
 # --- the order of the checks -------------------------------------------------------------------

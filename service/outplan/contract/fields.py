@@ -4,7 +4,14 @@ import re
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID, uuid5
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationInfo,
+)
 
 NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
 NEVER: Final = "9999-01-01 00:00:00.000000"
@@ -19,7 +26,15 @@ TIMESTAMP_PATTERN: Final = (
     r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
     r" ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}$"
 )
+# Stored names from before the rules below may have the characters that those refuse.
 NO_CONTROL_PATTERN: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
+# What ends a line, or reorders the text around it on a screen, steers whatever reads the text.
+_SEPARATORS: Final = "\u2028\u2029"
+_BIDIRECTIONAL: Final = "\u202a-\u202e\u2066-\u2069"
+_SPACES: Final = " \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
+LABEL_PATTERN: Final = rf"^[^\x00-\x1f\x7f-\x9f{_SEPARATORS}{_BIDIRECTIONAL}]*$"
+PROSE_PATTERN: Final = rf"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_SEPARATORS}]*$"
+BLANK_PATTERN: Final = f"^[{_SPACES}]+$"
 # The definition of HTML's <input type=email>, which is the most widely shared one.
 EMAIL_PATTERN: Final = (
     r"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
@@ -29,6 +44,8 @@ EMAIL_PATTERN: Final = (
 MAX_EMAIL: Final = 320
 E164_PATTERN: Final = r"^\+[0-9]{7,15}$"
 SIP_PATTERN: Final = r"^[^@]+@[^@]+$"
+# Without what would end the address in a SIP header.
+SAFE_SIP_PATTERN: Final = f'^[^@{_SPACES}<>"]+@[^@{_SPACES}<>"]+$'
 POINTER_PATTERN: Final = r"^(/([^~/]|~[01])*)*$"
 
 _OUTPLAN_IDS: Final = UUID("6f7c2f0e-3c1d-5b8e-9a55-0d1c4a1f6b7e")
@@ -69,11 +86,34 @@ StoredUuid = Annotated[
 Integer = Annotated[int, Strict(), BeforeValidator(_whole_number)]
 Text = Annotated[str, Strict()]
 Printable = Annotated[str, Strict(), StringConstraints(pattern=NO_CONTROL_PATTERN)]
+# The validation context that skips the rules which came after documents were stored without them.
+EARLIER_RULES: Final = "earlier rules"
+_LABEL: Final = re.compile(LABEL_PATTERN.replace("$", r"\Z"))
+_PROSE: Final = re.compile(PROSE_PATTERN.replace("$", r"\Z"))
+_BLANK: Final = re.compile(BLANK_PATTERN.replace("$", r"\Z"))
+
+
+def refuse_unlike_label(value: str, info: ValidationInfo) -> str:
+    """Refuse text that is not on one line, reorders what is around it, or is only white space."""
+    if info.context != EARLIER_RULES and (not _LABEL.match(value) or _BLANK.match(value)):
+        raise ValueError("one line without control characters, and not only white space")
+    return value
+
+
+def refuse_unlike_prose(value: str, info: ValidationInfo) -> str:
+    """Refuse text with control characters other than tabs and line breaks."""
+    if info.context != EARLIER_RULES and not _PROSE.match(value):
+        raise ValueError("no control characters other than tabs and line breaks")
+    return value
+
+
 Timestamp = Annotated[str, Strict(), StringConstraints(pattern=TIMESTAMP_PATTERN)]
-Name = Annotated[
+StoredName = Annotated[
     str, Strict(), StringConstraints(min_length=1, max_length=255, pattern=NO_CONTROL_PATTERN)
 ]
-Detail = Annotated[str, Strict(), StringConstraints(max_length=65_535)]
+Name = Annotated[StoredName, AfterValidator(refuse_unlike_label)]
+StoredDetail = Annotated[str, Strict(), StringConstraints(max_length=65_535)]
+Detail = Annotated[StoredDetail, AfterValidator(refuse_unlike_prose)]
 DialTimeout = Annotated[Integer, Field(ge=1_000, le=600_000)]
 TryCount = Annotated[Integer, Field(ge=0, le=1_000)]
 Version = Annotated[Integer, Field(ge=1, le=9_007_199_254_740_991)]
@@ -100,4 +140,5 @@ TARGET_PATTERNS: Final[dict[str, re.Pattern[str]]] = {
     "extension": re.compile(r"(?s)^.{1,255}\Z"),
     "line": re.compile(r"(?s)^.{1,255}\Z"),
 }
+SAFE_SIP_TARGET: Final = re.compile(SAFE_SIP_PATTERN.replace("$", r"\Z"))
 UUID_TARGET: Final = re.compile(UUID_PATTERN.replace("$", r"\Z"))

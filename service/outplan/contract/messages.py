@@ -7,6 +7,7 @@ a property test compares the two in both directions.
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,11 +19,13 @@ from pydantic import (
 )
 
 from outplan.contract.fields import (
+    EARLIER_RULES,
     MAX_PROBLEM_ERRORS,
     NEVER,
     NIL_UUID,
     POINTER_PATTERN,
     PUBLISHER,
+    SAFE_SIP_TARGET,
     TARGET_PATTERNS,
     UUID_TARGET,
     AddressType,
@@ -32,6 +35,8 @@ from outplan.contract.fields import (
     MessageId,
     Name,
     Printable,
+    StoredDetail,
+    StoredName,
     StoredUuid,
     Text,
     Timestamp,
@@ -40,6 +45,8 @@ from outplan.contract.fields import (
     Uuid,
     Version,
     refuse_null,
+    refuse_unlike_label,
+    refuse_unlike_prose,
 )
 
 
@@ -50,7 +57,10 @@ class Model(BaseModel):
 
 
 class Address(Model):
-    """One end of a call. ``type`` decides the form of ``target`` (contract, section 1)."""
+    """One end of a call. ``type`` decides the form of ``target`` (contract, section 1).
+
+    A command's address keeps to more rules, those of ``NewAddress``.
+    """
 
     type: AddressType
     target: Text
@@ -77,6 +87,20 @@ class Address(Model):
         return self
 
 
+def _refuse_steering(address: Address, info: ValidationInfo) -> Address:
+    """Refuse text that would steer what shows it or builds a SIP header from it."""
+    for text in (address.target, address.target_name, address.name):
+        refuse_unlike_label(text, info)
+    refuse_unlike_prose(address.detail, info)
+    is_sip = address.type == "sip" and info.context != EARLIER_RULES
+    if is_sip and not SAFE_SIP_TARGET.match(address.target):
+        raise ValueError('a sip target has no white space and none of < > "')
+    return address
+
+
+NewAddress = Annotated[Address, AfterValidator(_refuse_steering)]
+
+
 def _stored_form(value: Any, info: ValidationInfo) -> Any:
     """Require all members and a lower-case UUID in JSON; Python code may use the defaults."""
     if info.mode == "json" and isinstance(value, dict):
@@ -99,8 +123,8 @@ class Outplan(Model):
 
     id: StoredUuid
     customer_id: StoredUuid
-    name: Name
-    detail: Detail
+    name: StoredName
+    detail: StoredDetail
     source: Annotated[Address, BeforeValidator(_stored_form)]
     dial_timeout: DialTimeout
     try_interval: TryInterval
@@ -125,7 +149,7 @@ class Create(Model):
     customer_id: Uuid
     name: Name
     detail: Detail = ""
-    source: Address
+    source: NewAddress
     dial_timeout: DialTimeout = 30_000
     try_interval: TryInterval = 60_000
     max_try_count_0: TryCount = 0
@@ -148,7 +172,7 @@ class Update(Model):
     expected_version: Annotated[Version | None, BeforeValidator(refuse_null)] = None
     name: Annotated[Name | None, BeforeValidator(refuse_null)] = None
     detail: Annotated[Detail | None, BeforeValidator(refuse_null)] = None
-    source: Annotated[Address | None, BeforeValidator(refuse_null)] = None
+    source: Annotated[NewAddress | None, BeforeValidator(refuse_null)] = None
     dial_timeout: Annotated[DialTimeout | None, BeforeValidator(refuse_null)] = None
     try_interval: Annotated[TryInterval | None, BeforeValidator(refuse_null)] = None
     max_try_count_0: Annotated[TryCount | None, BeforeValidator(refuse_null)] = None

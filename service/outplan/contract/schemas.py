@@ -155,7 +155,8 @@ def _list_errors(error: jsonschema_rs.ValidationError) -> Iterator[tuple[str, st
 
 
 def _unknown(path: list[str | int], field: str) -> tuple[str, str]:
-    if len(field) > _MAX_QUOTE:  # a pointer can't be clipped, and must fit into a header
+    # A pointer can't be clipped or escaped; it must fit into a header, and it is printed.
+    if len(field) > _MAX_QUOTE or not field.isprintable():
         return _pointer(path), f"{_quote(field)} is not a known field"
     return _pointer([*path, field]), "is not a known field"
 
@@ -208,9 +209,12 @@ def _one_of(words: Iterable[str]) -> str:
 
 
 def _quote(value: object) -> str:
-    """Write a value as JSON, shortened."""
+    """Write a value as JSON, shortened, with escapes for what steers a terminal or a log."""
     short = value[: _MAX_QUOTE + 1] if isinstance(value, str) else value
-    return _shorten(json.dumps(short, ensure_ascii=False), _MAX_QUOTE)
+    text = json.dumps(short, ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    return _shorten(text, _MAX_QUOTE)
 
 
 def _shorten(text: str, limit: int) -> str:

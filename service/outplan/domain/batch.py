@@ -70,16 +70,16 @@ class Batch:
         if recorded := self._windows[item.delivery.queue].recall(item.delivery):
             return self._answer(item, recorded, queue)
         record = self._known.get(item.command_id)
-        if record is None:
-            if (flaw := item.flaw) is not None:
-                invalid = Refusal("invalid_properties", flaw)
-                return self._answer(item, _record_outcome(item, invalid), queue)
-            return self._decide_anew(item, queue)
-        if record.digest == item.digest:
+        if record is not None and record.digest == item.digest:
             return _accept(item, record.event, duplicate=True)
-        detail = "this message_id was accepted before with other content"
-        reused = Refusal("message_id_reused", detail)
-        return self._answer(item, _record_outcome(item, reused), queue)
+        if (problem := item.objection) is not None:
+            refusal = Refusal(problem.code, problem.detail)
+        elif record is not None:
+            detail = "this message_id was accepted before with other content"
+            refusal = Refusal("message_id_reused", detail)
+        else:
+            return self._decide_anew(item, queue)
+        return self._answer(item, _record_outcome(item, refusal), queue)
 
     def list_outcomes_to_record(self) -> dict[str, tuple[RecordedOutcome, ...]]:
         """Return the outcomes to store on each queue's fence with this batch."""
@@ -108,6 +108,9 @@ class Batch:
         """Return the outcome as recorded, and record it under this session's delivery tag."""
         queue.recorded.append(replace(recorded, tag=item.delivery.tag))
         if recorded.code is not None:
+            if item.objection is not None and item.objection.code == recorded.code:
+                # Its errors are not recorded.
+                return Outcome(item.delivery, "rejected", problem=item.objection)
             extra = {"current_version": recorded.version} if recorded.version else {}
             return reject(item.delivery, recorded.code, recorded.detail, **extra)
         version = (item.outplan_id, recorded.version or 0)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from outplan.contract import schemas
 from outplan.contract.amqp import TRACE_HEADERS, Delivery, Publication
-from outplan.contract.fields import MAX_BODY_BYTES, MAX_PROBLEM_ERRORS
+from outplan.contract.fields import EARLIER_RULES, MAX_BODY_BYTES, MAX_PROBLEM_ERRORS
 from outplan.contract.messages import COMMANDS, Command, Event, Outplan, Problem, ProblemError
 from outplan.contract.slots import slot_of, split_routing_key
 from outplan.contract.times import format_time
@@ -23,34 +23,15 @@ _ENCODINGS: Final = frozenset({None, "", "utf-8", "identity"})
 
 @dataclass(frozen=True, slots=True)
 class ParsedCommand:
-    """A delivery whose command keeps to its schema."""
+    """A delivery whose command can be decided on."""
 
     delivery: Delivery
     command_id: str
     outplan_id: str
     command: Command
     digest: str
-
-    @property
-    def flaw(self) -> str | None:
-        """What to reject a new command for, as ``invalid_properties``; None for nothing.
-
-        A command that was accepted before keeps its outcome, without these properties.
-        """
-        delivery = self.delivery
-        sent = delivery.properties
-        flawed = [
-            name
-            for name, read, as_sent in (
-                ("correlation_id", delivery.correlation_id, sent.correlation_id),
-                ("reply_to", delivery.reply_to, sent.reply_to),
-            )
-            if read != as_sent
-        ]
-        if not flawed:
-            return None
-        verb = "is" if len(flawed) == 1 else "are"
-        return f"{' and '.join(flawed)} {verb} not UTF-8"
+    objection: Problem | None = None
+    """What to reject the command for unless it was accepted before: a rule that came later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +66,17 @@ def parse(delivery: Delivery) -> ParsedCommand | Outcome:
     body = _json_object(delivery)
     if isinstance(body, Outcome):
         return body
-    if errors := schemas.find_violations(name, body):
-        return _invalid(delivery, errors)
+    errors = schemas.find_violations(name, body)
     try:
-        command = model.model_validate(body)
-    except ValidationError as error:  # The schema accepts what the model refuses.
-        return _invalid(delivery, _model_errors(error))
+        # A command that an earlier version accepted keeps its outcome, whatever rules came since.
+        command = model.model_validate(body, context=EARLIER_RULES if errors else None)
+    except ValidationError as error:
+        return _invalid(delivery, errors or _model_errors(error))
+    outcome = _invalid(delivery, errors) if errors else _check_properties(delivery)
     id_ = find_outplan_id(command, command_id)
-    return ParsedCommand(delivery, command_id, id_, command, compute_digest(name, command))
+    digest = compute_digest(name, command)
+    objection = outcome.problem if outcome is not None else None
+    return ParsedCommand(delivery, command_id, id_, command, digest, objection)
 
 
 def compute_digest(name: str, command: Command) -> str:
@@ -187,6 +171,23 @@ def _json_object(delivery: Delivery) -> dict[str, Any] | Outcome:
     if not isinstance(body, dict):
         return reject(delivery, "invalid_json", "the body is JSON, but no object")
     return body
+
+
+def _check_properties(delivery: Delivery) -> Outcome | None:
+    """Reject a command for properties that go into events and replies, but are not readable."""
+    sent = delivery.properties
+    flawed = [
+        name
+        for name, read, as_sent in (
+            ("correlation_id", delivery.correlation_id, sent.correlation_id),
+            ("reply_to", delivery.reply_to, sent.reply_to),
+        )
+        if read != as_sent
+    ]
+    if not flawed:
+        return None
+    verb = "is" if len(flawed) == 1 else "are"
+    return reject(delivery, "invalid_properties", f"{' and '.join(flawed)} {verb} not UTF-8")
 
 
 def _invalid(delivery: Delivery, errors: tuple[ProblemError, ...]) -> Outcome:

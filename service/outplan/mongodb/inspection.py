@@ -20,6 +20,7 @@ from outplan.mongodb.validators import (
     FORGET_SECONDS,
     SEEN_INDEX,
     SEEN_KEYS,
+    VALIDATION_LEVEL,
     VERSION_INDEX,
     VERSION_KEYS,
     WORKERS,
@@ -182,6 +183,7 @@ def _covers(resource: Mapping[str, Any], database: str, collection: str) -> bool
 def _drift(options: Mapping[str, Any], validator: Document) -> str | None:
     level = options.get("validationLevel", "strict")
     action = options.get("validationAction", "error")
-    if (level, action) != ("strict", "error"):
+    if level not in ("strict", "moderate") or action != "error":
         return f"validation is {level}, {action}: wrong documents get in"
-    return None if options.get("validator") == validator else OTHER_VALIDATOR
+    as_set = (options.get("validator"), level)
+    return None if as_set == (validator, VALIDATION_LEVEL) else OTHER_VALIDATOR

@@ -51,7 +51,7 @@ from outplan.mongodb.validators import (
     VERSION_INDEX,
     VERSION_KEYS,
     WORKERS,
-    build_validators,
+    build_collection_options,
 )
 
 T = TypeVar("T")
@@ -172,14 +172,14 @@ class MongoStore:
         await self._require_transactions()
         with translate_errors():
             present = {
-                item["name"]: item.get("options", {}).get("validator")
+                item["name"]: item.get("options", {})
                 async for item in await _await(self._database.list_collections())
             }
-            for name, validator in build_validators().items():
+            for name, options in build_collection_options().items():
                 if name not in present:
-                    await self._database.create_collection(name, validator=validator)
-                elif present[name] != validator:
-                    await self._database.command("collMod", name, validator=validator)
+                    await self._database.create_collection(name, **options)
+                elif any(present[name].get(key) != value for key, value in options.items()):
+                    await self._database.command("collMod", name, **options)
             await self._database[EVENTS].create_index(
                 list(VERSION_KEYS), unique=True, name=VERSION_INDEX
             )

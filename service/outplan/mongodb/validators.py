@@ -27,6 +27,10 @@ FORGET_SECONDS: Final = 3_600
 Schema = dict[str, Any]
 
 _UUID: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+# What an update of a stored document checks: a document that breaks a rule which came later stays
+# changeable.
+VALIDATION_LEVEL: Final = "moderate"
+
 _TARGETS: Final[tuple[tuple[list[str], Schema], ...]] = (
     (["tel", "whatsapp"], {"pattern": fields.E164_PATTERN}),
     (["email"], {"pattern": fields.EMAIL_PATTERN, "maxLength": fields.MAX_EMAIL}),
@@ -110,6 +114,22 @@ def _fields() -> dict[str, Schema]:
     }
 
 
+def _characters() -> Schema:
+    """Describe the rules on characters, which events with data from before them may break."""
+    blank = _closed_pattern({"pattern": fields.BLANK_PATTERN})
+    label = _text(pattern=fields.LABEL_PATTERN, **{"not": blank})
+    prose = _text(pattern=fields.PROSE_PATTERN)
+    safe = _text(pattern=fields.SAFE_SIP_PATTERN)
+    source = {
+        "properties": {"target": label, "target_name": label, "name": label, "detail": prose},
+        "anyOf": [
+            {"properties": {"type": {"not": {"enum": ["sip"]}}}},
+            {"properties": {"target": safe}},
+        ],
+    }
+    return {"properties": {"name": label, "detail": prose, "source": source}}
+
+
 def build_validators() -> dict[str, Schema]:
     """Return each collection's validator, as ``{"$jsonSchema": …}``."""
     event = _closed_object(
@@ -156,10 +176,21 @@ def build_validators() -> dict[str, Schema]:
         unordered=_number(0, 2**53),
     )
     schemas = {
-        OUTPLANS: _closed_object(_id=_uuid(), **_fields(), version=_version()),
+        OUTPLANS: {
+            **_closed_object(_id=_uuid(), **_fields(), version=_version()),
+            "allOf": [_characters()],
+        },
         EVENTS: event,
         FENCES: fence,
         LAYOUTS: layout,
         WORKERS: worker,
     }
     return {name: {"$jsonSchema": schema} for name, schema in schemas.items()}
+
+
+def build_collection_options() -> dict[str, dict[str, Any]]:
+    """Return what each collection is created with, and changed to if it differs."""
+    return {
+        name: {"validator": validator, "validationLevel": VALIDATION_LEVEL}
+        for name, validator in build_validators().items()
+    }

@@ -89,12 +89,8 @@ async def redrive(
 
 def _validate(message: RejectedMessage, command: Delivery) -> RedriveResult:
     parsed = parse(command)
-    if isinstance(parsed, Outcome):
-        return RedriveResult(message, "invalid", problem=parsed.problem)
-    if parsed.flaw is not None:
-        problem = Problem.of("invalid_properties", parsed.flaw, parsed.command_id)
-        return RedriveResult(message, "invalid", problem=problem)
-    return RedriveResult(message, "valid")
+    problem = parsed.problem if isinstance(parsed, Outcome) else parsed.objection
+    return RedriveResult(message, "valid" if problem is None else "invalid", problem=problem)
 
 
 async def _send(

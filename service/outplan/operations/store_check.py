@@ -13,6 +13,7 @@ from outplan.mongodb.validators import (
     EVENTS,
     FORGET_SECONDS,
     SEEN_INDEX,
+    VALIDATION_LEVEL,
     VERSION_INDEX,
     WORKERS,
     build_validators,
@@ -164,7 +165,8 @@ def _report_validator(name: str, drifts: dict[str, str | None], database: str) -
     drift = drifts[name]
     if drift is None:
         return ok(point, "its validator is the worker's")
-    command = f'{{collMod: "{name}", validationLevel: "strict", validationAction: "error"}}'
+    options = f'validationLevel: "{VALIDATION_LEVEL}", validationAction: "error"'
+    command = f'{{collMod: "{name}", {options}}}'
     remedy = f"db.getSiblingDB({database!r}).runCommand({command})"
     if drift == OTHER_VALIDATOR:
         remedy = (

@@ -234,14 +234,13 @@ class FuzzRunner:
         if recorded := self._window.recall(delivery):
             # Nothing tells this resend from a redelivery, so it has the recorded outcome.
             return oracle.Prediction(recorded.code or "unchanged"), command
-        if earlier := self._commands.get(id_):
-            is_duplicate = earlier == command
-            outcome = "accepted" if is_duplicate else "message_id_reused"
-            return oracle.Prediction(outcome, duplicate=is_duplicate), command
+        earlier = self._commands.get(id_)
+        if earlier == command:
+            return oracle.Prediction("accepted", duplicate=True), command
         assert isinstance(delivery.properties, WireProperties)
         if oracle.has_flawed_properties(delivery.properties):
             return oracle.Prediction("invalid_properties"), command
-        return expected, command
+        return oracle.Prediction("message_id_reused") if earlier else expected, command
 
     def _check_schema(self, name: str, body: Any, size: int) -> bool:
         is_valid = schemas.is_valid(name, body)

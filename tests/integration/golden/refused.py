@@ -126,6 +126,10 @@ def invalid() -> list[Command]:
         no_create("invalid: nil UUIDs", id=NIL, customer_id=NIL),
         no_create("invalid: UUIDs", id=f"{{{AGENT}}}", customer_id=f"{AGENT}\n"),
         no_create("invalid: control characters", name="a\0b", source={**TEL, "name": "\x1b[2J"}),
+        no_create(
+            "invalid: text that steers", name="a\u2028b", detail="a\0b \x7f \x1b[2J",
+            source={"type": "sip", "target": "a@b\r\nX: y", "name": "\u202e", "target_name": " "},
+        ),
         no_create("invalid: long texts", name="é" * 256),
         no_create("invalid: booleans", dial_timeout=True, max_try_count_0=False, name=True),
         no_create("invalid: texts", dial_timeout="30000", try_interval="", max_try_count_0="5"),
