@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMPS := .venv/.stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check wheel-test extras-test bench chaos planted cluster hostile soak \
+.PHONY: help demo run test slow check wheel-test extras-test bench chaos planted cluster hostile soak \
 	servers clean
 
 help: ## list the targets
@@ -54,6 +54,9 @@ bench: servers $(STAMPS)/bench ## measure the rate against one handler per messa
 chaos: servers $(STAMPS)/test ## inject faults under load and check every promise (SECONDS=90 SEED=0)
 	@$(BIN)/python -m tests.faults.chaos run --seconds $(SECONDS) --seed $(SEED) \
 		--topology $(TOPOLOGY) --broker $(BROKER) --partitions $(PARTITIONS) --changes $(CHANGES)
+
+slow: servers $(STAMPS)/test ## change the number of partitions and of workers in every way (ten minutes)
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 planted: servers $(STAMPS)/test ## plant ten bugs, one at a time; chaos must find each
 	@$(BIN)/python -m pytest -m planted tests/faults/chaos/test_chaos.py

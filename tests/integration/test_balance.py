@@ -19,7 +19,7 @@ from tests.support.partitions import (
 from tests.support.worker_process import WorkerProcess, start_worker
 from tests.support.world import World, create_body
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PARTITIONS = 16
 # A dead worker's announcement expires after 10 s, and the others look once a second.

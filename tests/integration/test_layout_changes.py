@@ -37,7 +37,7 @@ from tests.support.scenario import Scenario, assert_scenario
 from tests.support.worker_process import WorkerProcess, run_worker, start_worker
 from tests.support.world import World, create_body, open_world
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
