@@ -207,7 +207,7 @@ async def run(options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line and dial."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    amqp_url = os.environ.get("OUTPLAN_AMQP_URL", "amqp://guest:guest@localhost:5672/")
+    amqp_url = os.environ.get("OUTPLAN_AMQP_URL") or "amqp://guest:guest@localhost:5672/"
     parser.add_argument("--amqp-url", default=amqp_url, help="default: OUTPLAN_AMQP_URL")
     parser.add_argument("--prefix", default="outplan", help="the worker's OUTPLAN_PREFIX")
     parser.add_argument("--queue", default="dialer", help="the durable queue to read")

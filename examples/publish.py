@@ -47,7 +47,7 @@ async def request(options: argparse.Namespace, body: bytes) -> bytes:
 def main() -> None:
     """Read the command line, publish and print the reply."""
     parser = argparse.ArgumentParser(description=__doc__.partition(";")[0])
-    amqp_url = os.environ.get("OUTPLAN_AMQP_URL", "amqp://guest:guest@localhost:5672/")
+    amqp_url = os.environ.get("OUTPLAN_AMQP_URL") or "amqp://guest:guest@localhost:5672/"
     parser.add_argument("--amqp-url", default=amqp_url, help="default: OUTPLAN_AMQP_URL")
     parser.add_argument("--prefix", default="outplan", help="the worker's OUTPLAN_PREFIX")
     parser.add_argument("--message-id", default=str(uuid.uuid4()), help="default: a new UUID")

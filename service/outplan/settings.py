@@ -1,48 +1,75 @@
 """Read settings from the environment (contract, section 8). Nothing is read at import."""
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outplan.errors import WrongSetting
-from outplan.urls import PREFIX_PATTERN, check_amqp_url
+from outplan.urls import PREFIX_PATTERN, check_amqp_url, check_mongo_url
 
-ENV_PREFIX = "OUTPLAN_"
-
-
-def _mongo_scheme(url: str) -> str:
-    if not url.startswith(("mongodb://", "mongodb+srv://")):
-        raise ValueError("should start with mongodb:// or mongodb+srv://")
-    return url
+ENV_PREFIX: Final = "OUTPLAN_"
 
 
-def _never_or_in_time(seconds: float) -> float:
+def _check_hang_seconds(seconds: float) -> float:
     if 0 < seconds < 1:
         raise ValueError("should be 0, or at least 1: a healthy batch may take a while")
     return seconds
 
 
 class Settings(BaseSettings):
-    """A worker's settings; the variable of a field is ``OUTPLAN_<FIELD>``."""
+    """A worker's settings; the variable of a field is ``OUTPLAN_<FIELD>``.
+
+    White space around a value does not count, and an empty variable is an unset one. A field's
+    description says which values it takes.
+    """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
     amqp_url: Annotated[str, AfterValidator(check_amqp_url)] = "amqp://guest:guest@localhost:5672/"
-    mongo_url: Annotated[str, AfterValidator(_mongo_scheme)] = (
+    mongo_url: Annotated[str, AfterValidator(check_mongo_url)] = (
         "mongodb://localhost:27017/?replicaSet=rs0"
     )
-    mongo_database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")] = "outplan"
-    mongo_driver: Literal["motor", "pymongo"] = "motor"
-    prefix: Annotated[str, StringConstraints(pattern=PREFIX_PATTERN)] = "outplan"
-    partitions: Annotated[int, Field(ge=1, le=256)] | None = None
-    batch_size: Annotated[int, Field(ge=1, le=1_000)] = 500
-    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    log_format: Literal["json", "console", "auto"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    drain_seconds: Annotated[float, Field(gt=0, le=3_600)] = 25
-    hang_seconds: Annotated[float, Field(ge=0, le=3_600), AfterValidator(_never_or_in_time)] = 30
+    mongo_database: str = Field(
+        "outplan", pattern=r"^[A-Za-z0-9_-]{1,63}$",
+        description="1 to 63 letters, digits, dashes or underscores",
+    )  # fmt: skip
+    mongo_driver: Literal["motor", "pymongo"] = Field("motor", description="motor or pymongo")
+    prefix: str = Field(
+        "outplan", pattern=PREFIX_PATTERN,
+        description="1 to 100 letters, digits, dots, dashes or underscores",
+    )  # fmt: skip
+    partitions: int | None = Field(
+        None, ge=1, le=256, description="a whole number from 1 to 256, or unset"
+    )
+    batch_size: int = Field(500, ge=1, le=1_000, description="a whole number from 1 to 1000")
+    http_port: int = Field(8080, ge=0, le=65_535, description="a port from 1 to 65535, or 0")
+    log_format: Literal["json", "console", "auto"] = Field(
+        "auto", description="json, console or auto"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error"
+    )
+    drain_seconds: float = Field(
+        25, gt=0, le=3_600, description="a number of seconds, more than 0 and at most 3600"
+    )
+    hang_seconds: Annotated[float, AfterValidator(_check_hang_seconds)] = Field(
+        30, ge=0, le=3_600, description="a number of seconds from 1 to 3600, or 0"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tidy(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Strip texts, leave out the empty ones, and take the words of an enumeration in any case.
+
+        A file with a secret often ends in a line break.
+        """
+        tidy = {k: v.strip() if isinstance(v, str) else v for k, v in values.items()}
+        for field in ("mongo_driver", "log_format", "log_level"):
+            if isinstance(tidy.get(field), str):
+                tidy[field] = tidy[field].lower()
+        return {field: value for field, value in tidy.items() if value != ""}
 
 
 def load_settings() -> Settings:
@@ -82,9 +109,12 @@ def find_unknown_variables() -> tuple[str, ...]:
 
 
 def describe_errors(error: ValidationError) -> dict[str, str]:
-    """Return a validation error's texts by field, without the values."""
-    # A URL may contain a password.
-    return {
-        str(item["loc"][0]): item["msg"].removeprefix("Value error, ")
-        for item in error.errors(include_url=False, include_input=False)
-    }
+    """Return what each wrong field should be, without its value: a URL may hold a password."""
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False, include_input=False):
+        field = str(item["loc"][0])
+        if item["type"] == "value_error":
+            found[field] = str(item["ctx"]["error"])
+        else:
+            found[field] = f"should be {Settings.model_fields[field].description}"
+    return found
