@@ -142,7 +142,7 @@ async def test_a_wrong_amqp_url_is_reported_and_mongodb_is_checked(
     ("url", "words"),
     [
         ("mongodb://127.0.0.1:1/?replicaSet=rs0", "no primary within 4 s"),
-        ("mongodb://u:p%@127.0.0.1/", "cannot be used"),
+        ("mongodb://u:p%@127.0.0.1/", "percent-encoded"),
     ],
 )
 async def test_a_mongodb_that_does_not_answer_is_reported_and_rabbitmq_is_checked(

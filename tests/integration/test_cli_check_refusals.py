@@ -243,3 +243,19 @@ async def test_a_missing_login_for_mongodb_is_reported(
     assert code == 1
     assert "mongodb majority" in problems(found)
     assert "requires authentication" in found["mongodb majority"][1]
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [("reader:pw", "grant the user readWrite and dbAdmin"), ("worker:wrong", "check user")],
+)
+async def test_a_worker_that_mongodb_refuses_stops_with_one_line(
+    deployment: Deployment, login_url: str, login: str, words: str
+) -> None:
+    settings: dict[str, Any] = {
+        "OUTPLAN_MONGO_URL": login_url.format(login), "OUTPLAN_MONGO_DATABASE": "guarded",
+    }  # fmt: skip
+    worker = await start_worker(deployment, **settings)
+    assert await worker.wait() == 1
+    assert worker.errors.count("\n") == 1, worker.errors
+    assert words in worker.errors

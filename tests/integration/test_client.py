@@ -23,6 +23,7 @@ from outplan.client import (
     InvalidCommand,
     InvalidJson,
     MessageIdReused,
+    NoExchange,
     NotFound,
     OutcomeUnknown,
     OutplanClient,
@@ -304,14 +305,14 @@ async def test_closing_the_client_ends_calls_that_wait_for_a_connection_as_unkno
 
 
 async def test_a_missing_broker_is_unreachable() -> None:
-    with pytest.raises(Unreachable, match=r"0\.2 s: .*[Cc]onnect"):
+    with pytest.raises(Unreachable, match=r"0\.2 s: nothing listens at 127\.0\.0\.1:1"):
         async with OutplanClient("amqp://guest:guest@127.0.0.1:1/", timeout=0.2):
             pass
 
 
 async def test_a_missing_exchange_is_named(deployment: Deployment, world: World) -> None:
-    with pytest.raises(Unreachable, match=r"no exchange 'nowhere\.commands'"):
-        async with OutplanClient(deployment.amqp_url, prefix="nowhere", timeout=0.5):
+    with pytest.raises(NoExchange, match=r"no exchange 'nowhere\.commands'"):
+        async with OutplanClient(deployment.amqp_url, prefix="nowhere"):
             pass
 
 
@@ -372,7 +373,7 @@ async def test_a_call_during_an_outage_names_the_connection_error(
         proxy.budget = lambda: 0
         proxy.disconnect()
         await proxy.wait_for(lambda: proxy.disconnects >= 3)
-        with pytest.raises(OutcomeUnknown, match="Connection"):
+        with pytest.raises(OutcomeUnknown, match="closes each connection at once"):
             await client.create(**create_fields())
 
 
@@ -400,17 +401,17 @@ async def test_a_call_waits_for_an_alarm_to_end_and_names_it_on_timeout(
     "url", ["", "localhost", "http://localhost/", "amqp://", "amqp://h:99999/"]
 )
 async def test_an_invalid_url_is_refused_at_once(url: str) -> None:
-    with pytest.raises(Refused, match="address should be"):
+    with pytest.raises(Refused, match="the AMQP URL "):
         async with OutplanClient(url, timeout=60):
             pass
-    with pytest.raises(Refused, match="address should be"):
+    with pytest.raises(Refused, match="the AMQP URL "):
         async with events(url):
             pass
 
 
 async def test_a_missing_virtual_host_is_named(deployment: Deployment, world: World) -> None:
     wrong = URL(deployment.amqp_url).with_path("/nowhere")
-    with pytest.raises(Refused, match="virtual host '/nowhere'"):
+    with pytest.raises(Refused, match="vhost nowhere not found"):
         async with OutplanClient(str(wrong), prefix=deployment.prefix):
             pass
 

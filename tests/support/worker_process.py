@@ -16,6 +16,7 @@ import aiohttp
 
 from outplan.testing import Deployment
 from outplan.testing.servers import reserve_ports
+from tests.support.plain_words import find_foreign_words
 
 
 class WorkerProcess:
@@ -59,6 +60,8 @@ class WorkerProcess:
         async with asyncio.timeout(seconds):
             code = await self.process.wait()
             await asyncio.gather(*self._reading)
+        said = "\n".join(map(str, [*self.log, self.errors]))
+        assert not find_foreign_words(said, traceback=False), said
         return code
 
     def signal(self, number: signal.Signals) -> None:

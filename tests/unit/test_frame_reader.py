@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import pytest
+from aiormq.exceptions import IncompatibleProtocolError
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import body, commands, frame, header, heartbeat
@@ -14,6 +15,7 @@ from pamqp import body, commands, frame, header, heartbeat
 from outplan.contract.amqp import Delivery
 from outplan.rabbitmq.frames import FRAME_HEAD, HEARTBEAT
 from outplan.rabbitmq.reader import FrameHandler, FrameReader
+from outplan.rabbitmq.refusals import Greeting
 
 PULSE: Final = frame.marshal(heartbeat.Heartbeat(), 0)
 
@@ -300,17 +302,22 @@ async def test_a_delivery_keeps_the_bytes_of_undecodable_properties() -> None:
     assert found.properties.timestamp == 0x7F7F7F7F7F7F7F7F
 
 
-PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
-
-
-@pytest.mark.parametrize("cut", range(8))
-async def test_the_protocol_header_of_another_version_reaches_the_driver(cut: int) -> None:
-    source = asyncio.StreamReader()
-    reading = asyncio.create_task(
-        open_reader(source, RecordingHandler()).readexactly(len(PROTOCOL_HEADER))
-    )
-    for piece in (PROTOCOL_HEADER[:cut], PROTOCOL_HEADER[cut:]):
-        source.feed_data(piece)
-        await asyncio.sleep(0)
-    source.feed_eof()
-    assert await reading == PROTOCOL_HEADER
+@pytest.mark.parametrize(
+    "words",
+    [b"AMQP\x00\x00\x09\x01", b"HTTP/1.1 400 Bad Request\r\n", b"\x15\x03\x03\x00\x02\x02\x28"],
+    ids=["another version", "HTTP", "TLS"],
+)
+@pytest.mark.parametrize("cut", [1, 4, 7])
+async def test_a_server_that_does_not_greet_with_a_frame_speaks_another_protocol(
+    words: bytes, cut: int
+) -> None:
+    source, greeting = asyncio.StreamReader(), Greeting()
+    handler = RecordingHandler()
+    reader = FrameReader(source, {1: handler}, handler.on_close, greeting)
+    reading = asyncio.create_task(reader.readexactly(7))
+    source.feed_data(words[:cut])
+    await asyncio.sleep(0)
+    source.feed_data(words[cut:])
+    with pytest.raises(IncompatibleProtocolError):
+        await reading
+    assert greeting.is_foreign

@@ -13,6 +13,7 @@ import pymongo.errors
 import pytest
 from aiormq.abc import DeliveredMessage
 from pamqp import commands, header
+from pymongo import MongoClient
 
 from outplan.contract.messages import Outplan
 from outplan.errors import (
@@ -28,7 +29,8 @@ from outplan.errors import (
     Unprocessable,
 )
 from outplan.mongodb import translation as store_translation
-from outplan.rabbitmq import connection
+from outplan.rabbitmq import connection, refusals
+from tests.support.plain_words import find_foreign_words
 
 
 def list_exceptions(*modules: ModuleType) -> Iterator[type[Exception]]:
@@ -83,6 +85,7 @@ AMQP_KINDS: dict[str, type[OutplanError]] = {
     "AuthenticationError": BrokerRefused,
     "ProbableAuthenticationError": BrokerRefused,
     "ChannelAccessRefused": BrokerRefused,
+    "ConnectionNotAllowed": BrokerRefused,
     "IncompatibleProtocolError": BrokerRefused,
 }
 
@@ -117,6 +120,7 @@ CODES: list[tuple[int, type[OutplanError]]] = [
     (13, StoreUnsuitable),  # Unauthorized
     (18, StoreUnsuitable),  # AuthenticationFailed
     (8_000, StoreUnsuitable),
+    (13_297, StoreUnsuitable),  # DatabaseDifferCase
     (85, StoreUnsuitable),  # IndexOptionsConflict
     (86, StoreUnsuitable),  # IndexKeySpecsConflict
     (20, StoreUnsuitable),  # IllegalOperation: no replica set
@@ -136,7 +140,10 @@ CODES: list[tuple[int, type[OutplanError]]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "kind"), CODES)
+PERMANENT = [(code, StoreUnsuitable) for code in store_translation.PERMANENT]
+
+
+@pytest.mark.parametrize(("code", "kind"), [*CODES, *PERMANENT])
 def test_an_error_code_of_mongodb_decides_the_translation(
     code: int, kind: type[OutplanError]
 ) -> None:
@@ -197,12 +204,36 @@ def test_a_bug_propagates_unchanged() -> None:
         raise KeyError("a bug")
 
 
+def test_a_permanent_error_says_what_to_do_in_one_line() -> None:
+    for code, remedy in store_translation.PERMANENT.items():
+        reply = {"ok": 0.0, "errmsg": "why", "code": code, "$clusterTime": {}}
+        error = pymongo.errors.OperationFailure("why", code, reply)
+        text = str(store_translation.translate(error))
+        assert text.endswith(remedy)
+        assert "clusterTime" not in text
+
+
+def test_an_unreachable_server_is_told_without_the_drivers_view_of_it() -> None:
+    with (
+        MongoClient[dict[str, Any]](
+            "mongodb://127.0.0.1:1,127.0.0.1:2/?replicaSet=rs0&serverSelectionTimeoutMS=50"
+        ) as client,
+        pytest.raises(StoreUnavailable) as caught,
+        store_translation.translate_errors(),
+    ):
+        client.admin.command("ping")
+    text = str(caught.value)
+    assert text.startswith("no primary answers: 127.0.0.1:")
+    assert not find_foreign_words(text)
+    assert "Timeout" not in text
+
+
 # --- RabbitMQ ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", AMQP_EXCEPTIONS, ids=lambda kind: kind.__name__)
 def test_every_exception_of_aio_pika_is_translated(kind: type[Exception]) -> None:
-    found = connection.translate(make_amqp_error(kind))
+    found = refusals.translate(make_amqp_error(kind))
     assert type(found) is AMQP_KINDS.get(kind.__name__, BrokerUnavailable)
 
 
@@ -236,7 +267,7 @@ async def test_a_socket_error_means_that_the_broker_is_unavailable(error: Except
     ],
 )
 def test_an_error_without_text_shows_its_type(error: Exception, text: str) -> None:
-    assert str(connection.translate(error)) == text
+    assert str(refusals.translate(error)) == text
 
 
 class FakeDriver:
@@ -245,10 +276,11 @@ class FakeDriver:
     def __init__(self, code: int, error: BaseException, transport_factory: Any) -> None:
         self.code, self.error, self.factory = code, error, transport_factory
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.vhost = "nope"
 
     async def connect(self) -> None:
         if self.code:
-            self.factory._on_close(self.code, "why")
+            self.factory._on_close(self.code, "NOT_ALLOWED - vhost nope not found")
             raise self.error
 
     async def ready(self) -> None:
@@ -272,7 +304,7 @@ async def test_a_refused_virtual_host_names_the_setting_to_change(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """Decide by the close code, whatever exception aiormq raises."""
-    with pytest.raises(BrokerRefused, match=r"/nope.*OUTPLAN_AMQP_URL"):
+    with pytest.raises(BrokerRefused, match=r"virtual host.*OUTPLAN_AMQP_URL"):
         await connect(monkeypatch, 530, error)
     with pytest.raises(BrokerUnavailable):
         await connect(monkeypatch, 320, error)
@@ -317,7 +349,7 @@ def test_the_error_for_a_queue_with_other_arguments_names_the_setting_to_change(
 
 @pytest.mark.parametrize(
     "error",
-    [connection.translate(make_amqp_error(kind)) for kind in AMQP_EXCEPTIONS]
+    [refusals.translate(make_amqp_error(kind)) for kind in AMQP_EXCEPTIONS]
     + [store_translation.translate(make_mongo_error(kind)) for kind in MONGO_EXCEPTIONS],
     ids=lambda error: type(error).__name__,
 )

@@ -58,8 +58,8 @@ class OutplanClient:
     validation to the worker.
 
     Calls may run at the same time; closing the client ends them with OutcomeUnknown. Entering the
-    block raises Refused or Unreachable. Calling outside of the block, or entering it twice, raises
-    RuntimeError.
+    block raises Refused, Unreachable or NoExchange. Calling outside of the block, or entering it
+    twice, raises RuntimeError.
     """
 
     def __init__(

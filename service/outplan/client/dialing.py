@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from outplan.contract.fields import NEVER, DialTimeout, Integer
+from outplan.contract.invalid import describe_invalid
 from outplan.contract.messages import Address, Outplan
 
 DESTINATIONS: Final = 5
@@ -29,7 +30,7 @@ class Target:
     A destination counts as absent if it is None, ``{}`` or has an empty target. ``last_ended`` is
     the end of the last attempt, ``last_changed`` the time of the last change (by default
     ``last_ended``); both are aware. Subclass it to carry an id. Raises ValueError for an invalid
-    field. Rules 1, 2 and 4.
+    field, TypeError for a destination that is none of these. Rules 1, 2 and 4.
     """
 
     destinations: tuple[Destination | None, ...]
@@ -39,6 +40,14 @@ class Target:
     status: Status = "idle"
 
     def __post_init__(self) -> None:
+        if isinstance(self.destinations, str | Mapping | Address):
+            raise TypeError(f"destinations are a tuple of up to {DESTINATIONS}, not a single one")
+        for index, destination in enumerate(self.destinations):
+            if not isinstance(destination, Address | Mapping | None):
+                raise TypeError(
+                    f"destination {index} is a {type(destination).__name__}: pass an Address or "
+                    'a mapping, such as {"type": "tel", "target": "+15551234567"}'
+                )
         if len(self.destinations) > DESTINATIONS:
             raise ValueError(f"a target has at most {DESTINATIONS} destinations")
         if len(self.try_counts) != DESTINATIONS or min(self.try_counts) < 0:
@@ -159,7 +168,10 @@ class _Strategy(BaseModel):
 
     @classmethod
     def of(cls, outplan: Outplan | Mapping[str, Any]) -> Self:
-        return cls.model_validate(dict(outplan) if isinstance(outplan, Mapping) else outplan)
+        try:
+            return cls.model_validate(dict(outplan) if isinstance(outplan, Mapping) else outplan)
+        except ValidationError as error:
+            raise ValueError(f"this is no outplan to dial by: {describe_invalid(error)}") from None
 
     @property
     def is_deleted(self) -> bool:

@@ -3,6 +3,7 @@
 ClientError
 ├── Refused             RabbitMQ refuses the credentials, the permission or a declaration
 ├── Unreachable         no session with the broker in time
+│   └── NoExchange      RabbitMQ runs, but no worker has declared the commands' exchange
 ├── OutcomeUnknown      no outcome in time: ask again under the same message_id
 └── CommandRejected     the worker rejected the command; ``problem`` says why
     ├── InvalidJson, MissingMessageId, UnknownCommand, InvalidCommand, TooLarge
@@ -26,6 +27,10 @@ class Refused(ClientError):
 
 class Unreachable(ClientError):
     """Raised when there is no session with the broker by the deadline. The text says why."""
+
+
+class NoExchange(Unreachable):
+    """Raised at once when no worker with this prefix has ever declared the commands' exchange."""
 
 
 class OutcomeUnknown(ClientError):

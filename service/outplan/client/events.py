@@ -12,12 +12,14 @@ from uuid import UUID
 
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
+from pydantic import ValidationError
 
 from outplan.client.connection import open_connection, translate_errors
 from outplan.client.errors import ClientError, Refused
 from outplan.client.models import Event
 from outplan.client.versions import Filter, Gap, Unreadable, Versions
 from outplan.contract.amqp import Delivery, escape_surrogates
+from outplan.contract.invalid import describe_invalid
 from outplan.contract.messages import EventType
 from outplan.contract.topology import NO_DELIVERY_LIMIT, build_topology
 from outplan.errors import BrokerUnavailable
@@ -286,8 +288,9 @@ def parse_message(message: Delivery, versions: Versions) -> list[Item]:
     """
     try:
         event = Event.read(message.body)
-    except ValueError as error:
-        return [Unreadable(escape_surrogates(message.routing_key), message.body, str(error))]
+    except ValidationError as error:
+        reason = f"this is no event: {describe_invalid(error)}"
+        return [Unreadable(escape_surrogates(message.routing_key), message.body, reason)]
     return list(versions.judge(event))
 
 

@@ -10,7 +10,10 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+
 from outplan.client.models import Reply
+from outplan.contract.invalid import describe_invalid
 from outplan.errors import BrokerUnavailable
 
 
@@ -63,7 +66,7 @@ class PendingReplies:
             return
         try:
             call.receive(attempt, Reply.model_validate_json(body))
-        except ValueError as error:
+        except ValidationError as error:
             if not call.reply.done():
-                unreadable = BrokerUnavailable(f"the reply could not be read: {error}")
+                unreadable = BrokerUnavailable(f"this is no reply: {describe_invalid(error)}")
                 call.reply.set_exception(unreadable)

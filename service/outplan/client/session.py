@@ -15,16 +15,17 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from aiormq.channel import Channel
-from aiormq.exceptions import DeliveryError, PublishError
+from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 from pamqp.commands import Basic
 
 from outplan.client.connection import open_connection, translate_errors
-from outplan.client.errors import ClientError, Refused, Unreachable
+from outplan.client.errors import ClientError, NoExchange, Refused, Unreachable
 from outplan.contract.amqp import Delivery
 from outplan.contract.topology import build_topology
 from outplan.errors import BrokerUnavailable
 from outplan.rabbitmq.connection import Connection
 from outplan.rabbitmq.reader import FrameHandler, unused_callback
+from outplan.rabbitmq.refusals import translate
 from outplan.retry import SPREAD_BACKOFF, SessionBackoff, retrying
 
 _log = logging.getLogger("outplan.client")
@@ -157,9 +158,16 @@ async def open_session(route: Route, on_reply: OnReply) -> AsyncIterator[Command
                 await consuming.queue_declare(route.reply_queue, exclusive=True)
                 await consuming.basic_consume(route.reply_queue, unused_callback, no_ack=True)
                 publishing = await connection.open_channel()
-                # Without the exchange, each command would cost a session.
-                await publishing.exchange_declare(route.exchange, passive=True)
+                await _require_exchange(publishing, route.exchange)
         yield CommandSession(connection, publishing, route.exchange)
+
+
+async def _require_exchange(channel: Channel, exchange: str) -> None:
+    # Without the exchange, each command would cost a session.
+    try:
+        await channel.exchange_declare(exchange, passive=True)
+    except ChannelNotFoundEntity as error:
+        raise NoExchange(str(translate(error))) from error
 
 
 class ReconnectingSession:
@@ -176,7 +184,7 @@ class ReconnectingSession:
         self._open_session = open_session
         self._session: asyncio.Future[CommandPublisher] = asyncio.get_running_loop().create_future()
         self._backoff = SessionBackoff()
-        self.trouble = "not connected yet"
+        self.trouble = "not connected yet; check that RabbitMQ runs there, and the AMQP URL"
 
     @property
     def is_connected(self) -> bool:
@@ -186,7 +194,7 @@ class ReconnectingSession:
     async def session(self) -> CommandPublisher:
         """Wait for a session.
 
-        Raises Refused if RabbitMQ refused the first one, and SessionClosed after ``run``.
+        Raises Refused or NoExchange if that ended the first one, and SessionClosed after ``run``.
         """
         return await asyncio.shield(self._session)
 
@@ -195,7 +203,7 @@ class ReconnectingSession:
         self._backoff.note_progress()
 
     async def wait_until_open(self, seconds: float) -> None:
-        """Wait for the first session. Raises Refused or Unreachable."""
+        """Wait for the first session. Raises Refused, NoExchange or Unreachable."""
         try:
             async with asyncio.timeout(seconds):
                 await self.session()
@@ -203,10 +211,10 @@ class ReconnectingSession:
             raise Unreachable(f"no session within {seconds:g} s: {self.trouble}") from None
 
     async def run(self) -> None:
-        """Keep a session until cancelled, or until RabbitMQ refuses the first one."""
+        """Keep a session until cancelled, or until the first one is refused or of no use."""
         try:
             await self._reconnect_forever()
-        except Refused as error:
+        except (Refused, NoExchange) as error:
             self._session.set_exception(error)
         except asyncio.CancelledError:
             self._session.set_exception(SessionClosed("the client was closed"))
@@ -219,7 +227,7 @@ class ReconnectingSession:
         while True:
             await self._backoff.wait()
             await retrying(*errors, on_error=self._on_error, wait=SPREAD_BACKOFF)(self._run_session)
-            errors = (BrokerUnavailable, Refused)
+            errors = (BrokerUnavailable, Refused, NoExchange)
 
     async def _run_session(self) -> None:
         async with self._open_session(self._route, self._on_reply) as session:

@@ -6,14 +6,12 @@ from typing import Any, Final
 from uuid import uuid4
 
 from pymongo import AsyncMongoClient
-from pymongo.errors import ConfigurationError
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from outplan.errors import WrongSetting
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.suitability import find_obstacle
-from outplan.mongodb.translation import translate_errors
+from outplan.mongodb.translation import explain_wrong_url, translate_errors
 from outplan.mongodb.validators import (
     EVENTS,
     FENCES,
@@ -26,6 +24,7 @@ from outplan.mongodb.validators import (
     WORKERS,
     build_validators,
 )
+from outplan.urls import check_mongo_url
 
 SECONDS: Final = 4
 _MILLISECONDS: Final = SECONDS * 1_000
@@ -55,19 +54,15 @@ class MongoInspector:
     """
 
     def __init__(self, url: str, database: str) -> None:
-        self._url = url
         self._name = database
-        try:
+        with explain_wrong_url():
+            self._url = check_mongo_url(url)
             self._client: AsyncMongoClient[Document] = AsyncMongoClient(
-                url,
+                self._url,
                 serverSelectionTimeoutMS=_MILLISECONDS,
                 connectTimeoutMS=_MILLISECONDS,
                 socketTimeoutMS=_MILLISECONDS,
             )
-        except (ConfigurationError, ValueError) as error:
-            raise WrongSetting(
-                f"OUTPLAN_MONGO_URL cannot be used: {type(error).__name__}"
-            ) from None
         self._database = self._client.get_database(database, read_preference=ReadPreference.PRIMARY)
 
     async def close(self) -> None:

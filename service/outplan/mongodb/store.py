@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, InsertOne, ReplaceOne, ReturnDocument, UpdateOne
-from pymongo.errors import ConfigurationError, InvalidURI
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -24,10 +23,10 @@ from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snaps
 from outplan.errors import (
     Fenced,
     LayoutChanged,
+    StoreAborted,
     StoreConflict,
     StoreUnavailable,
     StoreUnsuitable,
-    WrongSetting,
 )
 from outplan.mongodb.documents import (
     build_attempt_document,
@@ -40,7 +39,7 @@ from outplan.mongodb.documents import (
 )
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.suitability import explain_missing_replica_set, find_obstacle
-from outplan.mongodb.translation import translate_errors
+from outplan.mongodb.translation import explain_wrong_url, translate_errors
 from outplan.mongodb.validators import (
     EVENTS,
     FENCES,
@@ -53,6 +52,7 @@ from outplan.mongodb.validators import (
     WORKERS,
     build_collection_options,
 )
+from outplan.urls import check_mongo_url
 
 T = TypeVar("T")
 
@@ -149,13 +149,11 @@ class MongoStore:
     """
 
     def __init__(self, url: str, database: str, driver: str = "motor") -> None:
-        self._url = url
         self._session: Any = None
         client: Any = AsyncIOMotorClient if driver == "motor" else AsyncMongoClient
-        try:
-            self._client = client(url, **_unless_in(url, _TIMEOUTS))
-        except (ConfigurationError, ValueError) as error:
-            raise WrongSetting(_describe(error)) from None
+        with explain_wrong_url():
+            self._url = check_mongo_url(url)
+            self._client = client(self._url, **_unless_in(self._url, _TIMEOUTS))
         self._database = self._client.get_database(
             database,
             read_preference=ReadPreference.PRIMARY,
@@ -180,12 +178,24 @@ class MongoStore:
                     await self._database.create_collection(name, **options)
                 elif any(present[name].get(key) != value for key, value in options.items()):
                     await self._database.command("collMod", name, **options)
-            await self._database[EVENTS].create_index(
-                list(VERSION_KEYS), unique=True, name=VERSION_INDEX
-            )
+            await self._create_version_index()
             await self._database[WORKERS].create_index(
                 list(SEEN_KEYS), expireAfterSeconds=FORGET_SECONDS, name=SEEN_INDEX
             )
+
+    async def _create_version_index(self) -> None:
+        try:
+            with translate_errors():
+                await self._database[EVENTS].create_index(
+                    list(VERSION_KEYS), unique=True, name=VERSION_INDEX
+                )
+        except StoreAborted:
+            raise
+        except StoreConflict as error:
+            raise StoreUnsuitable(
+                f"{EVENTS} in OUTPLAN_MONGO_DATABASE holds two events of one version, which no "
+                f"worker stores: {error}; remove one"
+            ) from error
 
     async def ping(self) -> None:
         """Await an answer from the primary for at most 5 s, in one of the driver's threads."""
@@ -307,12 +317,6 @@ class MongoStore:
 async def _await(value: Any) -> Any:
     """Await what one of the two drivers returns as it is and the other as an awaitable."""
     return await value if isawaitable(value) else value
-
-
-def _describe(error: Exception) -> str:
-    # The driver quotes an unescaped URL, and so part of the password.
-    text = "escape user and password (RFC 3986)" if isinstance(error, InvalidURI) else str(error)
-    return f"OUTPLAN_MONGO_URL cannot be used: {text}"
 
 
 def _unless_in(url: str, options: dict[str, int]) -> dict[str, int]:

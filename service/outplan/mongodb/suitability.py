@@ -1,5 +1,6 @@
 """Find out why a MongoDB server cannot be used."""
 
+import re
 from typing import Any
 
 from pymongo import AsyncMongoClient
@@ -28,14 +29,25 @@ async def find_obstacle(url: str) -> str | None:
         return None
     try:
         hello = await client.admin.command("hello")
-    except PyMongoError:
-        return None
+    except PyMongoError as error:
+        return _explain_tls(error)
     finally:
         await client.close()
     name = hello.get("setName")
     if name and "replicaSet=" in url and f"replicaSet={name}" not in url:
         return f"OUTPLAN_MONGO_URL: the server's replica set is {name!r}; change replicaSet"
     return None if hello.get("isreplicaset") else explain_missing_replica_set(hello)
+
+
+def _explain_tls(error: PyMongoError) -> str | None:
+    """Return what to do about a certificate that is not trusted; None for any other error."""
+    matched = re.search(r"certificate verify failed: ([^(\n]*)", str(error))
+    if matched is None:
+        return None
+    return (
+        f"MongoDB's certificate is not trusted: {matched[1].strip()}; correct the host or "
+        "tlsCAFile in OUTPLAN_MONGO_URL, or the certificate"
+    )
 
 
 def explain_missing_replica_set(hello: dict[str, Any]) -> str | None:

@@ -100,7 +100,7 @@ def _report_connected(url: str) -> list[Finding]:
 def _report_not_connected(url: str, error: Exception, closed: _CloseReason) -> list[Finding]:
     there, credentials, vhost = _report_connected(url)
     if isinstance(error, TimeoutError):
-        error = BrokerUnavailable(f"no answer within {SECONDS} s")
+        error = BrokerUnavailable(f"{_address(url)} does not answer within {SECONDS} s")
     if isinstance(error.__cause__, AuthenticationError | ProbableAuthenticationError):
         remedy = (
             "check user and password in OUTPLAN_AMQP_URL; guest may connect from localhost only"
@@ -110,9 +110,11 @@ def _report_not_connected(url: str, error: Exception, closed: _CloseReason) -> l
     if closed.reason:
         remedy = "check the virtual host in OUTPLAN_AMQP_URL, and the user's permissions on it"
         return [there, credentials, problem(vhost.point, closed.reason, remedy)]
-    remedy = "check OUTPLAN_AMQP_URL, and that RabbitMQ runs there"
+    text, _, remedy = str(error).partition("; ")
     return [
-        problem(there.point, f"{_address(url)}: {error}", remedy),
+        problem(
+            there.point, text, remedy or "check OUTPLAN_AMQP_URL, and that RabbitMQ runs there"
+        ),
         *not_checked([credentials.point, vhost.point], "no connection to RabbitMQ"),
     ]
 

@@ -8,7 +8,6 @@ from warnings import catch_warnings
 from outplan.domain.layout import Layout
 from outplan.errors import OutplanError, StoreUnsuitable, WrongSetting
 from outplan.mongodb.inspection import OTHER_VALIDATOR, SECONDS, MongoInspector
-from outplan.mongodb.translation import shorten
 from outplan.mongodb.validators import (
     EVENTS,
     FORGET_SECONDS,
@@ -95,18 +94,18 @@ async def _attempt(point: str, check: Awaitable[T]) -> T | Finding:
         async with asyncio.timeout(2 * SECONDS):
             return await check
     except StoreUnsuitable as error:
-        return problem(point, shorten(error), "grant the user readWrite and dbAdmin")
+        return problem(point, str(error), "grant the user readWrite and dbAdmin")
     except TimeoutError:
         return problem(point, f"no answer within {2 * SECONDS} s", _CHECK_URL)
     except OutplanError as error:
-        return problem(point, shorten(error), "see MongoDB's log")
+        return problem(point, str(error), "see MongoDB's log")
 
 
 async def _check_primary(inspector: MongoInspector) -> Finding:
     try:
         hello = await inspector.ask_hello()
     except StoreUnsuitable as error:
-        return problem("mongodb", shorten(error), "check user, password and authSource in the URL")
+        return problem("mongodb", str(error), "check user, password and authSource in the URL")
     except OutplanError as error:
         return await _report_unreachable(inspector, error)
     if hello.get("msg") == "isdbgrid":
@@ -124,7 +123,8 @@ async def _report_unreachable(inspector: MongoInspector, error: OutplanError) ->
         why = str(obstacle)
     if why:
         return problem("mongodb", why, "a worker needs a replica set with a primary")
-    return problem("mongodb", f"no primary within {SECONDS} s: {shorten(error)}", _CHECK_URL)
+    reason = str(error).removeprefix("no primary answers: ")
+    return problem("mongodb", f"no primary within {SECONDS} s: {reason}", _CHECK_URL)
 
 
 async def _check_version(inspector: MongoInspector) -> list[Finding]:

@@ -13,18 +13,14 @@ from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 from aiormq.exceptions import (
     AMQPError,
-    AuthenticationError,
-    ChannelAccessRefused,
     ChannelPreconditionFailed,
     ConnectionClosed,
-    IncompatibleProtocolError,
-    InvalidFrameError,
-    ProbableAuthenticationError,
 )
 from yarl import URL
 
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.rabbitmq.reader import FrameHandler, FrameReaderFactory, OnClose
+from outplan.rabbitmq.refusals import Greeting, explain_failed_opening, translate
 
 T = TypeVar("T")
 
@@ -32,7 +28,6 @@ CONNECT_SECONDS: Final = 10
 _CLOSE_SECONDS: Final = 3
 _HEARTBEAT_SECONDS: Final = 10
 _BLOCKED_SECONDS: Final = 0.05
-_NOT_ALLOWED: Final = 530
 # aiormq also raises EOFError, StopAsyncIteration and a bare Exception when a connection ends.
 _DRIVER_ERRORS: Final = (
     AMQPError, OSError, RuntimeError, TimeoutError, EOFError, StopAsyncIteration,
@@ -87,7 +82,8 @@ class ConnectionGuard:
         def on_closed(closing: "asyncio.Future[Any]") -> None:
             if part in self._watched:
                 reason = None if closing.cancelled() else closing.exception()
-                self.fail(f"the {name} connection closed: {reason!r}")
+                why = "" if reason is None else f": {translate(reason)}"
+                self.fail(f"the {name} connection closed{why}")
 
         closing = part.closing  # A new future at each access.
         self._watched[part] = closing
@@ -202,11 +198,10 @@ async def open_connection(
     target = URL(url)
     if "heartbeat" not in target.query:
         target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    close_code = 0
+    greeting = Greeting()
 
     def note_close(code: int, reason: str) -> None:
-        nonlocal close_code
-        close_code = code
+        greeting.close = code, reason
         guard.fail(f"the broker closed the {name} connection: {code} {reason}")
         if on_close is not None:
             on_close(code, reason)
@@ -214,7 +209,7 @@ async def open_connection(
     handlers: dict[int, FrameHandler] = {}
     driver = aiormq.connection.Connection(
         target,
-        transport_factory=FrameReaderFactory(handlers, note_close),
+        transport_factory=FrameReaderFactory(handlers, note_close, greeting),
         client_properties={"connection_name": f"outplan {name}"},
         **_socket_options(target),
     )
@@ -223,17 +218,9 @@ async def open_connection(
             async with asyncio.timeout(CONNECT_SECONDS):
                 await driver.connect()
                 await driver.ready()
-    except BrokerUnavailable as error:
-        if close_code == _NOT_ALLOWED:
-            raise BrokerRefused(
-                f"RabbitMQ refuses the virtual host {target.path!r} in OUTPLAN_AMQP_URL"
-            ) from error
-        if isinstance(error.__cause__, InvalidFrameError) and not close_code:
-            raise BrokerUnavailable(
-                f"the broker does not open the virtual host {target.path!r}: create it, "
-                "or correct the AMQP URL (OUTPLAN_AMQP_URL)"
-            ) from error.__cause__
-        raise
+    except (BrokerRefused, BrokerUnavailable) as error:
+        why = explain_failed_opening(error, greeting, target, driver.vhost)
+        raise why from error.__cause__
     try:
         yield Connection(driver, guard, name, handlers)
     finally:
@@ -258,10 +245,9 @@ def explain_conflicts(what: str) -> Iterator[None]:
     try:
         yield
     except ChannelPreconditionFailed as error:
-        raise BrokerRefused(
-            f"{what} exists with other arguments: {error}. Delete it once it is empty, or set "
-            "OUTPLAN_PREFIX"
-        ) from error
+        differs = "inequivalent" in str(error)
+        how = "exists with other arguments" if differs else "cannot be declared"
+        raise BrokerRefused(f"{what} {how}: {translate(error)}") from error
 
 
 @contextmanager
@@ -281,18 +267,3 @@ def translate_errors(name: str = "AMQP") -> Iterator[None]:
         if isinstance(error, asyncio.CancelledError):
             raise BrokerUnavailable(f"the {name} connection ended") from error
         raise translate(error) from error
-
-
-def translate(error: Exception) -> OutplanError:
-    """Return the BrokerUnavailable or BrokerRefused for one of the driver's exceptions."""
-    if isinstance(error, ProbableAuthenticationError | AuthenticationError):
-        return BrokerRefused(f"RabbitMQ refuses the credentials in OUTPLAN_AMQP_URL: {error}")
-    if isinstance(error, ChannelAccessRefused):
-        return BrokerRefused(
-            f"RabbitMQ refuses the permission: {error}; run outplan check, which prints the "
-            "command that grants it"
-        )
-    if isinstance(error, IncompatibleProtocolError):
-        return BrokerRefused(f"the server at OUTPLAN_AMQP_URL does not speak AMQP 0-9-1: {error}")
-    text = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else "")
-    return BrokerUnavailable(": ".join(filter(None, (type(error).__name__, text))))

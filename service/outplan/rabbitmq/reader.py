@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import IncompatibleProtocolError
 from yarl import URL
 
 from outplan.contract.amqp import Delivery
@@ -30,9 +31,13 @@ from outplan.rabbitmq.frames import (
     read_content_header,
     read_deliver,
 )
+from outplan.rabbitmq.refusals import Greeting
 
 _CHUNK: Final = 1 << 18
 _HEAD: Final = 7
+# RabbitMQ greets before it looks at anything. A server that says nothing is another one.
+GREETING_SECONDS: Final = 3
+_OPEN: Final = bytes((METHOD,))
 
 OnClose = Callable[[int, str], None]
 
@@ -56,16 +61,21 @@ class FrameReaderFactory(TransportFactory):
     ``handlers`` maps the numbers of channels to their handlers; channels may be added at any time.
     """
 
-    def __init__(self, handlers: Mapping[int, FrameHandler], on_close: OnClose) -> None:
+    def __init__(
+        self, handlers: Mapping[int, FrameHandler], on_close: OnClose, greeting: Greeting
+    ) -> None:
         self._handlers = handlers
         self._on_close = on_close
+        self._greeting = greeting
 
     async def create(
         self, url: URL, **kwargs: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **kwargs)
-        return FrameReader(reader, self._handlers, self._on_close), writer  # type: ignore[return-value]
+        self._greeting.has_socket = True
+        reading = FrameReader(reader, self._handlers, self._on_close, self._greeting)
+        return reading, writer  # type: ignore[return-value]
 
 
 async def unused_callback(_message: Any) -> None:
@@ -77,7 +87,8 @@ class FrameReader:
 
     Hands a channel's deliveries, confirms and returns to its handler. Leaves the rest for the
     driver, including all that channels without a handler receive. ``on_close`` is called with the
-    broker's reason for closing the connection, which the driver may lose.
+    broker's reason for closing the connection, which the driver may lose. ``greeting`` takes the
+    server's first bytes, which RabbitMQ sends at once; without one, the connection is open already.
     """
 
     def __init__(
@@ -85,14 +96,15 @@ class FrameReader:
         reader: asyncio.StreamReader,
         handlers: Mapping[int, FrameHandler],
         on_close: OnClose,
+        greeting: Greeting | None = None,
     ) -> None:
+        self._greeting = greeting or Greeting(first_bytes=_OPEN)
         self._reader = reader
         self._handlers = handlers
         self._on_close = on_close
         self._unread = b""
         self._passed = bytearray()
         self._contents: dict[int, _Content] = {}
-        self._is_foreign = False
 
     def at_eof(self) -> bool:
         # The driver ends an iteration at EOF, also while connecting, where it has none. The read
@@ -104,7 +116,7 @@ class FrameReader:
 
     async def readexactly(self, n: int) -> bytes:
         while len(self._passed) < n:
-            chunk = await self._reader.read(_CHUNK)
+            chunk = await self._read_chunk()
             if not chunk:
                 raise asyncio.IncompleteReadError(bytes(self._passed), n)
             self._take(chunk)
@@ -112,14 +124,18 @@ class FrameReader:
         del self._passed[:n]
         return found
 
+    async def _read_chunk(self) -> bytes:
+        if self._greeting.first_bytes:
+            return await self._reader.read(_CHUNK)
+        async with asyncio.timeout(GREETING_SECONDS):
+            self._greeting.first_bytes = await self._reader.read(_CHUNK)
+        if self._greeting.is_foreign:
+            # Another protocol, or RabbitMQ's answer to a version of AMQP that it does not speak.
+            raise IncompatibleProtocolError("no AMQP 0-9-1")
+        return self._greeting.first_bytes
+
     def _take(self, chunk: bytes) -> None:
         data = self._unread + chunk if self._unread else chunk
-        # Instead of a frame: the broker's answer to a protocol version that it does not speak.
-        self._is_foreign = self._is_foreign or data.startswith(b"A")
-        if self._is_foreign:
-            self._passed += data
-            self._unread = b""
-            return
         at, length = 0, len(data)
         passed = len(self._passed)
         while at + _HEAD <= length:
