@@ -138,7 +138,7 @@ async def test_messages_that_cannot_be_saved_are_not_discarded(
         (["list", "--code", "notfound"], 2, "none of"),
         (["list", "--older-than", "1 fortnight"], 2, "not an age such as"),
         (["list", "--older-than", "99999999999999w"], 2, "too long an age"),
-        (["list", "--customer", "5e4d"], 2, "valid UUID"),
+        (["list", "--customer-id", "5e4d"], 2, "valid UUID"),
         (["list", "--limit", "-1"], 2, "--limit"),
         (["list", "--amqp-url", "http://localhost/"], 2, "amqp://"),
         (["list", "--message-id", "nobody"], 1, "no message has the message_id nobody"),

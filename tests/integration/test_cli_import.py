@@ -329,10 +329,42 @@ async def test_wrong_usage_is_reported_and_nothing_is_sent(
     assert told in refused.err
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('[{"name": "x"}, {"name": "y"}]', "a JSON array, and not JSON Lines"),
+        ('\n\n[\n  {"name": "x"}\n]\n', "jq -c '.[]' plans.jsonl | outplan import -"),
+        ('{\n  "name": "x"\n}\n', "jq -c . plans.jsonl | outplan import -"),
+    ],
+)
+@pytest.mark.parametrize("source", ["plans.jsonl", "-"])
+def test_a_file_that_is_no_json_lines_is_told_with_what_makes_it_so(
+    text: str, hint: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    Path("plans.jsonl").write_text(text)
+    told = asyncio.run(outplan(NOWHERE, "import", source, "--dry-run", stdin=text.encode()))
+    assert (told.code, told.out) == (2, "")
+    assert hint.replace("plans.jsonl", "FILE" if source == "-" else source) in told.err
+    assert not Path("plans.jsonl.rejected.jsonl").exists()
+
+
+@pytest.mark.parametrize(("line", "code"), [("3", 0), ("4", 2), ("99", 2)])
+async def test_a_line_past_the_end_is_wrong_usage(line: str, code: int, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "plans.jsonl", *creates(3))
+    done = await outplan(NOWHERE, "import", file, "--dry-run", "--from-line", line)
+    assert done.code == code
+    if code:
+        assert f"--from-line {line} is past the end: {file} has 3 lines" in done.err
+        assert done.out == ""
+
+
 async def test_an_unreachable_broker_is_reported_in_one_line(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "plans.jsonl", *creates(1))
     missing = await outplan(NOWHERE, "import", file, "--timeout", "1")
-    assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 1)
+    assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 2)
+    assert "nothing listens at 127.0.0.1:1" in missing.err
     assert "no session within 1 s" in missing.err
 
 

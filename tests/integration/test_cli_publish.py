@@ -9,9 +9,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import typer
 from yarl import URL
 
 from outplan.cli.options import CreateOptions, PreconditionOptions, UpdateOptions
+from outplan.cli.parameters import parse_milliseconds, parse_seconds
 from outplan.contract import schemas
 from outplan.testing import Deployment
 from tests.support.commands import run_command
@@ -116,8 +118,8 @@ async def test_every_validation_error_is_listed_before_anything_is_sent() -> Non
         "--dial-timeout",
         "30",
     )
-    assert (refused.code, refused.out) == (3, "")
-    assert refused.err.startswith("outplan: rejected: The command breaks its schema\n")
+    assert (refused.code, refused.out) == (5, "")
+    assert refused.err.startswith("outplan: not sent: The command breaks its schema\n")
     for pointer in ("/customer_id: is required", "/name: ", "/source/target: ", "/dial_timeout: "):
         assert f"\n  {pointer}" in refused.err
     assert "milliseconds" in refused.err
@@ -187,6 +189,65 @@ async def test_no_wait_ends_with_the_brokers_confirm(deployment: Deployment, wor
     assert event["data"]["id"] in sent.out
 
 
+@pytest.mark.parametrize("maxima", [(), ("--max-try-count-1", "0")])
+async def test_an_outplan_that_dials_nobody_is_pointed_out(
+    deployment: Deployment, worker: WorkerProcess, maxima: tuple[str, ...]
+) -> None:
+    created = await outplan(deployment, *CREATE, *maxima, "--json")
+    assert created.json["status"] == "accepted"
+    assert created.err.startswith("outplan: warning: all five max_try_count are 0")
+    assert "dial nobody" in created.err
+    id_ = created.json["outplan"]["id"]
+    changed = await outplan(deployment, "publish", "update", id_, "--max-try-count-4", "1")
+    assert (changed.code, changed.err) == (0, "")
+    again = await outplan(deployment, "publish", "update", id_, "--max-try-count-4", "0")
+    assert "dial nobody" in again.err
+
+
+@pytest.mark.parametrize("given", [(), ("--id", str(uuid4()))])
+async def test_json_has_the_outplans_id_also_without_a_reply(
+    deployment: Deployment, world: World, given: tuple[str, ...]
+) -> None:
+    sent = await outplan(deployment, *CREATE, *given, "--no-wait", "--json")
+    unknown = await outplan(
+        deployment, *CREATE, *given, "--timeout", "500ms", "--json", "--message-id",
+        sent.json["command_id"],
+    )  # fmt: skip
+    assert (sent.json["status"], unknown.json["status"]) == ("sent", "unknown")
+    async with run_worker(deployment):
+        event = await world.wait_for_event(sent.json["command_id"])
+    assert sent.json["outplan_id"] == unknown.json["outplan_id"] == event["data"]["id"]
+    invalid = await outplan(
+        deployment, "publish", "delete", "9F962A97-99e6-5306-b7e9-d211d662d31", "--json"
+    )
+    assert (invalid.code, invalid.json["status"]) == (5, "not_sent")
+    assert invalid.json["problem"]["code"] == "invalid_command"
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("30s", 30_000), ("5m", 300_000), ("1500ms", 1_500), ("1.5s", 1_500), ("1m30s", 90_000),
+     ("30000", 30_000)],
+)  # fmt: skip
+def test_a_duration_is_milliseconds_or_has_units(text: str, milliseconds: int) -> None:
+    assert parse_milliseconds(text) == milliseconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "30 s", "30S", "1.0005s", "half", "1e3", "30ss", "-1s", "9" * 400 + "w"]
+)
+def test_another_text_is_no_duration(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="30s, 5m or 1h"):
+        parse_milliseconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30", 30), (0.5, 0.5), ("500ms", 0.5), ("5m", 300), ("1h", 3_600)]
+)
+def test_a_duration_of_seconds_may_have_units(text: object, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
 async def test_an_unknown_outcome_tells_how_to_send_the_command_again(
     deployment: Deployment, world: World
 ) -> None:
@@ -209,18 +270,18 @@ async def test_an_unknown_outcome_tells_how_to_send_the_command_again(
     [
         (["create", "--source", "+15559876543"], "not type:target"),
         (["create", "--source", '{"type": '], "not JSON"),
-        (["create", "--dial-timeout", "30s"], "--dial-timeout"),
+        (["create", "--dial-timeout", "30 s"], "30s, 5m or 1h"),
         (["create", "--colour", "red"], "No such option"),
         (["create", "--name", "x", "--message-id", "x" * 256], "1 to 255 bytes"),
         # As from an unset shell variable: a new id each time would apply the command twice.
         (["create", "--name", "x", "--message-id", ""], "1 to 255 bytes"),
         (["create", "--name", "x", "--message-id", "\udcff"], "1 to 255 bytes"),
         (["create", "--source", '{"a":' * 20_000], "nested too deeply"),
-        (["create", "--name", "x", "--amqp-url", "amqp://u:12#secret@h/"], "escaped"),
-        (["create", "--name", "x", "--amqp-url", "amqp://u:12/secret@h/"], "escaped"),
+        (["create", "--name", "x", "--amqp-url", "amqp://u:12#secret@h/"], "percent-encode"),
+        (["create", "--name", "x", "--amqp-url", "amqp://u:12/secret@h/"], "percent-encode"),
         (["create", "--name", "x", "--timeout", "0"], "--timeout"),
         (["create", "--name", "x", "--amqp-url", "http://localhost/"], "amqp://"),
-        (["create", "--name", "x", "--amqp-url", "amqp://h:99999/"], "amqp://"),
+        (["create", "--name", "x", "--amqp-url", "amqp://h:99999/"], "a port that is no number"),
         (["create", "--name", "x", "--prefix", "a b"], "letters, digits"),
         (["update", "--name", "x"], "outplan's ID is missing"),
         (["delete", "--expected-version", "1"], "outplan's ID is missing"),
@@ -241,7 +302,7 @@ async def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text('{"name": ""}', encoding="utf-8-sig")
     judged = await outplan(NOWHERE, "publish", "create", "--json-file", str(file))
-    assert judged.code == 3
+    assert judged.code == 5
     assert "/name" in judged.err
 
 
@@ -273,9 +334,10 @@ async def test_an_unreachable_broker_is_reported_in_one_line(
     deployment: Deployment, world: World
 ) -> None:
     missing = await outplan(NOWHERE, *CREATE, "--timeout", "1")
-    assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 1)
-    assert "no session within 1 s" in missing.err
-    assert "Check --amqp-url" in missing.err
+    assert (missing.code, missing.out, missing.err.count("\n")) == (1, "", 2)
+    first, last = missing.err.splitlines()
+    assert "nothing listens at 127.0.0.1:1; " in first
+    assert last.startswith("outplan: no session within 1 s: nothing listens")
 
     wrong = str(URL(deployment.amqp_url).with_password("not-it"))
     refused = await outplan(deployment, *CREATE, OUTPLAN_AMQP_URL=wrong)
@@ -283,9 +345,10 @@ async def test_an_unreachable_broker_is_reported_in_one_line(
     assert "ACCESS_REFUSED" in refused.err
     assert "not-it" not in refused.err
 
-    nobody = await outplan(deployment, *CREATE, "--prefix", "nowhere", "--timeout", "1")
+    nobody = await outplan(deployment, *CREATE, "--prefix", "nowhere")
     assert nobody.code == 1
-    assert "nowhere.commands" in nobody.err
+    assert "no exchange 'nowhere.commands'" in nobody.err
+    assert "has a worker run" in nobody.err
 
 
 async def test_ctrl_c_reports_an_unknown_outcome(deployment: Deployment, world: World) -> None:

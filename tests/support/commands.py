@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from outplan.testing import Deployment
+from tests.support.plain_words import find_foreign_words
 
 COLUMNS = 120
 
@@ -41,7 +42,10 @@ class CommandProcess:
         """Wait for the command to end, and return its exit code."""
         async with asyncio.timeout(seconds):
             await asyncio.gather(*self._readers)
-            return await self.process.wait()
+            code = await self.process.wait()
+        shown = (self.out + self.err).decode(errors="replace")
+        assert not find_foreign_words(shown), shown
+        return code
 
     async def interrupt(self) -> int:
         """Send SIGINT as Ctrl-C does, wait for the end, and return the exit code."""

@@ -14,20 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from outplan.testing import Deployment
+from tests.support.plain_words import find_foreign_words
 
 _PROGRAM = (sys.executable, "-m", "outplan")
 
 
 @dataclass(frozen=True)
 class Completed:
-    """Hold the exit code and the output of a command; no command prints a traceback."""
+    """Hold the exit code and the output of a command, which is in plain words."""
 
     code: int
     out: str
     err: str
 
     def __post_init__(self) -> None:
-        assert "Traceback" not in self.out + self.err, self.err
+        assert not find_foreign_words(self.out + self.err), self.err
 
     @property
     def json(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Terminal:
         async with asyncio.timeout(seconds):
             code = await self.process.wait()
         self._read()
-        assert "Traceback" not in self.shown
+        assert not find_foreign_words(self.shown), self.shown
         return code
 
     def close(self) -> None:

@@ -8,10 +8,25 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
+from outplan.cli.help import (
+    CHECK_CODES,
+    IMPORT_CODES,
+    PARTITIONS_CODES,
+    PUBLISH_CODES,
+    READ_CODES,
+    REDRIVE_CODES,
+    RUN_CODES,
+    SCHEMA_CODES,
+    SERVERS_CODES,
+    WATCH_CODES,
+    HelpfulCommand,
+    HelpfulGroup,
+    describe_use,
+)
 from outplan.cli.options import (
     RETIRE_SECONDS,
     SETTLE_SECONDS,
@@ -24,29 +39,41 @@ from outplan.cli.options import (
     PublishOptions,
     RedriveOptions,
     SelectOptions,
+    ServiceOptions,
     UpdateOptions,
     WatchOptions,
     filter_option,
 )
-from outplan.cli.parameters import expand_groups
+from outplan.cli.parameters import expand_groups, parse_seconds
 from outplan.cli.stdout import discard_stdout
 from outplan.domain.layout import MAX_PARTITIONS
 
-OutplanId = Annotated[str | None, typer.Argument(metavar="ID", show_default=False)]
+OutplanId = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="ID", show_default=False, help="The outplan's id; or --json-file has it."
+    ),
+]
 MessageIds = Annotated[
     list[str] | None,
     typer.Argument(metavar="MESSAGE_ID", show_default=False, help="One id, or several."),
 ]
 
 app: Final = typer.Typer(
+    cls=HelpfulGroup,
     help="Run the outplan service, and work with its commands and events.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-publish: Final = typer.Typer(no_args_is_help=True, help="Send one command and print its outcome.")
+publish: Final = typer.Typer(
+    cls=HelpfulGroup, no_args_is_help=True, help="Send one command and print its outcome.",
+    epilog=describe_use(PUBLISH_CODES),
+)  # fmt: skip
 rejected: Final = typer.Typer(
-    no_args_is_help=True, help="List rejected commands, send them again, or discard them."
+    cls=HelpfulGroup,
+    no_args_is_help=True,
+    help="List rejected commands, send them again, or discard them.",
 )
 
 
@@ -79,15 +106,32 @@ def _common(
     """Declare the options of ``outplan`` itself."""
 
 
-@app.command()
-def run() -> None:
-    """Run a worker until SIGTERM or Ctrl-C; a second signal stops it at once."""
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        RUN_CODES,
+        "outplan run",
+        "OUTPLAN_HTTP_PORT=0 outplan run --prefix staging",
+    ),
+)
+@expand_groups
+def run(service: ServiceOptions) -> None:
+    """Run a worker until SIGTERM or Ctrl-C; a second signal stops it at once.
+
+    It reads its settings from the environment (docs/running.md).
+    """
+    service.apply()
     from outplan.cli.run import run_worker
 
     run_worker()
 
 
-@app.command()
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        SERVERS_CODES,
+    ),
+)
 def demo() -> None:
     """Send five commands and show their outcomes, on servers and a worker of its own."""
     from outplan.cli.demo import run_demo
@@ -95,7 +139,12 @@ def demo() -> None:
     run_demo()
 
 
-@app.command()
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        SERVERS_CODES,
+    ),
+)
 def sandbox() -> None:
     """Run servers and a worker to try things out, until Ctrl-C."""
     from outplan.cli.demo import run_sandbox
@@ -103,13 +152,20 @@ def sandbox() -> None:
     run_sandbox()
 
 
-@app.command()
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        WATCH_CODES,
+        "outplan watch --kind updated",
+        "outplan watch --outplan-id 9f962a97-99e6-5306-b7e9-d211d662d311 --limit 1",
+        "outplan watch | jq -c .data.id",
+    ),
+)
 @expand_groups
 def watch(options: WatchOptions) -> None:
     """Show events as they arrive: a table on a terminal, JSON Lines otherwise.
 
-    Standard error reports gaps, unreadable events and lost connections. Ctrl-C ends it with exit
-    code 130; a closed pipe (| head -1) ends it with 0.
+    Standard error reports gaps, unreadable events and lost connections.
     """
     from outplan.cli.watch import watch_events
 
@@ -122,11 +178,20 @@ def _complete_schema() -> list[str]:
     return list(list_schema_names())
 
 
-@app.command()
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        SCHEMA_CODES,
+        "outplan schema",
+        "outplan schema create",
+    ),
+)
 def schema(
     name: Annotated[
         str | None,
         typer.Argument(
+            metavar="NAME",
+            show_default=False,
             help="The schema to print; 'create' is short for 'outplan_create', and so on.",
             autocompletion=_complete_schema,
         ),
@@ -141,7 +206,15 @@ def schema(
         print_schema(name)
 
 
-@publish.command(no_args_is_help=True)
+@publish.command(
+    no_args_is_help=True,
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        PUBLISH_CODES,
+        "outplan publish create --customer-id 5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11 --name evenings "
+        "--source tel:+15559876543 --dial-timeout 30s --max-try-count-0 3",
+    ),
+)
 @expand_groups
 def create(fields: CreateOptions, options: PublishOptions) -> None:
     """Create an outplan; it needs a customer, a name and a source."""
@@ -150,7 +223,14 @@ def create(fields: CreateOptions, options: PublishOptions) -> None:
     publish_command("outplan_create", asdict(fields), options)
 
 
-@publish.command(no_args_is_help=True)
+@publish.command(
+    no_args_is_help=True,
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        PUBLISH_CODES,
+        "outplan publish update 9f962a97-99e6-5306-b7e9-d211d662d311 --try-interval 5m",
+    ),
+)
 @expand_groups
 def update(fields: UpdateOptions, options: PublishOptions, outplan_id: OutplanId = None) -> None:
     """Change fields of the outplan ID; the others keep their values."""
@@ -159,7 +239,14 @@ def update(fields: UpdateOptions, options: PublishOptions, outplan_id: OutplanId
     publish_command("outplan_update", {"id": outplan_id, **asdict(fields)}, options)
 
 
-@publish.command(no_args_is_help=True)
+@publish.command(
+    no_args_is_help=True,
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        PUBLISH_CODES,
+        "outplan publish delete 9f962a97-99e6-5306-b7e9-d211d662d311",
+    ),
+)
 @expand_groups
 def delete(
     fields: PreconditionOptions, options: PublishOptions, outplan_id: OutplanId = None
@@ -173,7 +260,14 @@ def delete(
 app.add_typer(publish, name="publish")
 
 
-@rejected.command("list")
+@rejected.command(
+    "list",
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        READ_CODES,
+        "outplan rejected list --code invalid_command --newer-than 1d",
+    ),
+)
 @expand_groups
 def list_(
     message_id: Annotated[
@@ -195,7 +289,13 @@ def list_(
     list_rejected(broker, filters, message_id or [], limit, as_json=as_json)
 
 
-@rejected.command()
+@rejected.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        READ_CODES,
+        "outplan rejected show 3",
+    ),
+)
 @expand_groups
 def show(
     which: Annotated[
@@ -215,7 +315,13 @@ def show(
     show_rejected(broker, which, as_json=as_json)
 
 
-@rejected.command()
+@rejected.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        REDRIVE_CODES,
+        "outplan rejected redrive --code not_found --dry-run",
+    ),
+)
 @expand_groups
 def redrive(
     message_id: MessageIds = None,
@@ -235,7 +341,13 @@ def redrive(
     redrive_rejected(broker, selection, message_id or [], options, as_json=as_json)
 
 
-@rejected.command()
+@rejected.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        READ_CODES,
+        "outplan rejected discard --older-than 30d --save dropped.jsonl",
+    ),
+)
 @expand_groups
 def discard(
     message_id: MessageIds = None,
@@ -261,20 +373,37 @@ def discard(
 app.add_typer(rejected, name="rejected")
 
 
-@app.command()
-def check(as_json: AsJson = False) -> None:
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        CHECK_CODES,
+        "outplan check",
+        "outplan check --prefix staging --json",
+    ),
+)
+@expand_groups
+def check(service: ServiceOptions, as_json: AsJson = False) -> None:
     """Check settings, RabbitMQ and MongoDB for a worker, and say what to do.
 
-    It changes nothing. The exit code is 0 without problems, 1 with one, and 2 if a worker would
-    refuse its settings.
+    It changes nothing. It reads the worker's settings from the environment.
     """
+    service.apply()
     from outplan.cli.check import print_checks
 
     print_checks(as_json=as_json)
 
 
-@app.command()
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        PARTITIONS_CODES,
+        "outplan partitions",
+        "outplan partitions 16",
+    ),
+)
+@expand_groups
 def partitions(
+    service: ServiceOptions,
     number: Annotated[
         int | None,
         typer.Argument(
@@ -290,16 +419,20 @@ def partitions(
         bool, typer.Option("--abort", help="Undo a change that is in its phase divert.")
     ] = False,
     settle: Annotated[
-        float,
+        Any,
         typer.Option(
-            min=0, metavar="SECONDS", help="Time for all nodes of RabbitMQ to learn of a binding."
+            parser=parse_seconds,
+            metavar="DURATION",
+            show_default="1s",
+            help="Time for all nodes of RabbitMQ to learn of a binding.",
         ),
     ] = SETTLE_SECONDS,
     retire: Annotated[
-        float,
+        Any,
         typer.Option(
-            min=0,
-            metavar="SECONDS",
+            parser=parse_seconds,
+            metavar="DURATION",
+            show_default="3m",
             help="Time for workers to consume old queues before these are deleted.",
         ),
     ] = RETIRE_SECONDS,
@@ -310,6 +443,7 @@ def partitions(
     Killed or interrupted, a change waits: run the command again, and it goes on. It needs the
     worker's settings in the environment, and at least one worker.
     """
+    service.apply()
     from outplan.cli.partitions import change_partitions, show_partitions
 
     if number is None and not abort:
@@ -320,10 +454,23 @@ def partitions(
         change_partitions(number, abort=abort, settle=settle, retire=retire)
 
 
-@app.command("import")
+@app.command(
+    "import",
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        IMPORT_CODES,
+        "outplan import plans.jsonl --dry-run",
+        "jq -c '.[]' plans.json | outplan import -",
+    ),
+)
 @expand_groups
 def import_(
-    file: Annotated[str, typer.Argument(metavar="FILE", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", show_default=False, help="JSON Lines; - reads standard input."
+        ),
+    ],
     options: ImportOptions,
 ) -> None:
     """Send the commands in FILE (JSON Lines; - is standard input), and count the outcomes.

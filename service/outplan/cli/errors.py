@@ -12,11 +12,9 @@ from typing import Any, NoReturn, TypeVar
 
 import typer
 
-from outplan.errors import BrokerUnavailable, OutplanError
+from outplan.errors import OutplanError
 
 T = TypeVar("T")
-
-_REMEDY = "Check --amqp-url (OUTPLAN_AMQP_URL), and that RabbitMQ runs there"
 
 
 class ExitCode(IntEnum):
@@ -27,6 +25,7 @@ class ExitCode(IntEnum):
     WRONG_USAGE = 2
     REJECTED = 3
     UNKNOWN = 4
+    NOT_SENT = 5
     INTERRUPTED = 130
 
 
@@ -44,7 +43,6 @@ def handle_errors() -> Iterator[None]:
         ClientError,
         CommandRejected,
         OutcomeUnknown,
-        Unreachable,
     )
 
     try:
@@ -53,8 +51,6 @@ def handle_errors() -> Iterator[None]:
         fail(error, ExitCode.REJECTED)
     except OutcomeUnknown as error:
         fail(error, ExitCode.UNKNOWN)
-    except (Unreachable, BrokerUnavailable) as error:
-        fail(f"{error}. {_REMEDY}")
     except (ClientError, OutplanError) as error:
         fail(error)
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Import commands from JSON Lines: ``outplan import``."""
 
 import os
+import shlex
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing, closing, nullcontext
@@ -26,6 +27,10 @@ _AGAIN: Final = (
 _MAX_QUOTED_CHARACTERS: Final = 1_000
 
 
+class NotImportable(Exception):
+    """Raised when the input is no JSON Lines, or ends before ``--from-line``; the text says how."""
+
+
 class NoReplies(Exception):
     """Raised when as many commands in a row as may be in flight had no reply."""
 
@@ -40,7 +45,10 @@ def import_file(file: str, options: ImportOptions) -> None:
     importer = Importer(source, options, rejections)
     stats = importer.stats
     with handle_errors():
-        stopped = _run(importer, source, options)
+        try:
+            stopped = _run(importer, source, options)
+        except NotImportable as error:
+            fail(error, ExitCode.WRONG_USAGE)
     _print_summary(stats, rejections, options, finished=stopped is None)
     if stopped is not None:
         code, reason = stopped
@@ -98,8 +106,8 @@ class RejectionFile:
 class Importer:
     """Import lines in bounded memory.
 
-    ``validate`` and ``send`` raise OSError if a file cannot be read or written; ``send`` also
-    raises NoReplies and ClientError.
+    ``validate`` and ``send`` raise OSError if a file cannot be read or written, and NotImportable;
+    ``send`` also raises NoReplies and ClientError.
     """
 
     def __init__(
@@ -145,13 +153,24 @@ class Importer:
             yield request
 
     async def _parse_requests(self) -> AsyncIterator[tuple[Line, Request]]:
+        number, is_first = 0, True
         async for line in self._source.read():
+            number = line.number
+            if is_first and line.content:
+                is_first = False
+                _require_json_lines(line, self._source.name)
             is_skipped = line.number < self._options.from_line or not line.content
             request = None if is_skipped else self._parse(line)
             if request is not None:
                 yield line, request
             elif not self._in_flight:
                 self.stats.last_done = line
+        if self._options.from_line > max(number, 1):
+            lines = "1 line" if number == 1 else f"{number:,} lines"
+            raise NotImportable(
+                f"--from-line {self._options.from_line} is past the end: {self._source.name} has "
+                f"{lines}"
+            )
 
     def _parse(self, line: Line) -> Request | None:
         try:
@@ -196,6 +215,19 @@ def _run(
     except OSError as error:
         return ExitCode.FAILED, f"stopped: a file cannot be read or written: {error.strerror}."
     return None
+
+
+def _require_json_lines(first: Line, name: str) -> None:
+    """Refuse an array and an object over many lines, of which each line would be rejected."""
+    kinds = {b"[": ("a JSON array", "'.[]'"), b"{": ("JSON over several lines", ".")}
+    start = first.content[:1] if first.content[:1] == b"[" else first.content
+    if start in kinds:
+        kind, expression = kinds[start]
+        raise NotImportable(
+            f"{name} is {kind}, and not JSON Lines, one object a line; run\n"
+            f"  jq -c {expression} {'FILE' if name == '-' else shlex.quote(name)} | "
+            "outplan import -"
+        )
 
 
 def _open(file: str) -> LineReader:

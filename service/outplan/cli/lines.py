@@ -82,6 +82,7 @@ class LineReader:
     """
 
     def __init__(self, name: str) -> None:
+        self.name = os.fsencode(name).decode(errors="backslashreplace")
         # Unbuffered, since a thread blocked in a read must hold no lock when the process exits.
         self._file = io.FileIO(0 if name == "-" else name, closefd=name != "-")
         status = os.fstat(self._file.fileno())

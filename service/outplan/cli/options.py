@@ -3,7 +3,8 @@
 Commands and the modules that do their work share these groups.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -12,6 +13,7 @@ import typer
 
 from outplan.cli.parameters import (
     check_codes,
+    check_mongo,
     check_prefix,
     check_printable,
     check_short_text,
@@ -19,10 +21,13 @@ from outplan.cli.parameters import (
     list_codes,
     parse_address,
     parse_age,
+    parse_milliseconds,
+    parse_timeout,
 )
 
 _FIELDS: Final = "Fields"
 _SENDING: Final = "Sending"
+_SETTINGS: Final = "Settings of the worker, in place of the environment's"
 _FILTERS: Final = "Filters, all of which must match"
 
 
@@ -54,11 +59,55 @@ class ClientOptions(BrokerOptions):
     """Name the broker, and how long a command may take."""
 
     timeout: Annotated[
-        float,
+        Any,
         typer.Option(
-            metavar="SECONDS", min=0.1, help="How long a command may take, reconnects included."
+            metavar="DURATION", parser=parse_timeout, show_default="30s",
+            help="How long a command may take, reconnects included: seconds, or 500ms, 30s, 5m.",
         ),
     ] = 30  # fmt: skip
+
+
+def _service_option(help_: str, variable: str, default: str, **options: Any) -> Any:
+    return typer.Option(
+        rich_help_panel=_SETTINGS, help=help_, show_default=f"{variable}, or {default}", **options
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """Replace a worker's settings in the environment."""
+
+    amqp_url: Annotated[
+        str | None,
+        _service_option(
+            "RabbitMQ's URL.", "OUTPLAN_AMQP_URL", "amqp://guest:guest@localhost:5672/",
+            metavar="URL", callback=check_url,
+        ),
+    ] = None  # fmt: skip
+    mongo_url: Annotated[
+        str | None,
+        _service_option(
+            "MongoDB's URL.", "OUTPLAN_MONGO_URL", "mongodb://localhost:27017/?replicaSet=rs0",
+            metavar="URL", callback=check_mongo,
+        ),
+    ] = None  # fmt: skip
+    mongo_database: Annotated[
+        str | None,
+        _service_option("The database.", "OUTPLAN_MONGO_DATABASE", "outplan", metavar="TEXT"),
+    ] = None
+    prefix: Annotated[
+        str | None,
+        _service_option(
+            "The service's name prefix.", "OUTPLAN_PREFIX", "outplan",
+            metavar="TEXT", callback=check_prefix,
+        ),
+    ] = None  # fmt: skip
+
+    def apply(self) -> None:
+        """Put what was given into the environment, where the worker reads its settings."""
+        for field, value in asdict(self).items():
+            if value is not None:
+                os.environ[f"OUTPLAN_{field.upper()}"] = value
 
 
 # For ``outplan partitions``. Nodes of a cluster learn of a binding within milliseconds.
@@ -79,14 +128,14 @@ def _sending(help_: str, **options: Any) -> Any:
 
 
 def _attempts(index: int) -> Any:
-    return _field(f"Attempts for destination {index}, 0 to 1000; 0 never dials it.")
+    return _field(f"Attempts for destination {index}, 0 to 1000; 0 never dials it.", metavar="N")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnerOptions:
     """Hold the owner of an outplan."""
 
-    customer_id: Annotated[str | None, _field("The customer's id.")] = None
+    customer_id: Annotated[str | None, _field("The customer's id.", metavar="UUID")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +143,7 @@ class PreconditionOptions(OwnerOptions):
     """Hold what must be true of an outplan that a command changes."""
 
     expected_version: Annotated[
-        int | None, _field("Reject the command unless the outplan has this version.")
+        int | None, _field("Reject the command unless the outplan has this version.", metavar="N")
     ] = None
 
 
@@ -102,8 +151,8 @@ class PreconditionOptions(OwnerOptions):
 class FieldOptions:
     """Hold the fields that creates and updates set."""
 
-    name: Annotated[str | None, _field("1 to 255 characters.")] = None
-    detail: Annotated[str | None, _field("A description.")] = None
+    name: Annotated[str | None, _field("1 to 255 characters.", metavar="TEXT")] = None
+    detail: Annotated[str | None, _field("A description.", metavar="TEXT")] = None
     source: Annotated[
         Any,
         _field(
@@ -112,15 +161,20 @@ class FieldOptions:
         ),
     ] = None  # fmt: skip
     dial_timeout: Annotated[
-        int | None, _field("How long to let it ring: 1000 to 600000 milliseconds.", metavar="MS")
-    ] = None
-    try_interval: Annotated[
-        int | None,
+        Any,
         _field(
-            "How long to wait between attempts: milliseconds, at least 1000, or 0 for no wait.",
-            metavar="MS",
+            "How long to let it ring, 1s to 10m. A number alone is milliseconds.",
+            parser=parse_milliseconds,
+            metavar="DURATION",
         ),
     ] = None
+    try_interval: Annotated[
+        Any,
+        _field(
+            "How long to wait between attempts, 1s or more, or 0. A number alone is milliseconds.",
+            parser=parse_milliseconds, metavar="DURATION",
+        ),
+    ] = None  # fmt: skip
     max_try_count_0: Annotated[int | None, _attempts(0)] = None
     max_try_count_1: Annotated[int | None, _attempts(1)] = None
     max_try_count_2: Annotated[int | None, _attempts(2)] = None
@@ -133,7 +187,7 @@ class CreateOptions(FieldOptions, OwnerOptions):
     """Hold the fields of a create."""
 
     id: Annotated[
-        str | None, _field("The outplan's id; without it, the worker derives one.")
+        str | None, _field("The outplan's id; without it, the worker derives one.", metavar="UUID")
     ] = None  # fmt: skip
 
 
@@ -158,7 +212,7 @@ class PublishOptions(ClientOptions):
         str | None,
         _sending(
             "The command's id. A command that is sent again with the same id takes effect once.",
-            callback=check_short_text, show_default=False,
+            callback=check_short_text, show_default=False, metavar="MESSAGE_ID",
         ),
     ] = None  # fmt: skip
     wait: Annotated[bool, _sending("Wait for the reply, not just the broker's confirm.")] = True
@@ -189,7 +243,7 @@ class ImportOptions(ClientOptions):
     label: Annotated[
         str,
         typer.Option(
-            callback=check_printable, show_default=False,
+            callback=check_printable, show_default=False, metavar="TEXT",
             help="Part of the commands' ids: another label imports the file anew.",
         ),
     ] = ""  # fmt: skip
@@ -221,10 +275,10 @@ class WatchOptions(BrokerOptions):
             help="Show this kind only: created, updated or deleted. Can be repeated.",
         ),
     ] = ()  # type: ignore[assignment] # typer makes a list of the default
-    customer: Annotated[
+    customer_id: Annotated[
         UUID | None, typer.Option(metavar="UUID", help="Show this customer's outplans only.")
     ] = None
-    outplan: Annotated[
+    outplan_id: Annotated[
         UUID | None, typer.Option(metavar="UUID", help="Show this outplan only.")
     ] = None  # fmt: skip
     queue: Annotated[
@@ -263,8 +317,8 @@ class FilterOptions:
             metavar="CODE",
         ),
     ] = ()  # type: ignore[assignment] # typer makes a list of the default
-    customer: Annotated[UUID | None, filter_option("The customer's id.", metavar="UUID")] = None
-    outplan: Annotated[UUID | None, filter_option("The outplan's id.", metavar="UUID")] = None
+    customer_id: Annotated[UUID | None, filter_option("The customer's id.", metavar="UUID")] = None
+    outplan_id: Annotated[UUID | None, filter_option("The outplan's id.", metavar="UUID")] = None
     older_than: Annotated[
         Any, filter_option("Rejected before 30m, 12h, 2d … ago.", parser=parse_age, metavar="AGE")
     ] = None
@@ -298,8 +352,12 @@ class RedriveOptions:
         float, typer.Option(min=0.01, max=10_000, metavar="N", help="Send at most N a second.")
     ] = 50
     timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for each reply.")
-    ] = 30
+        Any,
+        typer.Option(
+            metavar="DURATION", parser=parse_timeout, show_default="30s",
+            help="How long to wait for each reply: seconds, or 500ms, 30s, 5m.",
+        ),
+    ] = 30  # fmt: skip
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Continue when the same problem comes back.")
     ] = False

@@ -92,14 +92,22 @@ def announce_input() -> None:
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """Show on a terminal's standard error what the command waits for, and any obstacle."""
+    """Show on standard error any obstacle, and on a terminal what the command waits for."""
     if not sys.stderr.isatty():
-        yield
+        with report_obstacles():
+            yield
         return
     with (
         make_console(stderr=True).status(text) as status,
         forward_client_log(lambda obstacle: status.update(Text(f"{text} ({obstacle})"))),
     ):
+        yield
+
+
+@contextmanager
+def report_obstacles() -> Iterator[None]:
+    """Print each obstacle that the client meets, while it tries again."""
+    with forward_client_log(lambda obstacle: print_error(f"{obstacle}; trying again")):
         yield
 
 

@@ -12,7 +12,9 @@ from typing import Any, Final
 import typer
 
 _MAX_BYTES: Final = 255
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_MIN_TIMEOUT: Final = 0.1
+_MAX_SECONDS: Final = 10_000_000
 _BROKER_REASONS: Final = ("expired", "maxlen", "rejected")
 
 
@@ -58,23 +60,45 @@ def check_short_text(text: str | None) -> str | None:
     return text
 
 
-def check_url(url: str) -> str:
-    """Require an AMQP URL."""
+def check_url(ctx: typer.Context, param: typer.CallbackParam, url: str | None) -> str | None:
+    """Require an AMQP URL; strip it."""
     from outplan.urls import check_amqp_url  # --help and --version start faster without
 
-    try:
-        return check_amqp_url(url)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    return _check(check_amqp_url, _set_text(ctx, param, url))
 
 
-def check_prefix(prefix: str) -> str:
-    """Require a name that RabbitMQ and MongoDB take."""
-    from outplan.urls import PREFIX_PATTERN  # --help and --version start faster without
+def check_mongo(ctx: typer.Context, param: typer.CallbackParam, url: str | None) -> str | None:
+    """Require a MongoDB URL; strip it."""
+    from outplan.urls import check_mongo_url  # as above
 
-    if not re.fullmatch(PREFIX_PATTERN, prefix):
+    return _check(check_mongo_url, _set_text(ctx, param, url))
+
+
+def check_prefix(ctx: typer.Context, param: typer.CallbackParam, prefix: str | None) -> str | None:
+    """Require a name that RabbitMQ and MongoDB take; strip it."""
+    from outplan.urls import PREFIX_PATTERN  # as above
+
+    prefix = _set_text(ctx, param, prefix)
+    if prefix is not None and not re.fullmatch(PREFIX_PATTERN, prefix):
         raise typer.BadParameter("should be 1 to 100 letters, digits, dots, dashes or underscores")
     return prefix
+
+
+def _set_text(ctx: typer.Context, param: typer.CallbackParam, text: str | None) -> str | None:
+    """Strip a text; white space in an environment variable is an unset variable."""
+    if text is None or text.strip():
+        return text and text.strip()
+    source = ctx.get_parameter_source(param.name or "")
+    if source is not None and source.name == "ENVIRONMENT":
+        return None if param.default is None else str(param.default)
+    return ""
+
+
+def _check(check: Callable[[str], str], url: str | None) -> str | None:
+    try:
+        return None if url is None else check(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def check_printable(label: str) -> str:
@@ -101,13 +125,55 @@ def parse_address(text: str) -> Any:
 
 def parse_age(text: str) -> timedelta:
     """Read an age such as 30m or 1d12h."""
-    parts = re.findall(r"(\d+)([smhdw])", text)
-    if not parts or "".join(map("".join, parts)) != text:
+    seconds = _parse_units(text)
+    if seconds is None:
         raise typer.BadParameter(f"{text!r} is not an age such as 45s, 30m, 12h, 1d12h or 2w")
     try:
-        return sum((timedelta(**{_UNITS[u]: int(n)}) for n, u in parts), timedelta())
+        return timedelta(seconds=seconds)
     except OverflowError:
         raise typer.BadParameter(f"{text!r} is too long an age") from None
+
+
+def parse_milliseconds(text: str) -> int:
+    """Read a number of milliseconds, or a duration such as 30s, 5m or 1h."""
+    if re.fullmatch(r"-?\d{1,18}", text):
+        return int(text)
+    seconds = _parse_units(text)
+    milliseconds = None
+    if seconds is not None and seconds <= _MAX_SECONDS:
+        milliseconds = round(seconds * 1_000, 6)
+    if milliseconds is None or milliseconds != int(milliseconds):
+        raise typer.BadParameter(
+            f"{text!r} is neither a duration such as 30s, 5m or 1h nor a number of milliseconds"
+        )
+    return int(milliseconds)
+
+
+def parse_seconds(text: Any) -> float:
+    """Read a number of seconds, or a duration such as 500ms, 30s, 5m or 1h."""
+    text = str(text)
+    number = re.fullmatch(r"\d{1,9}(\.\d+)?", text)
+    seconds = float(text) if number else _parse_units(text)
+    if seconds is None or seconds > _MAX_SECONDS:
+        raise typer.BadParameter(
+            f"{text!r} is neither a duration such as 30s, 5m or 1h nor a number of seconds"
+        )
+    return seconds
+
+
+def parse_timeout(text: Any) -> float:
+    """Read as ``parse_seconds``, at least 0.1 s."""
+    if (seconds := parse_seconds(text)) < _MIN_TIMEOUT:
+        raise typer.BadParameter(f"should be at least {_MIN_TIMEOUT} s")
+    return seconds
+
+
+def _parse_units(text: str) -> float | None:
+    """Return the seconds of ``1h30m``; None for any other form."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", text)
+    if not parts or "".join(map("".join, parts)) != text:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def list_codes() -> list[str]:

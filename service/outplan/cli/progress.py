@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from outplan.cli.output import forward_client_log, make_console
+from outplan.cli.output import forward_client_log, make_console, report_obstacles
 from outplan.cli.stats import ImportStats
 
 
@@ -16,7 +16,8 @@ from outplan.cli.stats import ImportStats
 def progress_bar(stats: ImportStats, size: int | None) -> Iterator[None]:
     """Show a bar for ``size`` bytes until the block ends; None shows activity only."""
     if not sys.stderr.isatty():
-        yield
+        with report_obstacles():
+            yield
         return
     console = make_console(stderr=True)
     with (

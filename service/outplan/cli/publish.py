@@ -27,24 +27,42 @@ from outplan.contract.messages import CommandName, Outplan, Problem
 
 _COLOURS: Final = {"accepted": "green", "unchanged": "yellow", "sent": "green"}
 _LABEL_WIDTH: Final = 13
+_MAXIMA: Final = tuple(f"max_try_count_{index}" for index in range(5))
+_DIALS_NOBODY: Final = (
+    "warning: all five max_try_count are 0, so dialers dial nobody by this outplan; "
+    "set --max-try-count-0"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PublishOutcome:
-    """Hold a request with at most one of its result, its problem, and the obstacle to a reply."""
+    """Hold a request with at most one of its result, its problem, and the obstacle to a reply.
+
+    ``is_sent`` is False if the command was found invalid before.
+    """
 
     request: Request
     result: Result | None = None
     problem: Problem | None = None
     obstacle: str = ""
+    is_sent: bool = True
 
     @property
-    def status(self) -> Literal["accepted", "unchanged", "rejected", "unknown", "sent"]:
+    def status(self) -> Literal["accepted", "unchanged", "rejected", "unknown", "sent", "not_sent"]:
         if self.result is not None:
             return self.result.status
         if self.problem is not None:
-            return "rejected"
+            return "rejected" if self.is_sent else "not_sent"
         return "unknown" if self.obstacle else "sent"
+
+    @property
+    def dials_nobody(self) -> bool:
+        """True if all maxima of the outplan, after the command, are 0."""
+        if self.result is not None:
+            outplan = self.result.outplan
+            return not outplan.deleted and not any(getattr(outplan, name) for name in _MAXIMA)
+        is_create = self.request.name == "outplan_create" and self.problem is None
+        return is_create and not any(self.request.body.get(name) for name in _MAXIMA)
 
     def to_json(self) -> dict[str, Any]:
         """Return an object in the shape of a reply, also if there is no reply."""
@@ -58,6 +76,9 @@ class PublishOutcome:
             members["problem"] = self.problem.model_dump(exclude_none=True)
         elif self.obstacle:
             members["trouble"] = self.obstacle
+        has_reply = self.status in ("accepted", "unchanged", "rejected")
+        if not has_reply and self.request.outplan_id is not None:
+            members["outplan_id"] = self.request.outplan_id
         return members
 
 
@@ -79,10 +100,12 @@ def publish_command(name: CommandName, fields: dict[str, Any], options: PublishO
     except OSError as error:
         discard_stdout()
         fail(_explain_unprinted(outcome, error), ExitCode.UNKNOWN)
+    if outcome.dials_nobody:
+        print_error(_DIALS_NOBODY)
     if outcome.status == "unknown":
         fail(_explain_unknown(request, outcome.obstacle), ExitCode.UNKNOWN)
-    if outcome.status == "rejected":
-        raise typer.Exit(ExitCode.REJECTED)
+    if outcome.problem is not None:
+        raise typer.Exit(ExitCode.REJECTED if outcome.is_sent else ExitCode.NOT_SENT)
 
 
 def _build_request(name: CommandName, given: dict[str, Any], options: PublishOptions) -> Request:
@@ -135,6 +158,9 @@ async def _send(request: Request, options: PublishOptions) -> PublishOutcome:
     try:
         # Validate before connecting: an invalid body needs no broker.
         request.encode(validate=options.validate)
+    except CommandRejected as error:
+        return PublishOutcome(request, problem=error.problem, is_sent=False)
+    try:
         async with client:
             if options.wait:
                 return PublishOutcome(request, result=await client.ask(request))
@@ -150,7 +176,7 @@ def _print(outcome: PublishOutcome, as_json: bool) -> None:
     if as_json:
         typer.echo(orjson.dumps(outcome.to_json()))
     elif outcome.problem is not None:
-        print_error(*_describe_problem(outcome.problem, outcome.request))
+        print_error(*_describe_problem(outcome.problem, outcome))
     elif outcome.status != "unknown":
         print_line(_headline(outcome), _COLOURS[outcome.status])
         table = make_table()
@@ -160,13 +186,13 @@ def _print(outcome: PublishOutcome, as_json: bool) -> None:
         print_table(table)
 
 
-def _describe_problem(problem: Problem, request: Request) -> Iterator[str]:
-    yield f"rejected: {problem.title}"
+def _describe_problem(problem: Problem, outcome: PublishOutcome) -> Iterator[str]:
+    yield f"{'rejected' if outcome.is_sent else 'not sent'}: {problem.title}"
     if problem.errors is None:
         yield f"  {escape(problem.detail)}"
     for error in problem.errors or ():
         yield f"  {escape(error.pointer) or '(the whole body)'}: {escape(error.detail)}"
-    yield f"  command {request.name} {escape(request.message_id)}"
+    yield f"  command {outcome.request.name} {escape(outcome.request.message_id)}"
 
 
 def _headline(outcome: PublishOutcome) -> str:

@@ -171,7 +171,7 @@ def _exchange(broker: BrokerOptions) -> str:
 
 def _require_selection(selection: SelectOptions, ids: list[str]) -> None:
     filters = (
-        selection.code, selection.customer, selection.outplan, selection.number, ids,
+        selection.code, selection.customer_id, selection.outplan_id, selection.number, ids,
         selection.older_than, selection.newer_than,
     )  # fmt: skip
     if not any(filters) and not selection.all:
@@ -187,8 +187,8 @@ def _select(
     selection = Selection(
         codes=frozenset(filters.code),
         message_ids=frozenset(ids),
-        customer_id=str(filters.customer) if filters.customer else None,
-        outplan_id=str(filters.outplan) if filters.outplan else None,
+        customer_id=str(filters.customer_id) if filters.customer_id else None,
+        outplan_id=str(filters.outplan_id) if filters.outplan_id else None,
         older_than=filters.older_than,
         newer_than=filters.newer_than,
     )

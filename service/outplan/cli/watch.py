@@ -161,8 +161,8 @@ async def _show_stream(options: WatchOptions, view: View, stdout: AsyncStdout) -
         options.amqp_url,
         prefix=options.prefix,
         kinds=[cast(EventType, f"outplan_{kind}") for kind in options.kind],
-        customer_id=options.customer,
-        outplan_id=options.outplan,
+        customer_id=options.customer_id,
+        outplan_id=options.outplan_id,
         queue=options.queue,
         on_reconnect=_report_reconnect,
     )
