@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
 from secrets import token_hex
 
 import structlog
@@ -18,7 +19,7 @@ from outplan.rabbitmq.session import Session, SessionPlan, open_session
 from outplan.settings import Settings, find_unknown_variables
 from outplan.worker.health import Readiness, serve_health
 from outplan.worker.membership import Membership
-from outplan.worker.telemetry import Health, Metrics
+from outplan.worker.telemetry import Health, Metrics, configure_logging
 from outplan.worker.watchdog import watchdog
 from outplan.worker.worker import Dependencies, Worker
 
@@ -68,9 +69,8 @@ def compose(
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
+async def open_worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Worker]:
     """Open a worker with its store and its HTTP endpoints; close all of them with the block."""
-    metrics = Metrics()
     health = Health(metrics)
     store = MongoStore(settings.mongo_url, settings.mongo_database, settings.mongo_driver)
     try:
@@ -90,14 +90,17 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
 
 async def run(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT; exit at once on a second signal. Raises Fatal."""
+    metrics = Metrics()
+    configure_logging(settings.log_format, settings.log_level, metrics.log_lines_dropped.inc)
     log = structlog.get_logger()
+    log.info("worker_started", version=version("outplan-service"))
     # Batches make many short-lived objects. Collecting as often as by default, and over all that
     # was imported, took a sixth of the worker's time.
     gc.freeze()
     gc.set_threshold(20_000)
     for name in find_unknown_variables():
         log.warning("variable_ignored", name=name, detail="no setting has this name")
-    async with watchdog(settings.hang_seconds), open_worker(settings) as worker:
+    async with watchdog(settings.hang_seconds), open_worker(settings, metrics) as worker:
         _stop_on_signals(worker)
         await worker.run()
     log.info("worker_stopped")

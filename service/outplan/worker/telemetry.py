@@ -2,21 +2,25 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from outplan.worker.log_writer import LogWriter
 
 _LATENCIES: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 _LAGS: Final = (1, 2, 5, 10, 30, 60, 300, 900, 3_600, 14_400, 86_400)
 
 
-def configure_logging(format_: str, level: str) -> None:
+def configure_logging(format_: str, level: str, on_drop: Callable[[], None]) -> None:
     """Log to standard output: one JSON object a line, or coloured columns on a console.
 
     ``format_`` is ``json``, ``console`` or ``auto`` (console on a terminal), ``level`` a level's
-    name. The libraries' own records go the same way.
+    name. The libraries' own records go the same way. ``on_drop`` is called for each line that is
+    dropped because nobody reads the output.
     """
     console = format_ == "console" or (format_ == "auto" and sys.stdout.isatty())
     renderer: Any = (
@@ -29,7 +33,7 @@ def configure_logging(format_: str, level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     exceptions: list[Any] = [] if console else [structlog.processors.format_exc_info]
-    handler = logging.StreamHandler(sys.stdout)
+    handler = LogWriter(sys.stdout.fileno(), on_drop)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -97,6 +101,11 @@ class Metrics:
             "outplan_unordered_commands",
             "Commands outside of their outplan's partition, while there is more than one.",
             ("reason",),
+            registry=r,
+        )
+        self.log_lines_dropped = Counter(
+            "outplan_log_lines_dropped",
+            "Log lines dropped because nobody read the output.",
             registry=r,
         )
         self.ready = Gauge("outplan_ready", "1 while the worker is ready.", registry=r)
