@@ -66,6 +66,12 @@ class Balancer:
         for connection in self._connections:
             connection.hold(direction)
 
+    def forget_idle(self, seconds: float) -> None:
+        """Drop all further bytes of connections that were idle for so long, as a firewall does."""
+        for connection in self._connections:
+            if connection.idle_seconds >= seconds:
+                connection.hold("both")
+
     def leave_half_open(self, side: Side = "callers") -> None:
         """Abort one side of all connections, and leave the other one open and silent."""
         self._not_stalled.set()

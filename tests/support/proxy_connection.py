@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Literal
 
 Direction = Literal["up", "down", "both"]
@@ -99,12 +100,18 @@ class ProxyConnection:
     ) -> None:
         self._on_data = on_data
         self._on_closed = on_closed
+        self._last_data = monotonic()
         self.budget: int | None = None
         self.opening: asyncio.Task[None] | None = None
         self.was_disconnected = False
         self.is_half_open = False
         self.server: End | None = None
         self.caller = self.make_end()
+
+    @property
+    def idle_seconds(self) -> float:
+        """The seconds since the last byte in either direction."""
+        return monotonic() - self._last_data
 
     @property
     def held(self) -> int:
@@ -152,6 +159,7 @@ class ProxyConnection:
             self.server.abort()
 
     def _count(self, size: int) -> None:
+        self._last_data = monotonic()
         if self.budget is not None:
             self.budget -= size
             if self.budget < 0 and not self.was_disconnected:

@@ -63,6 +63,9 @@ _TIMEOUTS: Final = {
     "connectTimeoutMS": 5_000,
     "socketTimeoutMS": 20_000,
     "heartbeatFrequencyMS": 2_000,
+    # Firewalls silently drop connections that were idle for minutes. The first use of such a
+    # connection would wait for socketTimeoutMS.
+    "maxIdleTimeMS": 10_000,
 }
 
 
