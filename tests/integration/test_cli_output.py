@@ -41,7 +41,8 @@ def test_a_full_disk_is_reported_in_one_line(arguments: list[str]) -> None:
 def test_an_unreachable_broker_is_reported_with_what_to_check() -> None:
     missing = outplan("rejected", "list", stdout=">/dev/full")
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
-    assert "Check --amqp-url" in missing.stderr
+    assert "nothing listens at " in missing.stderr
+    assert "OUTPLAN_AMQP_URL" in missing.stderr
 
 
 def test_a_closed_pipe_is_not_reported() -> None:

@@ -61,7 +61,7 @@ def test_a_missing_extra_is_named_in_one_line(
     [
         (["--help"], 0),
         (["schema", "create"], 0),
-        (["publish", "create", "--name", "x"], 3),
+        (["publish", "create", "--name", "x"], 5),
         (["import", "-", "--rejected", "/dev/null"], 1),
         (["rejected", "list"], 1),
         (["watch", "--kind", "nonsense"], 2),
