@@ -117,7 +117,7 @@ async def test_commands_that_the_client_refuses_are_not_sent(service: AsyncServi
         await service.create(**outplan_fields(dial_timeout=30, dial_timout=30_000))
     with pytest.raises(TooLarge):
         await service.update(str(uuid4()), detail="\N{BELL}" * 65_535)
-    with pytest.raises(ValueError, match="255 bytes"):
+    with pytest.raises(InvalidCommand, match="255 bytes"):
         await service.delete(str(uuid4()), message_id="x" * 256)
 
     assert {e.pointer for e in invalid.value.errors} == {"/dial_timeout", "/dial_timout"}
@@ -264,5 +264,5 @@ async def test_publish_refuses_a_body_that_is_neither_mapping_nor_bytes(
 async def test_publish_refuses_a_message_id_that_amqp_does_not_carry(
     service: AsyncService, message_id: str
 ) -> None:
-    with pytest.raises(ValueError, match="255 bytes"):
+    with pytest.raises(InvalidCommand, match="255 bytes"):
         await service.publish("outplan_delete", {"id": str(uuid4())}, message_id=message_id)

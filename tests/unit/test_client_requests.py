@@ -3,8 +3,6 @@
 import json
 import sys
 import time
-from datetime import timedelta
-from decimal import Decimal
 from importlib.util import module_from_spec
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -62,28 +60,9 @@ def test_encode_reports_every_validation_error() -> None:
     assert invalid.value.problem.command_id == "c-1"
 
 
-@pytest.mark.parametrize(
-    "value", [timedelta(seconds=30), Decimal(30_000), b"30000", {30_000}, {"a": object()}]
-)
-def test_a_value_without_a_form_in_json_is_a_validation_error(value: Any) -> None:
-    with pytest.raises(InvalidCommand) as invalid:
-        Request.update(ID, dial_timeout=value, name="x").encode()
-    [error] = invalid.value.errors
-    assert error.pointer == "/dial_timeout"
-    assert "has no form in JSON" in error.detail
-
-
 def test_encode_raises_an_error_for_an_unknown_command() -> None:
     with pytest.raises(UnknownCommand, match="outplan_paint"):
         Request(cast(CommandName, "outplan_paint"), {}).encode()
-
-
-def test_a_message_id_is_text_or_a_uuid() -> None:
-    id_ = uuid4()
-    assert Request.delete(ID, message_id=id_).message_id == str(id_)
-    for wrong in (7, b"c-1"):
-        with pytest.raises(TypeError, match="message_id is text or a UUID"):
-            Request.delete(ID, message_id=cast(str, wrong))
 
 
 @pytest.mark.parametrize("text", ["\ud800", "x" * 65_536])
@@ -150,12 +129,6 @@ def test_the_routing_key_of_an_invalid_command_is_its_name(name: str, body: dict
 )
 def test_a_raw_command_has_its_slot_if_the_body_is_a_mapping(body: Any, key: str) -> None:
     assert RawCommand.of("outplan_update", body, None, None).routing_key == key
-
-
-@pytest.mark.parametrize("message_id", ["", "x" * 256, "\N{BLACK STAR}" * 86])
-def test_a_message_id_has_1_to_255_bytes(message_id: str) -> None:
-    with pytest.raises(ValueError, match="255 bytes"):
-        Request.delete(ID, message_id=message_id)
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,7 @@ def _build_request(name: CommandName, given: dict[str, Any], options: PublishOpt
             "the outplan's ID is missing: give it after the command, or as id in --json-file",
             ExitCode.WRONG_USAGE,
         )
-    try:
-        return Request(name, body, options.message_id or new_id())
-    except ValueError as error:
-        fail(error, ExitCode.WRONG_USAGE)
+    return Request(name, body, options.message_id or new_id())
 
 
 def _load_fields(file: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from outplan.client.pending import PendingCall, PendingReplies
 from outplan.client.requests import CreateFields, Preconditions, Request, UpdateFields
 from outplan.client.session import CommandPublisher, ReconnectingSession, Route, SessionClosed
 from outplan.client.tracing import trace_headers
+from outplan.contract.fields import UUID_TARGET
 from outplan.errors import BrokerUnavailable
 from outplan.retry import SPREAD_BACKOFF, retrying
 
@@ -220,7 +221,8 @@ class OutplanClient:
 
     def _encode(self, request: Request) -> "_EncodedCommand":
         headers = trace_headers()
-        if (outplan_id := request.outplan_id) is not None:
+        # The broker would end the connection for a header that AMQP cannot carry.
+        if (outplan_id := request.outplan_id) is not None and UUID_TARGET.match(outplan_id):
             headers["outplan_id"] = outplan_id
         body = request.encode(validate=self._validate)
         return _EncodedCommand(request, body, headers, self._route.reply_queue)

@@ -190,7 +190,7 @@ def events(
     customer_id: str | UUID | None = None,
     outplan_id: str | UUID | None = None,
     queue: str | None = None,
-    seen: Mapping[str, int] | None = None,
+    seen: Mapping[str, int] | Mapping[UUID, int] | None = None,
     on_reconnect: Callable[[Reconnected], None] | None = None,
 ) -> Events:
     """Subscribe to events; iterating yields Event, Gap and Unreadable.
@@ -201,8 +201,8 @@ def events(
     when it takes the next one. ``seen`` maps outplan ids to the last version that the caller knows.
 
     Iterating waits for a broker or a service that is not there yet, and raises Refused if
-    RabbitMQ refuses the first connection. Raises ValueError for a filter that no event fits, and
-    for an empty queue name.
+    RabbitMQ refuses the first connection. Raises ValueError for a filter that no event fits,
+    for a key of ``seen`` that is no UUID, and for an empty queue name.
     """
     if queue == "":
         raise ValueError("a durable queue has a name; without one, leave queue out")

@@ -1,34 +1,40 @@
 """Build commands and encode them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final, Required, Self, TypedDict, Unpack
 from uuid import UUID
 
 from outplan.client.errors import InvalidCommand, TooLarge, UnknownCommand
 from outplan.client.ids import new_id
+from outplan.client.values import JsonWriter, is_unicode, read_field, read_text
 from outplan.contract import schemas
 from outplan.contract.fields import (
     MAX_BODY_BYTES,
     MAX_MESSAGE_ID_BYTES,
+    MAX_PROBLEM_ERRORS,
     UUID_TARGET,
     derive_outplan_id,
 )
 from outplan.contract.messages import COMMANDS, Address, CommandName, Problem, ProblemError
 from outplan.contract.slots import routing_key
 
-_NO_UNICODE: Final = ProblemError(pointer="", detail="holds text that is not valid Unicode")
+_MAX_QUOTE: Final = 100
 
 
 class OutplanSettings(TypedDict, total=False):
-    """The fields that an update may change: times in milliseconds, ``source`` as a whole."""
+    """The fields that an update may change: times in milliseconds, ``source`` as a whole.
+
+    Numbers and text may be of other types than these, for example numpy's or an Enum of strings.
+    """
 
     name: str
     detail: str
-    source: Address | Mapping[str, str]
-    dial_timeout: int
-    try_interval: int
+    source: Address | Mapping[str, str | UUID]
+    dial_timeout: int | timedelta
+    try_interval: int | timedelta
     max_try_count_0: int
     max_try_count_1: int
     max_try_count_2: int
@@ -58,8 +64,9 @@ class UpdateFields(OutplanSettings, Preconditions, total=False):
 class Request:
     """A command to send. Resent under the same ``message_id``, it is not applied twice.
 
-    Raises ValueError for a message_id that is not 1 to 255 bytes of UTF-8, TypeError for one that
-    is neither text nor a UUID.
+    Raises InvalidCommand, with the pointer ``/message_id``, for a message_id that is neither a UUID
+    nor text of 1 to 255 bytes in UTF-8, and UnknownCommand for a name that is not text. ``encode``
+    raises what is wrong with the body.
     """
 
     name: CommandName
@@ -67,7 +74,9 @@ class Request:
     message_id: str = field(default_factory=new_id)
 
     def __post_init__(self) -> None:
-        require_message_id(self.message_id)
+        # A frozen dataclass can set its fields in no other way.
+        object.__setattr__(self, "message_id", require_message_id(self.message_id))
+        object.__setattr__(self, "name", self._require_text_name())
 
     @classmethod
     def create(
@@ -109,10 +118,10 @@ class Request:
     @property
     def outplan_id(self) -> str | None:
         """The id of the command's outplan; None if the body has no readable one."""
-        id_ = self.body.get("id")
+        id_ = read_field(self.body, "id")
         if id_ is None and self.name == "outplan_create":
             return derive_outplan_id(self.message_id)
-        return str(id_).lower() if isinstance(id_, str | UUID) else None
+        return id_.lower() if id_ else None
 
     @property
     def routing_key(self) -> str:
@@ -128,67 +137,67 @@ class Request:
     def encode(self, *, validate: bool = True) -> bytes:
         """Encode the body as JSON; raise the CommandRejected for what the worker would reject.
 
-        Without ``validate``, leave validation to the worker, and raise TypeError for values that
-        JSON cannot represent.
+        Without ``validate``, leave validation to the worker. A value that has no form in JSON is an
+        InvalidCommand in both cases. No other exception is raised, whatever the body holds.
         """
-        plain = {name: _plain(value) for name, value in self.body.items()}
-        body = self._json(plain, strict=validate)
-        if validate and (errors := self._violations(plain)):
-            raise self._invalid(errors)
-        try:
-            content = body.encode(errors="strict" if validate else "surrogatepass")
-        except UnicodeEncodeError:
-            raise self._invalid((_NO_UNICODE,)) from None
+        self._require_name(known=validate)
+        writer = JsonWriter(strict=validate)
+        plain = writer.convert_body(self.body)
+        errors = writer.errors
+        if validate:
+            errors = [*errors, *_violations_apart_from(errors, self.name, plain)]
+        if errors:
+            raise _invalid(self.message_id, errors)
+        body = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+        content = body.encode(errors="surrogatepass")
         if validate and len(content) > MAX_BODY_BYTES:
             detail = f"the body has {len(content)} bytes; the limit is {MAX_BODY_BYTES}"
             raise TooLarge(Problem.of("too_large", detail, self.message_id))
         return content
 
-    def _violations(self, plain: Mapping[str, object]) -> tuple[ProblemError, ...]:
-        if self.name not in COMMANDS:
-            detail = f"there is no command {self.name!r}"
-            raise UnknownCommand(Problem.of("unknown_command", detail, self.message_id))
-        return schemas.find_violations(self.name, plain)
+    def _require_text_name(self) -> str:
+        name = read_text(self.name)
+        if name is None:
+            raise self._unknown_command("a command's name is text")
+        return name
 
-    def _json(self, plain: Mapping[str, object], *, strict: bool) -> str:
-        try:
-            return json.dumps(
-                plain, ensure_ascii=False, separators=(",", ":"), allow_nan=not strict
-            )
-        except (TypeError, ValueError):
-            if not strict:
-                raise
-            raise self._invalid(tuple(_unencodable(plain))) from None
+    def _require_name(self, *, known: bool) -> None:
+        """Raise UnknownCommand for a name that AMQP cannot carry or, if ``known``, is unknown."""
+        if not _fits_amqp(self.name) or (known and self.name not in COMMANDS):
+            raise self._unknown_command(f"there is no command {self.name[:_MAX_QUOTE]!r}")
 
-    def _invalid(self, errors: tuple[ProblemError, ...]) -> InvalidCommand:
-        detail = "found before it was sent; errors lists the broken rules with JSON Pointers"
-        return InvalidCommand(Problem.of("invalid_command", detail, self.message_id, errors=errors))
+    def _unknown_command(self, detail: str) -> UnknownCommand:
+        return UnknownCommand(Problem.of("unknown_command", detail, self.message_id))
 
 
 def require_message_id(message_id: str | UUID | None) -> str:
-    """Return the message_id as text, or a new one. Raises ValueError and TypeError."""
-    id_ = new_id() if message_id is None else message_id
-    if isinstance(id_, UUID):
-        id_ = str(id_)
-    if not isinstance(id_, str):
-        raise TypeError(f"a message_id is text or a UUID, not {id_!r}")
-    if not 0 < len(id_.encode()) <= MAX_MESSAGE_ID_BYTES:
-        raise ValueError(f"a message_id has 1 to {MAX_MESSAGE_ID_BYTES} bytes of UTF-8")
-    return id_
+    """Return the message_id as plain text, or a new one. Raises InvalidCommand."""
+    if message_id is None:
+        return new_id()
+    id_ = read_text(message_id)
+    if id_ is not None and _fits_amqp(id_):
+        return id_
+    wrong = f"{type(message_id).__name__} is not text or a UUID" if id_ is None else "is not that"
+    detail = f"{wrong}: a message_id has 1 to {MAX_MESSAGE_ID_BYTES} bytes of UTF-8"
+    raise _invalid(None, [ProblemError(pointer="/message_id", detail=detail)])
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Address):
-        return value.model_dump()
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value) if isinstance(value, UUID) else value
+def _fits_amqp(text: str) -> bool:
+    """Return whether the text fits a short string of AMQP, and is not empty."""
+    return is_unicode(text) and 0 < len(text.encode()) <= MAX_MESSAGE_ID_BYTES
 
 
-def _unencodable(body: Mapping[str, object]) -> Iterator[ProblemError]:
-    """Yield an error for each field that JSON cannot represent, which the schema cannot name."""
-    for name, value in body.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            yield ProblemError(pointer=f"/{name}", detail=f"has no form in JSON: {error}")
+def _violations_apart_from(
+    errors: Sequence[ProblemError], name: str, plain: Mapping[str, object]
+) -> Iterator[ProblemError]:
+    """Yield the schema's errors, except for those about values that have an error already."""
+    for violation in schemas.find_violations(name, plain):
+        place = violation.pointer
+        if not any(f"{place}/".startswith(f"{error.pointer}/") for error in errors):
+            yield violation
+
+
+def _invalid(message_id: str | None, errors: Sequence[ProblemError]) -> InvalidCommand:
+    detail = "found before it was sent; errors lists the broken rules with JSON Pointers"
+    some = tuple(errors[:MAX_PROBLEM_ERRORS])
+    return InvalidCommand(Problem.of("invalid_command", detail, message_id, errors=some))

@@ -3,8 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, get_args
+from uuid import UUID
 
 from outplan.client.models import Event
+from outplan.client.values import read_text
 from outplan.contract.fields import UUID_TARGET
 from outplan.contract.messages import EventType
 
@@ -50,7 +52,8 @@ class Filter:
         """Take ids as text or UUID, in either case. Raises ValueError for what no event fits."""
         if unknown := set(kinds).difference(_KINDS):
             raise ValueError(f"kinds are among {', '.join(_KINDS)}; not {sorted(unknown)}")
-        return cls(frozenset(kinds), _id("customer_id", customer_id), _id("outplan_id", outplan_id))
+        ids = _optional_id("customer_id", customer_id), _optional_id("outplan_id", outplan_id)
+        return cls(frozenset(kinds), *ids)
 
     @property
     def binding_keys(self) -> tuple[str, ...]:
@@ -76,9 +79,9 @@ class Versions:
     The first event of an unknown outplan opens no gap, whatever its version.
     """
 
-    def __init__(self, wanted: Filter, seen: Mapping[str, int]) -> None:
+    def __init__(self, wanted: Filter, seen: Mapping[str, int] | Mapping[UUID, int]) -> None:
         self._wanted = wanted
-        self._last = {id_.lower(): version for id_, version in seen.items()}
+        self._last = {_id("a key of seen", id_): version for id_, version in seen.items()}
 
     def judge(self, event: Event) -> Iterator[Event | Gap]:
         """Yield the event unless it is a repeat, after a Gap if versions are missing."""
@@ -95,9 +98,12 @@ class Versions:
         yield event
 
 
-def _id(name: str, given: object | None) -> str | None:
-    if given is None:
-        return None
-    if not UUID_TARGET.match(str(given)):
+def _optional_id(name: str, given: object | None) -> str | None:
+    return None if given is None else _id(name, given)
+
+
+def _id(name: str, given: object) -> str:
+    id_ = read_text(given)
+    if id_ is None or not UUID_TARGET.match(id_):
         raise ValueError(f"{name} is a UUID, not {given!r}")
-    return str(given).lower()
+    return id_.lower()

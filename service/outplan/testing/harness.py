@@ -112,7 +112,8 @@ class AsyncService:
 
         A mapping goes with its slot in the routing key, as the client sends it, bytes with the
         bare name. Returns the message_id, a new one if none is given. Raises OutcomeUnknown if the
-        broker does not confirm it, ValueError or TypeError if AMQP cannot carry it.
+        broker does not confirm it, InvalidCommand for a message_id that AMQP cannot carry, and
+        ValueError or TypeError for anything else that it cannot.
         """
         command = RawCommand.of(name, body, message_id, headers)
         raise_if_exited(self.backend.worker.exited)

@@ -31,7 +31,10 @@ class RawCommand:
         message_id: str | UUID | None,
         headers: Mapping[str, Any] | None,
     ) -> Self:
-        """Make a command. TypeError for a wrong body, ValueError for what AMQP does not carry.
+        """Make a command.
+
+        Raises TypeError for a wrong body, InvalidCommand for a wrong message_id, and ValueError for
+        anything else that AMQP does not carry.
 
         A mapping gets the client's routing key, with the outplan's slot; bytes get the bare name.
         """
