@@ -10,9 +10,10 @@ from collections.abc import (
     Iterable,
 )
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from outplan.client.errors import CommandRejected, OutcomeUnknown
+from outplan.client.loop_guard import LoopGuard
 from outplan.client.requests import Request
 
 
@@ -23,6 +24,7 @@ class HasStatus(Protocol):
     def status(self) -> Literal["accepted", "unchanged"]: ...
 
 
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT", bound=HasStatus)
 Status = Literal["accepted", "unchanged", "rejected", "unknown"]
 
@@ -59,7 +61,7 @@ class Progress:
         setattr(self, status, getattr(self, status) + 1)
 
 
-async def ask_many(
+def ask_many(
     requests: Iterable[Request] | AsyncIterable[Request],
     ask: Callable[[Request], Awaitable[ResultT]],
     in_flight: int,
@@ -68,8 +70,18 @@ async def ask_many(
     """Call ``ask`` with each request, ``in_flight`` at a time.
 
     An exception of ``ask`` other than CommandRejected and OutcomeUnknown ends the iteration.
-    Raises ValueError for ``in_flight`` below 1.
+    Iterating raises ValueError for ``in_flight`` below 1, and RuntimeError in another event loop
+    than the first one and after a fork.
     """
+    return _InOneLoop(_ask_many(requests, ask, in_flight, progress))
+
+
+async def _ask_many(
+    requests: Iterable[Request] | AsyncIterable[Request],
+    ask: Callable[[Request], Awaitable[ResultT]],
+    in_flight: int,
+    progress: Callable[[Progress], None] | None,
+) -> AsyncGenerator[CommandResult[ResultT]]:
     if in_flight < 1:
         raise ValueError("in_flight is at least 1")
     counts = Progress()
@@ -85,6 +97,36 @@ async def ask_many(
     finally:
         feeding.cancel()
         await window.close()
+
+
+class _InOneLoop(AsyncGenerator[ItemT]):
+    """Guard a generator whose tasks belong to the event loop that iterates it first.
+
+    asyncio closes a loop's generators when the loop ends; iterated in another one, they would look
+    finished.
+    """
+
+    def __init__(self, items: AsyncGenerator[ItemT]) -> None:
+        self._items = items
+        self._guard: LoopGuard | None = None
+
+    async def asend(self, value: None) -> ItemT:
+        self._check_loop()
+        return await self._items.asend(value)
+
+    async def athrow(self, *error: Any) -> ItemT:
+        self._check_loop()
+        return await self._items.athrow(*error)
+
+    async def aclose(self) -> None:
+        if self._guard is not None and not self._guard.is_forked:
+            self._guard.check()
+            await self._items.aclose()
+
+    def _check_loop(self) -> None:
+        if self._guard is None:
+            self._guard = LoopGuard("iteration over send_many")
+        self._guard.check()
 
 
 class _Window(Generic[ResultT]):

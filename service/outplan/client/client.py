@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 
 from outplan.client.bulk import CommandResult, Progress, ask_many
 from outplan.client.errors import OutcomeUnknown, Refused, rejection
+from outplan.client.loop_guard import LoopGuard
 from outplan.client.models import Outplan, Reply
 from outplan.client.pending import PendingCall, PendingReplies
 from outplan.client.requests import CreateFields, Preconditions, Request, UpdateFields
@@ -58,9 +59,10 @@ class OutplanClient:
     resends a command after ``resend_after`` seconds without a reply. ``validate=False`` leaves
     validation to the worker.
 
-    Calls may run at the same time; closing the client ends them with OutcomeUnknown. Entering the
-    block raises Refused, Unreachable or NoExchange. Calling outside of the block, or entering it
-    twice, raises RuntimeError.
+    Calls may run at the same time, all in the event loop that opened the client: another one, and a
+    process forked from this one, get RuntimeError. Closing the client ends its calls with
+    OutcomeUnknown. Entering the block raises Refused, Unreachable or NoExchange. Calling outside of
+    the block, or entering it twice, raises RuntimeError.
     """
 
     def __init__(
@@ -78,13 +80,15 @@ class OutplanClient:
         self._validate = validate
         self._resend_after = resend_after
         self._pending_replies = PendingReplies(self._name)
-        self._running: tuple[ReconnectingSession, asyncio.Task[None]] | None = None
+        self._running: _Running | None = None
 
     async def __aenter__(self) -> Self:
         if self._running is not None:
+            self._running.guard.check()
             raise RuntimeError("the client is open already")
         sessions = self._new_session()
-        self._running = sessions, asyncio.create_task(sessions.run())
+        task = asyncio.create_task(sessions.run())
+        self._running = _Running(sessions, task, LoopGuard("client"))
         try:
             await sessions.wait_until_open(self._timeout)
         except BaseException:
@@ -214,7 +218,8 @@ class OutplanClient:
     def _require_open(self) -> ReconnectingSession:
         if self._running is None:
             raise RuntimeError("the client is not open: call it inside of `async with`")
-        return self._running[0]
+        self._running.guard.check()
+        return self._running.sessions
 
     def _new_session(self) -> ReconnectingSession:
         return ReconnectingSession(self._route, self._pending_replies.on_reply)
@@ -228,12 +233,25 @@ class OutplanClient:
         return _EncodedCommand(request, body, headers, self._route.reply_queue)
 
     async def _close(self) -> None:
-        if self._running is None:
+        running = self._running
+        if running is None:
             return
-        (_, task), self._running = self._running, None
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        if not running.guard.is_forked:
+            running.guard.check()
+            self._running = None
+            running.task.cancel()
+            with suppress(asyncio.CancelledError):
+                await running.task
+        self._running = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What an open client has: ``task`` keeps the sessions."""
+
+    sessions: ReconnectingSession
+    task: asyncio.Task[None]
+    guard: LoopGuard
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from outplan.client.connection import open_connection, translate_errors
 from outplan.client.errors import ClientError, Refused
+from outplan.client.loop_guard import LoopGuard
 from outplan.client.models import Event
 from outplan.client.versions import Filter, Gap, Unreadable, Versions
 from outplan.contract.amqp import Delivery, escape_surrogates
@@ -60,7 +61,8 @@ class Events:
     """A stream of events, from ``events``: iterate it, best in an ``async with`` block.
 
     Entering the block returns once the queue is bound. Only one loop may run at a time; it ends
-    when the stream is closed. A closed stream cannot be entered again (RuntimeError).
+    when the stream is closed. A closed stream cannot be entered again (RuntimeError), and only the
+    event loop that opened the stream can use it (RuntimeError, also after a fork).
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Events:
         self._is_closed = False
         self._ready: deque[Item] = deque()
         self._unacked: Delivery | None = None
+        self._guard: LoopGuard | None = None
 
     async def __aenter__(self) -> Self:
         if self._is_closed:
@@ -101,8 +104,12 @@ class Events:
 
     async def aclose(self) -> None:
         """Close the connection, which ends the loop. The last item stays unacked."""
+        if self._guard is not None and not self._guard.is_forked:
+            self._guard.check()
         self._is_closed = True
         self._ready.clear()
+        if self._guard is None or self._guard.is_forked:
+            return
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
@@ -112,6 +119,7 @@ class Events:
         return self
 
     async def __anext__(self) -> Item:
+        self._check_loop()
         while not self._ready:
             await self.settle()
             await self._read_next()
@@ -119,10 +127,17 @@ class Events:
 
     async def settle(self) -> None:
         """Ack the loop's last item, as taking the next one does. Call it when leaving the loop."""
+        self._check_loop()
         message, self._unacked = self._unacked, None
         if message is not None and self._consumer is not None:
             # Shielded: a loop that gives up waiting for the next item is done with this one.
             await asyncio.shield(asyncio.create_task(self._ack(self._consumer, message)))
+
+    def _check_loop(self) -> None:
+        """Raise RuntimeError in any other event loop than the first one."""
+        if self._guard is None:
+            self._guard = LoopGuard("stream of events")
+        self._guard.check()
 
     async def _ack(self, consumer: "_Consumer", message: Delivery) -> None:
         if await consumer.ack(message):
@@ -140,6 +155,7 @@ class Events:
 
     async def _open(self) -> "_Consumer":
         """Return the open consumer, or reconnect: forever once there has been one."""
+        self._check_loop()
         if self._is_closed:
             raise StopAsyncIteration
         if self._consumer is not None:
