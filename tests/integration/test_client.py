@@ -387,7 +387,7 @@ async def test_a_call_waits_for_an_alarm_to_end_and_names_it_on_timeout(
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
         try:
             asking = asyncio.create_task(patient.create(**create_fields(), message_id="alarmed"))
-            with pytest.raises(OutcomeUnknown, match="has not confirmed the command"):
+            with pytest.raises(OutcomeUnknown, match="memory or disk alarm"):
                 await hurried.create(**create_fields())
         finally:
             servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")

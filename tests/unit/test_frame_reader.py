@@ -15,7 +15,7 @@ from pamqp import body, commands, frame, header, heartbeat
 from outplan.contract.amqp import Delivery
 from outplan.rabbitmq.frames import FRAME_HEAD, HEARTBEAT
 from outplan.rabbitmq.reader import FrameHandler, FrameReader
-from outplan.rabbitmq.refusals import Greeting
+from outplan.rabbitmq.refusals import Arrivals
 
 PULSE: Final = frame.marshal(heartbeat.Heartbeat(), 0)
 
@@ -311,13 +311,13 @@ async def test_a_delivery_keeps_the_bytes_of_undecodable_properties() -> None:
 async def test_a_server_that_does_not_greet_with_a_frame_speaks_another_protocol(
     words: bytes, cut: int
 ) -> None:
-    source, greeting = asyncio.StreamReader(), Greeting()
+    source, arrivals = asyncio.StreamReader(), Arrivals()
     handler = RecordingHandler()
-    reader = FrameReader(source, {1: handler}, handler.on_close, greeting)
+    reader = FrameReader(source, {1: handler}, handler.on_close, arrivals)
     reading = asyncio.create_task(reader.readexactly(7))
     source.feed_data(words[:cut])
     await asyncio.sleep(0)
     source.feed_data(words[cut:])
     with pytest.raises(IncompatibleProtocolError):
         await reading
-    assert greeting.is_foreign
+    assert arrivals.is_foreign

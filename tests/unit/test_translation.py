@@ -294,7 +294,7 @@ async def connect(monkeypatch: pytest.MonkeyPatch, code: int, error: BaseExcepti
     def make_driver(_: object, *, transport_factory: object, **__: object) -> FakeDriver:
         return FakeDriver(code, error, transport_factory)
 
-    monkeypatch.setattr("aiormq.connection.Connection", make_driver)
+    monkeypatch.setattr("outplan.rabbitmq.connection._Driver", make_driver)
     async with connection.open_connection("amqp://localhost/nope", "consume"):
         pass
 

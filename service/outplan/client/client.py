@@ -29,9 +29,7 @@ T = TypeVar("T")
 _PERSISTENT: Final = 2
 # Resend a command after this many seconds without a reply.
 RESEND_SECONDS: Final = 10.0
-_NO_CONFIRM: Final = (
-    "the broker has not confirmed the command; check RabbitMQ for a memory or disk alarm"
-)
+_NO_CONFIRM: Final = "the broker has not confirmed the command"
 _NO_REPLY: Final = (
     "the broker has confirmed the command, and no worker has replied; check that a worker runs"
 )
@@ -196,8 +194,7 @@ class OutplanClient:
                     BrokerUnavailable, Refused, on_error=command.on_error, wait=SPREAD_BACKOFF
                 )(attempt)
         except TimeoutError:
-            trouble = command.trouble if sessions.is_connected else sessions.trouble
-            raise OutcomeUnknown(id_, trouble) from None
+            raise OutcomeUnknown(id_, await sessions.explain(command.trouble)) from None
         except SessionClosed as error:
             raise OutcomeUnknown(id_, str(error)) from None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Final
 
 from aiormq.exceptions import ChannelPreconditionFailed
 
@@ -9,6 +10,10 @@ from outplan.client.errors import ClientError, Refused
 from outplan.errors import BrokerRefused, BrokerUnavailable
 from outplan.rabbitmq import connection as rabbitmq_connection
 from outplan.urls import check_amqp_url
+
+# A call has 30 seconds by default. At three heartbeats the broker gives up a connection that was
+# cut silently, and takes the next one.
+HEARTBEAT_SECONDS: Final = 4
 
 
 @asynccontextmanager
@@ -20,7 +25,7 @@ async def open_connection(url: str, name: str) -> AsyncIterator[rabbitmq_connect
         raise Refused(f"the AMQP URL {error}") from None
     async with AsyncExitStack() as stack:
         with translate_errors():
-            opening = rabbitmq_connection.open_connection(url, name)
+            opening = rabbitmq_connection.open_connection(url, name, heartbeat=HEARTBEAT_SECONDS)
             connection = await stack.enter_async_context(opening)
         yield connection
 

@@ -52,7 +52,8 @@ class CommandPublisher(Protocol):
     """A session as the client needs it; ``outplan.testing`` has one without a broker.
 
     ``lost`` resolves at its end, to the reason. ``publish`` returns a task that ends with the
-    broker's confirm, or raises BrokerUnavailable or Refused.
+    broker's confirm, or raises BrokerUnavailable or Refused. ``explain_delay`` says why nothing
+    comes, as far as it is known; else it is empty.
     """
 
     @property
@@ -61,6 +62,8 @@ class CommandPublisher(Protocol):
     def publish(
         self, routing_key: str, body: bytes, properties: Basic.Properties
     ) -> "asyncio.Task[None]": ...
+
+    async def explain_delay(self) -> str: ...
 
 
 class SessionClosed(ClientError):
@@ -90,6 +93,17 @@ class CommandSession:
         self._publishing[id_] = task
         task.add_done_callback(lambda done: self._forget(id_, done))
         return task
+
+    async def explain_delay(self) -> str:
+        """Say whether the broker is silent, or blocks publishers in an alarm."""
+        if silent := self._connection.overdue_seconds:
+            return (
+                f"nothing has come from the broker for {silent:.0f} s, not even a heartbeat: the "
+                "connection is cut, or the broker stands still"
+            )
+        if await self._connection.is_blocked():
+            return "the broker blocks publishers: a memory or disk alarm"
+        return ""
 
     async def _publish(
         self,
@@ -186,17 +200,19 @@ class ReconnectingSession:
         self._backoff = SessionBackoff()
         self.trouble = "not connected yet; check that RabbitMQ runs there, and the AMQP URL"
 
-    @property
-    def is_connected(self) -> bool:
-        """True while there is a session."""
-        return self._session.done()
-
     async def session(self) -> CommandPublisher:
         """Wait for a session.
 
         Raises Refused or NoExchange if that ended the first one, and SessionClosed after ``run``.
         """
         return await asyncio.shield(self._session)
+
+    async def explain(self, trouble: str) -> str:
+        """Say why a call that is in this ``trouble`` has no outcome yet."""
+        if not self._session.done() or self._session.exception():
+            return self.trouble
+        delay = await self._session.result().explain_delay()
+        return f"{trouble}; {delay}" if delay else trouble
 
     def note_progress(self) -> None:
         """Note that the session has taken a command, so that the next one may follow at once."""

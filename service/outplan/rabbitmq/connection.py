@@ -6,6 +6,7 @@ A connection is never repaired: whoever needs another one opens another one.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from time import monotonic
 from typing import Any, Final, NoReturn, TypeVar
 
 import aiormq.connection
@@ -20,13 +21,13 @@ from yarl import URL
 
 from outplan.errors import BrokerRefused, BrokerUnavailable, OutplanError
 from outplan.rabbitmq.reader import FrameHandler, FrameReaderFactory, OnClose
-from outplan.rabbitmq.refusals import Greeting, explain_failed_opening, translate
+from outplan.rabbitmq.refusals import Arrivals, explain_failed_opening, translate
 
 T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10
 _CLOSE_SECONDS: Final = 3
-_HEARTBEAT_SECONDS: Final = 10
+HEARTBEAT_SECONDS: Final = 10
 _BLOCKED_SECONDS: Final = 0.05
 # aiormq also raises EOFError, StopAsyncIteration and a bare Exception when a connection ends.
 _DRIVER_ERRORS: Final = (
@@ -106,11 +107,13 @@ class Connection:
         guard: ConnectionGuard,
         name: str,
         handlers: dict[int, FrameHandler],
+        arrivals: Arrivals,
     ) -> None:
         self.driver = driver
         self.guard = guard
         self._name = name
         self._handlers = handlers
+        self._arrivals = arrivals
         guard.watch(driver, name)
 
     @property
@@ -123,6 +126,13 @@ class Connection:
     def frame_max(self) -> int:
         """The largest frame in bytes, as negotiated; 0 for no limit."""
         return self.driver.connection_tune.frame_max
+
+    @property
+    def overdue_seconds(self) -> float:
+        """The seconds since the last byte from the broker, if a heartbeat is overdue; else 0."""
+        silent = monotonic() - self._arrivals.last_at
+        heartbeat = self.driver.heartbeat_timeout
+        return silent if 0 < heartbeat < silent else 0
 
     async def open_channel(self, handler: FrameHandler | None = None) -> Channel:
         """Open a channel with confirms whose end, or cancelled consumer, fails the guard.
@@ -181,15 +191,23 @@ class Connection:
         return channel
 
 
+class _Driver(aiormq.connection.Connection):
+    # The broker gives up a connection that is silent for two to three heartbeats. So does this
+    # side, or a lost connection would be noticed twice as late here.
+    HEARTBEAT_GRACE_MULTIPLIER = 2
+
+
 @asynccontextmanager
 async def open_connection(
     url: str,
     name: str,
     guard: ConnectionGuard | None = None,
     on_close: OnClose | None = None,
+    heartbeat: int = HEARTBEAT_SECONDS,
 ) -> AsyncIterator[Connection]:
     """Connect as ``outplan <name>``; close when the block ends.
 
+    ``heartbeat`` in seconds holds unless the URL has one.
     Several connections may share a ``guard``. ``on_close`` is called with the code and the text
     with which the broker closes the connection. Raises BrokerUnavailable (try again) or
     BrokerRefused.
@@ -197,19 +215,19 @@ async def open_connection(
     guard = guard or ConnectionGuard()
     target = URL(url)
     if "heartbeat" not in target.query:
-        target = target.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    greeting = Greeting()
+        target = target.update_query(heartbeat=heartbeat)
+    arrivals = Arrivals()
 
     def note_close(code: int, reason: str) -> None:
-        greeting.close = code, reason
+        arrivals.close = code, reason
         guard.fail(f"the broker closed the {name} connection: {code} {reason}")
         if on_close is not None:
             on_close(code, reason)
 
     handlers: dict[int, FrameHandler] = {}
-    driver = aiormq.connection.Connection(
+    driver = _Driver(
         target,
-        transport_factory=FrameReaderFactory(handlers, note_close, greeting),
+        transport_factory=FrameReaderFactory(handlers, note_close, arrivals),
         client_properties={"connection_name": f"outplan {name}"},
         **_socket_options(target),
     )
@@ -219,10 +237,10 @@ async def open_connection(
                 await driver.connect()
                 await driver.ready()
     except (BrokerRefused, BrokerUnavailable) as error:
-        why = explain_failed_opening(error, greeting, target, driver.vhost)
+        why = explain_failed_opening(error, arrivals, target, driver.vhost)
         raise why from error.__cause__
     try:
-        yield Connection(driver, guard, name, handlers)
+        yield Connection(driver, guard, name, handlers, arrivals)
     finally:
         # The connection may be closing because it is broken.
         with suppress(OutplanError), translate_errors():

@@ -6,6 +6,7 @@ the driver cannot decode would end the connection, again at each redelivery.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any, Final
 
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
@@ -31,7 +32,7 @@ from outplan.rabbitmq.frames import (
     read_content_header,
     read_deliver,
 )
-from outplan.rabbitmq.refusals import Greeting
+from outplan.rabbitmq.refusals import Arrivals
 
 _CHUNK: Final = 1 << 18
 _HEAD: Final = 7
@@ -62,19 +63,19 @@ class FrameReaderFactory(TransportFactory):
     """
 
     def __init__(
-        self, handlers: Mapping[int, FrameHandler], on_close: OnClose, greeting: Greeting
+        self, handlers: Mapping[int, FrameHandler], on_close: OnClose, arrivals: Arrivals
     ) -> None:
         self._handlers = handlers
         self._on_close = on_close
-        self._greeting = greeting
+        self._arrivals = arrivals
 
     async def create(
         self, url: URL, **kwargs: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **kwargs)
-        self._greeting.has_socket = True
-        reading = FrameReader(reader, self._handlers, self._on_close, self._greeting)
+        self._arrivals.has_socket = True
+        reading = FrameReader(reader, self._handlers, self._on_close, self._arrivals)
         return reading, writer  # type: ignore[return-value]
 
 
@@ -87,7 +88,7 @@ class FrameReader:
 
     Hands a channel's deliveries, confirms and returns to its handler. Leaves the rest for the
     driver, including all that channels without a handler receive. ``on_close`` is called with the
-    broker's reason for closing the connection, which the driver may lose. ``greeting`` takes the
+    broker's reason for closing the connection, which the driver may lose. ``arrivals`` takes the
     server's first bytes, which RabbitMQ sends at once; without one, the connection is open already.
     """
 
@@ -96,9 +97,9 @@ class FrameReader:
         reader: asyncio.StreamReader,
         handlers: Mapping[int, FrameHandler],
         on_close: OnClose,
-        greeting: Greeting | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
-        self._greeting = greeting or Greeting(first_bytes=_OPEN)
+        self._arrivals = arrivals or Arrivals(first_bytes=_OPEN)
         self._reader = reader
         self._handlers = handlers
         self._on_close = on_close
@@ -117,6 +118,7 @@ class FrameReader:
     async def readexactly(self, n: int) -> bytes:
         while len(self._passed) < n:
             chunk = await self._read_chunk()
+            self._arrivals.last_at = monotonic()
             if not chunk:
                 raise asyncio.IncompleteReadError(bytes(self._passed), n)
             self._take(chunk)
@@ -125,14 +127,14 @@ class FrameReader:
         return found
 
     async def _read_chunk(self) -> bytes:
-        if self._greeting.first_bytes:
+        if self._arrivals.first_bytes:
             return await self._reader.read(_CHUNK)
         async with asyncio.timeout(GREETING_SECONDS):
-            self._greeting.first_bytes = await self._reader.read(_CHUNK)
-        if self._greeting.is_foreign:
+            self._arrivals.first_bytes = await self._reader.read(_CHUNK)
+        if self._arrivals.is_foreign:
             # Another protocol, or RabbitMQ's answer to a version of AMQP that it does not speak.
             raise IncompatibleProtocolError("no AMQP 0-9-1")
-        return self._greeting.first_bytes
+        return self._arrivals.first_bytes
 
     def _take(self, chunk: bytes) -> None:
         data = self._unread + chunk if self._unread else chunk

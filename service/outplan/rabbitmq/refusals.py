@@ -104,15 +104,16 @@ def translate(error: BaseException) -> BrokerRefused | BrokerUnavailable:
 
 
 @dataclass(slots=True)
-class Greeting:
-    """What is known of a connection that opens: how far it has come.
+class Arrivals:
+    """What has arrived from the server.
 
-    ``first_bytes`` are what the server sent first, ``close`` is the code and the text with which
-    it closed the connection.
+    ``first_bytes`` are what it sent first, ``last_at`` is when the last bytes came, by the
+    monotonic clock, ``close`` is the code and the text with which it closed the connection.
     """
 
     has_socket: bool = False
     first_bytes: bytes = b""
+    last_at: float = 0.0
     close: tuple[int, str] | None = None
 
     @property
@@ -122,21 +123,21 @@ class Greeting:
 
 
 def explain_failed_opening(
-    error: BrokerRefused | BrokerUnavailable, greeting: Greeting, url: URL, vhost: str
+    error: BrokerRefused | BrokerUnavailable, arrivals: Arrivals, url: URL, vhost: str
 ) -> BrokerRefused | BrokerUnavailable:
     """Return the error for a connection that did not open, from all that is known of it."""
     address = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
-    if greeting.close is not None:
-        return explain_close(*greeting.close)
-    if greeting.is_foreign:
-        return BrokerRefused(_describe_foreign(greeting.first_bytes, address))
+    if arrivals.close is not None:
+        return explain_close(*arrivals.close)
+    if arrivals.is_foreign:
+        return BrokerRefused(_describe_foreign(arrivals.first_bytes, address))
     if isinstance(error, BrokerRefused):
         return error
     causes = list(_list_causes(error))
-    if not greeting.has_socket:
+    if not arrivals.has_socket:
         return _explain_no_socket(causes, address)
     silent = any(isinstance(cause, TimeoutError) for cause in causes)
-    if not greeting.first_bytes:
+    if not arrivals.first_bytes:
         how = "takes connections and says nothing" if silent else "closes each connection at once"
         return BrokerUnavailable(f"the server at {address} {how}: is it RabbitMQ? {_PORTS}")
     if silent:

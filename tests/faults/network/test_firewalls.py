@@ -1,4 +1,4 @@
-"""Check pauses behind a firewall that forgets idle connections: the first command after is fast."""
+"""Check firewalls that forget connections: idle ones, and those in use."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 from yarl import URL
 
-from outplan.client import OutplanClient
+from outplan.client import OutcomeUnknown, OutplanClient
 from outplan.mongodb.store import MongoStore
 from outplan.testing import Deployment
 from outplan.testing.servers import Servers
@@ -21,6 +21,8 @@ from tests.support.world import CUSTOMER, TEL
 FORGETS_AFTER_SECONDS = 11.0
 PAUSE_SECONDS = 12.0
 MAX_SECONDS = 1.0
+# The client gives up a silent connection after 10 s, the broker after 8 to 12 s.
+RECOVERY_SECONDS = 20.0
 
 
 @asynccontextmanager
@@ -66,3 +68,32 @@ async def test_the_first_command_after_a_pause_is_fast(
             began = perf_counter()
             await client.update(created.outplan.id, name="second")
             assert perf_counter() - began < MAX_SECONDS
+
+
+async def test_a_command_into_a_connection_that_was_cut_silently_succeeds_on_the_next(
+    deployment: Deployment,
+) -> None:
+    async with (
+        run_balancer(deployment.amqp_url) as proxy,
+        run_worker(deployment),
+        OutplanClient(proxy.url, prefix=deployment.prefix) as client,
+    ):
+        created = await client.create(customer_id=CUSTOMER, name="first", source=TEL)
+        proxy.forget_idle(0)
+        began = perf_counter()
+        updated = await client.update(created.outplan.id, name="second")
+        assert perf_counter() - began < RECOVERY_SECONDS
+        assert updated.version == 2
+
+
+async def test_a_command_that_times_out_in_a_silent_connection_says_so(
+    deployment: Deployment,
+) -> None:
+    async with (
+        run_balancer(deployment.amqp_url) as proxy,
+        run_worker(deployment),
+        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=6) as client,
+    ):
+        proxy.forget_idle(0)
+        with pytest.raises(OutcomeUnknown, match="nothing has come from the broker for"):
+            await client.create(customer_id=CUSTOMER, name="first", source=TEL)

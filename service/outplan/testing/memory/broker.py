@@ -227,6 +227,9 @@ class ClientSession:
     ) -> "asyncio.Task[None]":
         return asyncio.create_task(self._publish(Message(routing_key, properties, body)))
 
+    async def explain_delay(self) -> str:
+        return ""
+
     def fail(self, reason: str) -> None:
         """End the session, as a broker does."""
         if not self.lost.done():
