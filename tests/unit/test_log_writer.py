@@ -24,6 +24,8 @@ class Pipe:
         self.drops = 0
         self.log = LogWriter(self.writer, self._count_drop)
         self.logger = logging.getLogger("outplan.log_writer")
+        # pytest-xdist cannot send a lone surrogate that pytest has captured.
+        self.logger.propagate = False
         self.logger.addHandler(self.log)
 
     def _count_drop(self) -> None:
