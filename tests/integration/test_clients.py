@@ -84,9 +84,16 @@ async def run(*program: str, folder: Path, broker: str = "") -> str:
             ],
         ),
         (3, ["1 mornings "]),
-        (4, ["outplan_created.5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11.", " pika\n"]),
+        (
+            4,
+            [
+                "accepted \nrejected The command breaks its schema",
+                "accepted \n1 mornings\n2 noon\n3 evenings\n",
+            ],
+        ),
+        (5, ["outplan_created.5e4d9c3a-7a3b-4a4e-9d0e-0c8a1f0b7c11.", " pika\n"]),
     ],
-    ids=["client", "no answer", "many", "events", "pika"],
+    ids=["client", "no answer", "many", "events", "blocking", "pika"],
 )
 async def test_python_examples_print_what_the_page_says(
     broker: str, tmp_path: Path, number: int, expected: list[str]
@@ -98,8 +105,8 @@ async def test_python_examples_print_what_the_page_says(
 
 
 def test_every_python_example_is_tested() -> None:
-    # The sixth one, which deletes, runs in test_readme.py.
-    assert len(read_code_blocks(PAGE, "python")) == 6
+    # The seventh one, which deletes, runs in test_readme.py.
+    assert len(read_code_blocks(PAGE, "python")) == 7
 
 
 @pytest.mark.skipif(NODE is None, reason="node is not installed")

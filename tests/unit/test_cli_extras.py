@@ -18,7 +18,7 @@ WORKER = [
     "aiohttp", "bson", "motor", "prometheus_client", "pydantic_settings", "pymongo", "structlog",
     "uvloop",
 ]  # fmt: skip
-TESTING = ["anyio", "pytest", "testcontainers", "pika"]
+TESTING = ["pytest", "testcontainers", "pika"]
 
 
 def run_without(missing: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,7 @@ from outplan.client.errors import (
 from outplan.client.events import Events, Reconnected, events
 from outplan.client.models import Event, Outplan
 from outplan.client.requests import Request
+from outplan.client.sync import SyncEvents, SyncOutplanClient, sync_events
 from outplan.client.versions import Gap, Unreadable
 
 __all__ = [
@@ -53,10 +54,13 @@ __all__ = [
     "Refused",
     "Request",
     "Result",
+    "SyncEvents",
+    "SyncOutplanClient",
     "TooLarge",
     "UnknownCommand",
     "Unreachable",
     "Unreadable",
     "VersionConflict",
     "events",
+    "sync_events",
 ]

@@ -5,7 +5,10 @@ import os
 import threading
 from typing import Final
 
-_ADVICE: Final = "open one in each event loop that needs one"
+_ADVICE: Final = (
+    "open one in each event loop that needs one, or use SyncOutplanClient and sync_events, which "
+    "any thread can call"
+)
 
 
 def raise_if_forked(process: int, what: str) -> None:

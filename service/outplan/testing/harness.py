@@ -7,11 +7,11 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack
 from uuid import UUID
 
 from outplan.client import Event, Outplan, Request, Result
+from outplan.client.portal import Portal
 from outplan.client.requests import CreateFields, Preconditions, UpdateFields
 from outplan.contract.messages import EventType, Problem
 from outplan.domain.decider import State
 from outplan.testing.event_buffer import EventBuffer
-from outplan.testing.portal import Portal
 from outplan.testing.raw_command import RawCommand
 from outplan.testing.worker_exit import WorkerExit, raise_if_exited, run_unless_exited
 

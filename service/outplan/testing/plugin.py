@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
+    from outplan.client.portal import Portal
     from outplan.testing.deployment import Deployment
     from outplan.testing.harness import AsyncService, Backend, SyncService
     from outplan.testing.live import LiveService
-    from outplan.testing.portal import Portal
     from outplan.testing.servers import Mode, Servers
 
 _MODES: Final = ("servers", "memory")
@@ -140,9 +140,9 @@ def outplan_place(request: pytest.FixtureRequest) -> "Deployment":
 @pytest.fixture(scope="session")
 def _outplan_portal() -> Iterator["Portal"]:
     _require_extra()
-    from outplan.testing.portal import open_portal  # noqa: PLC0415
+    from outplan.client.portal import open_portal  # noqa: PLC0415
 
-    with open_portal() as portal:
+    with open_portal("outplan-harness", "test harness") as portal:
         yield portal
 
 
