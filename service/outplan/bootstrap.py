@@ -7,16 +7,21 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from secrets import token_hex
 
 import structlog
 
 from outplan.contract.times import utc_now
+from outplan.contract.topology import build_topology
 from outplan.domain.layout import Share
 from outplan.mongodb.store import MongoStore
+from outplan.rabbitmq.management import default_management_url, open_management
 from outplan.rabbitmq.session import Session, SessionPlan, open_session
 from outplan.settings import Settings, find_unknown_variables
+from outplan.urls import describe_amqp_url, describe_mongo_url, get_virtual_host
+from outplan.worker.activity import Activity
 from outplan.worker.health import Readiness, serve_health
 from outplan.worker.membership import Membership
 from outplan.worker.telemetry import Health, Metrics, configure_logging
@@ -31,6 +36,7 @@ def compose(
     # Two machines may have the same name, and a container's process often has the same number.
     name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
     registry = store.open_registry(settings.prefix)
+    activity = Activity(health, metrics)
 
     def open_broker_session(
         share: Share, require_layout: Callable[[], Awaitable[None]], is_first: bool, is_lost: bool
@@ -52,6 +58,14 @@ def compose(
     return Dependencies(
         name=name,
         prefix=settings.prefix,
+        place={
+            "worker": name,
+            "broker": describe_amqp_url(settings.amqp_url),
+            "mongodb": describe_mongo_url(settings.mongo_url),
+            "database": settings.mongo_database,
+            "prefix": settings.prefix,
+            "http_port": settings.http_port,
+        },
         store=store,
         registry=registry,
         membership=Membership(
@@ -59,12 +73,13 @@ def compose(
             prefix=settings.prefix,
             worker=name,
             partitions=settings.partitions,
-            count_unordered=metrics.count_unordered,
+            report=activity.report,
         ),
         open_session=open_broker_session,
         clock=utc_now,
         health=health,
         metrics=metrics,
+        activity=activity,
     )
 
 
@@ -74,18 +89,33 @@ async def open_worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Wor
     health = Health(metrics)
     store = MongoStore(settings.mongo_url, settings.mongo_database, settings.mongo_driver)
     try:
+        parts = compose(settings, store, health, metrics)
         worker = Worker(
-            compose(settings, store, health, metrics),
+            parts,
             batch_size=settings.batch_size,
             drain_seconds=settings.drain_seconds,
         )
         readiness = Readiness(
-            health=health, metrics=metrics, is_blocked=worker.is_blocked, ping=store.ping
+            health=health,
+            metrics=metrics,
+            is_blocked=worker.is_blocked,
+            ping=store.ping,
+            activity=parts.activity,
+            list_refusing=partial(_list_refusing, settings),
         )
         async with serve_health(settings.http_port, readiness, metrics):
             yield worker
     finally:
         await store.close()
+
+
+async def _list_refusing(settings: Settings) -> list[str]:
+    """List the subscribers' queues that refuse events. Raises ManagementUnavailable."""
+    url = settings.management_url or default_management_url(settings.amqp_url)
+    async with open_management(url, get_virtual_host(settings.amqp_url)) as management:
+        events = build_topology(settings.prefix, 1).events.name
+        queues = await management.list_bound_queues(events)
+    return [f"{queue.name} ({queue.refusal})" for queue in queues if queue.refusal]
 
 
 async def run(settings: Settings) -> None:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outplan.errors import WrongSetting
-from outplan.urls import PREFIX_PATTERN, check_amqp_url, check_mongo_url
+from outplan.urls import PREFIX_PATTERN, check_amqp_url, check_http_url, check_mongo_url
 
 ENV_PREFIX: Final = "OUTPLAN_"
 
@@ -16,6 +16,10 @@ def _check_hang_seconds(seconds: float) -> float:
     if 0 < seconds < 1:
         raise ValueError("should be 0, or at least 1: a healthy batch may take a while")
     return seconds
+
+
+def _check_management_url(url: str | None) -> str | None:
+    return None if url is None else check_http_url(url)
 
 
 class Settings(BaseSettings):
@@ -44,6 +48,7 @@ class Settings(BaseSettings):
         None, ge=1, le=256, description="a whole number from 1 to 256, or unset"
     )
     batch_size: int = Field(500, ge=1, le=1_000, description="a whole number from 1 to 1000")
+    management_url: Annotated[str | None, AfterValidator(_check_management_url)] = None
     http_port: int = Field(8080, ge=0, le=65_535, description="a port from 1 to 65535, or 0")
     log_format: Literal["json", "console", "auto"] = Field(
         "auto", description="json, console or auto"

@@ -10,6 +10,7 @@ PREFIX_PATTERN: Final = r"^[A-Za-z0-9._-]{1,100}$"
 
 AMQP_FORM: Final = "amqp://user:password@host:port/vhost"
 MONGO_FORM: Final = "mongodb://user:password@host:port/?replicaSet=name"
+HTTP_FORM: Final = "http://user:password@host:port"
 _ESCAPES: Final = "percent-encode user and password: %2F for /, %40 for @, %23 for #, %3F for ?"
 _LAST_PORT: Final = 65_535
 
@@ -41,6 +42,38 @@ def check_mongo_url(url: str) -> str:
         if not host.lower().endswith(".sock"):
             _check_host(host, MONGO_FORM)
     return url
+
+
+def check_http_url(url: str) -> str:
+    """Return an HTTP URL without the white space around it. Raises as ``check_amqp_url``."""
+    url = url.strip()
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"should start with http:// or https://, as in {HTTP_FORM}")
+    [host] = _split_hosts(url)
+    _check_host(host, HTTP_FORM)
+    return url
+
+
+def describe_amqp_url(url: str) -> str:
+    """Return host, port and virtual host of an AMQP URL, as in ``rabbit:5672/calls``."""
+    return f"{get_address(url)}/{get_virtual_host(url).removeprefix('/')}"
+
+
+def get_address(url: str) -> str:
+    """Return host and port of an AMQP URL."""
+    target = URL(url)
+    port = target.port or (5671 if target.scheme == "amqps" else 5672)
+    return f"{target.host}:{port}"
+
+
+def get_virtual_host(url: str) -> str:
+    """Return the virtual host of an AMQP URL; without one, the default ``/``."""
+    return URL(url).path.removeprefix("/") or "/"
+
+
+def describe_mongo_url(url: str) -> str:
+    """Return the hosts and ports of a MongoDB URL, without user, password and options."""
+    return ",".join(_split_hosts(url))
 
 
 def _split_hosts(url: str) -> list[str]:

@@ -1,7 +1,9 @@
 """Run ``outplan check`` on layouts: stored ones, unfinished changes, and what old ones left."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aio_pika
@@ -10,6 +12,7 @@ from aio_pika.abc import AbstractChannel
 
 from outplan.contract.topology import Topology, build_topology
 from outplan.domain.layout import Layout, assign_shares
+from outplan.domain.records import WorkerReport
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.store import MongoStore
 from outplan.testing import Deployment
@@ -30,6 +33,30 @@ async def registry(deployment: Deployment) -> AsyncIterator[MongoRegistry]:
         yield store.open_registry(deployment.prefix)
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def keep_announcing(
+    registry: MongoRegistry, workers: Mapping[str, WorkerReport]
+) -> AsyncIterator[None]:
+    """Announce workers for the block, twice a second."""
+
+    async def announce() -> None:
+        for worker, report in workers.items():
+            await registry.announce(worker, report)
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            await announce()
+
+    await announce()
+    repeating = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        repeating.cancel()
+        await asyncio.wait({repeating})
 
 
 @dataclass
@@ -72,9 +99,8 @@ async def test_the_layout_is_shown_with_the_queues_of_each_live_worker(
     deployment: Deployment, registry: MongoRegistry
 ) -> None:
     layout = await registry.ensure_layout(4)
-    for worker in ("a", "b"):
-        await registry.announce(worker, 0)
-    code, found = await check(deployment)
+    async with keep_announcing(registry, {"a": WorkerReport(), "b": WorkerReport(unacked=7)}):
+        code, found = await check(deployment)
 
     assert (code, problems(found)) == (0, [])
     assert found["layout"] == ("ok", "4 partitions, phase steady, generation 1", "")
@@ -83,7 +109,10 @@ async def test_the_layout_is_shown_with_the_queues_of_each_live_worker(
         share = assign_shares(layout, deployment.prefix, ["a", "b"])[worker]
         own = [queue.name for queue in share.queues if queue.name in share.own]
         rest = [f".{name[-1]}" for name in own[1:]]
-        assert found[f"worker {worker}"][1] == ", ".join([f"owns {own[0]}", *rest])
+        unacked = {"a": 0, "b": 7}[worker]
+        assert found[f"worker {worker}"][1] == (
+            f"{', '.join([f'owns {own[0]}', *rest])}; on standby, {unacked} unacked"
+        )
     assert f"queue {deployment.prefix}.commands.3" in found
 
 
@@ -91,11 +120,10 @@ async def test_a_worker_without_partitions_is_shown_as_a_standby(
     deployment: Deployment, registry: MongoRegistry
 ) -> None:
     await registry.ensure_layout(2)
-    for worker in ("a", "b", "c"):
-        await registry.announce(worker, 0)
-    _, found = await check(deployment)
+    async with keep_announcing(registry, dict.fromkeys("abc", WorkerReport())):
+        _, found = await check(deployment)
     main = f"{deployment.prefix}.commands"
-    assert {found[f"worker {worker}"][1] for worker in "abc"} == {
+    assert {found[f"worker {worker}"][1].partition(";")[0] for worker in "abc"} == {
         f"owns {main}.0", f"owns {main}.1", "owns no partition",
     }  # fmt: skip
 
@@ -105,7 +133,10 @@ async def test_it_is_said_when_no_worker_is_alive(
 ) -> None:
     await registry.ensure_layout(1)
     code, found = await check(deployment)
-    assert (code, found["workers"]) == (0, ("ok", "none is alive", ""))
+    assert (code, found["workers"]) == (
+        0,
+        ("warning", "none is alive", "start one with outplan run"),
+    )
     assert "slots" not in found
 
 
@@ -182,9 +213,9 @@ async def test_commands_without_their_slot_are_a_warning_with_several_partitions
     deployment: Deployment, registry: MongoRegistry, partitions: int, state: str | None
 ) -> None:
     await registry.ensure_layout(partitions)
-    await registry.announce("a", 1_200)
-    await registry.announce("b", 34)
-    code, found = await check(deployment)
+    reports = {"a": WorkerReport(unordered=1_200), "b": WorkerReport(unordered=34)}
+    async with keep_announcing(registry, reports):
+        code, found = await check(deployment)
     assert code == 0
     if state is None:
         assert "slots" not in found
@@ -258,7 +289,9 @@ async def test_a_warning_is_yellow_on_a_terminal(
     deployment: Deployment, registry: MongoRegistry
 ) -> None:
     await registry.ensure_layout(4)
-    await registry.announce("a", 1)
-    async with run_command(deployment, "check", terminal=True) as process:
+    async with (
+        keep_announcing(registry, {"a": WorkerReport(unordered=1)}),
+        run_command(deployment, "check", terminal=True) as process,
+    ):
         assert await process.wait() == 0
     assert "\x1b[33mwarning" in process.out.decode()

@@ -10,6 +10,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from outplan.domain.layout import EXPIRY_SECONDS, Layout
+from outplan.domain.records import WorkerReport
 from outplan.errors import LayoutChanged, StoreConflict
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.store import MongoStore
@@ -82,7 +83,7 @@ async def test_a_barrier_without_a_token_marks_nothing_when_steady(
 
 async def test_live_workers_are_listed_until_they_leave(registry: MongoRegistry) -> None:
     for worker in ("z", "a", "m", "z"):
-        await registry.announce(f"{registry}{worker}", 0)
+        await registry.announce(f"{registry}{worker}", WorkerReport())
     assert [name[-1] for name in await registry.list_workers()] == ["a", "m", "z"]
     await registry.leave(f"{registry}a")
     assert [name[-1] for name in await registry.list_workers()] == ["m", "z"]
@@ -92,7 +93,7 @@ async def test_workers_of_another_prefix_do_not_count(
     registry: MongoRegistry, store: MongoStore
 ) -> None:
     other = store.open_registry(f"prefix-{uuid4()}")
-    await other.announce(str(uuid4()), 0)
+    await other.announce(str(uuid4()), WorkerReport())
     assert await registry.list_workers() == []
 
 
@@ -100,7 +101,7 @@ async def test_a_worker_expires_by_the_servers_clock(
     registry: MongoRegistry, documents: Any
 ) -> None:
     worker = str(uuid4())
-    await registry.announce(worker, 3)
+    await registry.announce(worker, WorkerReport(unordered=3))
     [hello] = [await documents.client.admin.command("hello")]
     now: datetime = hello["localTime"]
     stored = await documents[WORKERS].find_one({"_id": worker})
@@ -109,7 +110,7 @@ async def test_a_worker_expires_by_the_servers_clock(
     long_ago = now - timedelta(seconds=EXPIRY_SECONDS + 1)
     await documents[WORKERS].update_one({"_id": worker}, {"$set": {"seen": long_ago}})
     assert await registry.list_workers() == []
-    await registry.announce(worker, 4)
+    await registry.announce(worker, WorkerReport(unordered=4))
     assert await registry.list_workers() == [worker]
 
 

@@ -16,6 +16,7 @@ from outplan.domain.poison import MAX_ATTEMPTS
 from outplan.errors import BrokerUnavailable, StoreUnavailable
 from outplan.testing.memory.broker import MemoryBroker, Message, WorkerSession
 from outplan.testing.memory.registry import MemoryRegistry
+from outplan.worker.activity import Activity
 from outplan.worker.membership import Membership
 from outplan.worker.pipeline import SUSPICIOUS_DELIVERIES
 from outplan.worker.telemetry import Health, Metrics
@@ -62,9 +63,12 @@ async def _refuse(_: Sequence[Publication]) -> None:
 
 def build_worker(open_session: Callable[[], AbstractAsyncContextManager[WorkerSession]]) -> Worker:
     metrics, registry = Metrics(), MemoryRegistry()
+    health = Health(metrics)
+    activity = Activity(health, metrics)
     parts = Dependencies(
         name="me",
         prefix="outplan",
+        place={},
         store=FaultyStore(),
         registry=registry,
         membership=Membership(
@@ -72,12 +76,13 @@ def build_worker(open_session: Callable[[], AbstractAsyncContextManager[WorkerSe
             prefix="outplan",
             worker="me",
             partitions=None,
-            count_unordered=metrics.count_unordered,
+            report=activity.report,
         ),
         open_session=lambda *_: open_session(),
         clock=utc_now,
-        health=Health(metrics),
+        health=health,
         metrics=metrics,
+        activity=activity,
     )
     return Worker(parts, batch_size=500, drain_seconds=1)
 

@@ -22,6 +22,7 @@ from outplan.cli.help import (
     RUN_CODES,
     SCHEMA_CODES,
     SERVERS_CODES,
+    STATUS_CODES,
     WATCH_CODES,
     HelpfulCommand,
     HelpfulGroup,
@@ -391,6 +392,43 @@ def check(service: ServiceOptions, as_json: AsJson = False) -> None:
     from outplan.cli.check import print_checks
 
     print_checks(as_json=as_json)
+
+
+@app.command(
+    cls=HelpfulCommand,
+    epilog=describe_use(
+        STATUS_CODES,
+        "outplan status",
+        "outplan status --watch",
+        "outplan status --json | jq '.queues[] | select(.ready > 1000)'",
+    ),
+)
+@expand_groups
+def status(
+    service: ServiceOptions,
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_seconds, metavar="DURATION", show_default="2s",
+            help="The time between two refreshes of --watch.",
+        ),
+    ] = 2.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; with --watch, one a line.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Show what the service does now: workers, queues, rejected commands, subscribers' queues.
+
+    It changes nothing. It reads the worker's settings from the environment.
+    """
+    service.apply()
+    from outplan.cli.status import show_status
+
+    show_status(watch=watch, interval=interval, as_json=as_json)
 
 
 @app.command(

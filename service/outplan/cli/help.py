@@ -66,6 +66,12 @@ CHECK_CODES: Final = {
     1: "a problem",
     2: "a worker would refuse its settings",
 }
+STATUS_CODES: Final = {
+    0: "shown",
+    1: "MongoDB or RabbitMQ does not answer: it shows the rest",
+    2: "wrong usage, or a wrong setting",
+    130: "Ctrl-C or SIGTERM",
+}
 PARTITIONS_CODES: Final = {
     0: "the number is in force",
     1: "it cannot be changed now",

@@ -26,6 +26,8 @@ NO_DELIVERY_LIMIT: Final = 2_000_000_000
 CONSUMER_TIMEOUT_MILLISECONDS: Final = 365 * 86_400_000
 # The AMQP type of a control message (ADR 0014). Its message_id is the token of the layout's phase.
 BARRIER: Final = "outplan_barrier"
+# The message_id of a barrier that belongs to no phase, and only finds out who is active.
+NO_PHASE: Final = "no phase"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Values that the store keeps: events with their digests, fences, recorded outcomes. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ class Attempt:
 class Fence:
     """A worker's claim on a command queue. ``epoch`` is the fencing token.
 
-    ``crashes`` counts the sessions in a row before this one that did not end cleanly.
+    ``crashes`` counts the sessions in a row before this one that did not end cleanly. ``lag`` is
+    the age in seconds of the oldest command of a batch; None if no command has a timestamp.
     """
 
     queue: str
@@ -56,6 +58,22 @@ class Fence:
     outcomes: tuple[RecordedOutcome, ...] = ()
     attempt: Attempt | None = None
     crashes: int = 0
+    lag: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker announces about itself once a second.
+
+    ``active`` names the queues of which it is the single active consumer, ``unacked`` counts the
+    deliveries that it has not acked, and ``failures`` has the last error of each failed component.
+    ``unordered`` counts the commands that it got outside of their partition.
+    """
+
+    active: tuple[str, ...] = ()
+    unacked: int = 0
+    failures: Mapping[str, str] = field(default_factory=dict)
+    unordered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Any
 from outplan.contract.messages import Event, Outplan
 from outplan.domain.decider import State
 from outplan.domain.layout import Layout
-from outplan.domain.records import Attempt, Fence, Record, RecordedOutcome
+from outplan.domain.records import Attempt, Fence, Record, RecordedOutcome, WorkerReport
 
 Document = dict[str, Any]
 
@@ -53,6 +53,26 @@ def build_layout_document(prefix: str, layout: Layout) -> Document:
         "token": layout.token,
         "drained": sorted(layout.drained),
     }
+
+
+def build_report_document(report: WorkerReport) -> Document:
+    """Write what a document of ``outplan_workers`` has of a worker's report."""
+    return {
+        "active": list(report.active),
+        "unacked": report.unacked,
+        "failures": dict(report.failures),
+        "unordered": report.unordered,
+    }
+
+
+def parse_report(document: Document) -> WorkerReport:
+    """Read the report in a document of ``outplan_workers``."""
+    return WorkerReport(
+        tuple(document.get("active", ())),
+        document.get("unacked", 0),
+        document.get("failures", {}),
+        document["unordered"],
+    )
 
 
 def build_outcome_document(outcome: RecordedOutcome) -> Document:

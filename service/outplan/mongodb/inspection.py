@@ -9,6 +9,8 @@ from pymongo import AsyncMongoClient
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from outplan.domain.records import WorkerReport
+from outplan.mongodb.documents import parse_report
 from outplan.mongodb.registry import MongoRegistry
 from outplan.mongodb.suitability import find_obstacle
 from outplan.mongodb.translation import explain_wrong_url, translate_errors
@@ -39,12 +41,27 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class QueueHolder:
-    """The worker that claimed a command queue last; ``epoch`` counts the claims."""
+    """The worker that claimed a command queue last; ``epoch`` counts the claims.
+
+    ``committed_seconds`` is how long ago it committed the last batch, and ``lag`` how old that
+    batch's oldest command was, in seconds. None: not known.
+    """
 
     queue: str
     worker: str
     epoch: int
     batches: int
+    committed_seconds: float | None = None
+    lag: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWorker:
+    """A worker that announced itself ``seconds`` ago; one that stopped cleanly is forgotten."""
+
+    name: str
+    seconds: float
+    report: WorkerReport
 
 
 class MongoInspector:
@@ -158,9 +175,26 @@ class MongoInspector:
 
     async def list_holders(self, queues: Iterable[str]) -> list[QueueHolder]:
         """List the holders of these queues; a queue that was never claimed has none."""
+        found = await self._find_with_age(FENCES, {"_id": {"$in": list(queues)}}, "committed")
+        return [
+            QueueHolder(f["_id"], f["worker"], f["epoch"], f["batches"], f.get("age"), f.get("lag"))
+            for f in found
+        ]
+
+    async def list_seen_workers(self, prefix: str) -> list[SeenWorker]:
+        """List the workers that announced themselves within the last hour, by name."""
+        found = await self._find_with_age(WORKERS, {"prefix": prefix}, "seen")
+        return sorted(
+            (SeenWorker(f["_id"], max(0.0, f["age"]), parse_report(f)) for f in found),
+            key=lambda worker: worker.name,
+        )
+
+    async def _find_with_age(self, collection: str, wanted: Document, time: str) -> list[Document]:
+        """Find documents, each with the ``age`` in seconds of a time, by the server's clock."""
+        age = {"$divide": [{"$subtract": ["$$NOW", f"${time}"]}, 1_000]}
+        pipeline: list[Document] = [{"$match": wanted}, {"$set": {"age": age}}]
         with translate_errors():
-            found = await self._database[FENCES].find({"_id": {"$in": list(queues)}}).to_list()
-        return [QueueHolder(f["_id"], f["worker"], f["epoch"], f["batches"]) for f in found]
+            return await (await self._database[collection].aggregate(pipeline)).to_list()
 
     def _is_granted(self, privileges: Iterable[Mapping[str, Any]], action: str, name: str) -> bool:
         return any(

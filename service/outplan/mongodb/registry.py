@@ -10,8 +10,13 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
 from outplan.domain.layout import EXPIRY_SECONDS, Layout
+from outplan.domain.records import WorkerReport
 from outplan.errors import StoreConflict
-from outplan.mongodb.documents import build_layout_document, parse_layout
+from outplan.mongodb.documents import (
+    build_layout_document,
+    build_report_document,
+    parse_layout,
+)
 from outplan.mongodb.translation import translate_errors
 from outplan.mongodb.validators import FENCES, LAYOUTS, WORKERS
 
@@ -75,17 +80,14 @@ class MongoRegistry:
                 {"$addToSet": {"drained": queue}},
             )
 
-    async def announce(self, worker: str, unordered: int) -> None:
-        """Note that a worker is alive.
-
-        ``unordered`` is the number of commands that it handled outside of their partition.
-        """
+    async def announce(self, worker: str, report: WorkerReport) -> None:
+        """Note that a worker is alive, and what it reports about itself."""
         with _translate_errors():
             await self._workers.update_one(
                 {"_id": worker},
                 {
                     "$currentDate": {"seen": True},
-                    "$set": {"prefix": self._prefix, "unordered": unordered},
+                    "$set": {"prefix": self._prefix, **build_report_document(report)},
                 },
                 upsert=True,
             )

@@ -126,12 +126,18 @@ class MongoTransaction:
 
     async def _write_fence(self, fence: Fence) -> None:
         # The counter changes the document in each batch, so that another worker's claim conflicts.
+        values: dict[str, Any] = {
+            "verdicts": [build_outcome_document(outcome) for outcome in fence.outcomes]
+        }
+        if fence.lag is not None:
+            values["lag"] = float(fence.lag)
+        absent = {"trial": fence.attempt, "lag": fence.lag}
         update: dict[str, Any] = {
             "$inc": {"batches": 1},
-            "$set": {"verdicts": [build_outcome_document(outcome) for outcome in fence.outcomes]},
+            "$currentDate": {"committed": True},
+            "$set": values,
+            "$unset": {field: "" for field, value in absent.items() if value is None},
         }
-        if fence.attempt is None:
-            update["$unset"] = {"trial": ""}
         result = await self._database[FENCES].update_one(
             _claim_of(fence), update, session=self._session
         )

@@ -154,8 +154,11 @@ def build_validators() -> dict[str, Schema]:
         batches=_number(0, 2**53),
         verdicts={"bsonType": "array"},
         trial=_closed_object(message=_text(), times=_number(0, 100)),
+        committed={"bsonType": "date"},
+        lag={"bsonType": "double", "minimum": 0},
     )
-    fence["required"].remove("trial")
+    for optional in ("trial", "committed", "lag"):
+        fence["required"].remove(optional)
     # A fence from before there were layouts has neither.
     fence["required"].remove("generation")
     fence["required"].remove("crashes")
@@ -173,8 +176,14 @@ def build_validators() -> dict[str, Schema]:
         _id=_text(minLength=1),
         prefix=_text(minLength=1),
         seen={"bsonType": "date"},
+        active={"bsonType": "array", "items": _text()},
+        unacked=_number(0, 2**53),
+        failures={"bsonType": "object"},
         unordered=_number(0, 2**53),
     )
+    # A worker of an earlier version announces none of these.
+    for added in ("active", "unacked", "failures"):
+        worker["required"].remove(added)
     schemas = {
         OUTPLANS: {
             **_closed_object(_id=_uuid(), **_fields(), version=_version()),

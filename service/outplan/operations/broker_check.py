@@ -19,6 +19,7 @@ from outplan.operations.queue_check import Expected, check_stale, report_depths
 from outplan.rabbitmq.connection import open_connection
 from outplan.rabbitmq.versions import find_known_defect, parse_version
 from outplan.settings import Settings
+from outplan.urls import get_address, get_virtual_host
 
 _MIN_VERSION: Final = (3, 10)
 _POINTS: Final = (
@@ -79,28 +80,18 @@ async def _check_points(settings: Settings, probes: Probes, expected: Expected) 
     return [*found, *await _check_publishing(settings, expected.topology)]
 
 
-def _address(url: str) -> str:
-    target = URL(url)
-    port = target.port or (5671 if target.scheme == "amqps" else 5672)
-    return f"{target.host}:{port}"
-
-
-def _vhost(url: str) -> str:
-    return URL(url).path.removeprefix("/") or "/"
-
-
 def _report_connected(url: str) -> list[Finding]:
     return [
-        ok("rabbitmq", f"answers at {_address(url)}"),
+        ok("rabbitmq", f"answers at {get_address(url)}"),
         ok("rabbitmq credentials", f"user {URL(url).user or 'guest'}"),
-        ok("rabbitmq virtual host", _vhost(url)),
+        ok("rabbitmq virtual host", get_virtual_host(url)),
     ]
 
 
 def _report_not_connected(url: str, error: Exception, closed: _CloseReason) -> list[Finding]:
     there, credentials, vhost = _report_connected(url)
     if isinstance(error, TimeoutError):
-        error = BrokerUnavailable(f"{_address(url)} does not answer within {SECONDS} s")
+        error = BrokerUnavailable(f"{get_address(url)} does not answer within {SECONDS} s")
     if isinstance(error.__cause__, AuthenticationError | ProbableAuthenticationError):
         remedy = (
             "check user and password in OUTPLAN_AMQP_URL; guest may connect from localhost only"
@@ -191,7 +182,7 @@ def _grant_command(settings: Settings) -> str:
     names = f"^{re.escape(settings.prefix)}\\."
     user = URL(settings.amqp_url).user or "guest"
     return (
-        f"rabbitmqctl set_permissions -p {_vhost(settings.amqp_url)} {user} "
+        f"rabbitmqctl set_permissions -p {get_virtual_host(settings.amqp_url)} {user} "
         f"'{names}' '{names}|^amq\\.default$' '{names}'"
     )
 

@@ -2,11 +2,13 @@
 
 from outplan.operations.broker_check import check_broker
 from outplan.operations.findings import Finding, not_checked
+from outplan.operations.liveness_check import check_liveness
 from outplan.operations.settings_check import check_settings
 from outplan.operations.store_check import check_store
 from outplan.settings import load_usable_settings, variable
 
 _BROKER_SETTINGS = ("amqp_url", "prefix", "partitions")
+_LIVENESS_SETTINGS = ("amqp_url", "management_url", "mongo_url", "mongo_database", "prefix")
 _STORE_SETTINGS = ("mongo_url", "mongo_database", "prefix", "partitions")
 
 
@@ -24,6 +26,8 @@ async def run_checks() -> tuple[list[Finding], bool]:
         findings, layout = await check_store(settings)
         found += findings
     found += _block("rabbitmq", _BROKER_SETTINGS, wrong) or await check_broker(settings, layout)
+    if layout is not None and not _block("liveness", _LIVENESS_SETTINGS, wrong):
+        found += await check_liveness(settings)
     return found, not wrong
 
 

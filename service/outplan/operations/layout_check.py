@@ -1,6 +1,6 @@
-"""Check the stored layout against the setting, and tell who consumes what."""
+"""Check the stored layout against the setting."""
 
-from outplan.domain.layout import Layout, Share, assign_shares, describe_partitions
+from outplan.domain.layout import Layout, describe_partitions
 from outplan.mongodb.inspection import MongoInspector
 from outplan.operations.findings import Finding, ok, problem, warning
 from outplan.settings import Settings
@@ -22,9 +22,7 @@ async def check_layout(
         assumed = assume_layout(settings)
         text = f"no worker has started here yet; the first one lays out {_count(assumed)}"
         return [ok("layout", text)], assumed
-    workers = await registry.list_workers()
     found = [_report_layout(layout), *_check_setting(layout, settings)]
-    found += _report_workers(layout, settings.prefix, workers)
     if layout.partitions > 1:
         found.append(_report_unordered(await inspector.count_unordered(settings.prefix)))
     return found, layout
@@ -56,23 +54,6 @@ def _check_setting(layout: Layout, settings: Settings) -> list[Finding]:
         f"{number}"
     )
     return [problem("setting OUTPLAN_PARTITIONS", text, remedy)]
-
-
-def _report_workers(layout: Layout, prefix: str, workers: list[str]) -> list[Finding]:
-    if not workers:
-        return [ok("workers", "none is alive")]
-    shares = assign_shares(layout, prefix, workers)
-    return [ok(f"worker {worker}", _describe_share(share)) for worker, share in shares.items()]
-
-
-def _describe_share(share: Share) -> str:
-    """List a worker's partitions, all after the first one by their number."""
-    if share.own:
-        first, *others = share.own
-        return ", ".join([f"owns {first}", *(f".{name.rpartition('.')[2]}" for name in others)])
-    if any(queue.is_partition for queue in share.queues):
-        return "owns no partition"
-    return f"consumes {share.queues[0].name}, or stands by"
 
 
 def _report_unordered(count: int) -> Finding:

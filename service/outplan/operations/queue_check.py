@@ -68,7 +68,7 @@ def _report_depth(queue: Queue, answer: ProbeResult, is_consumed: bool) -> Findi
         return ok(point, text)
     if answer.value.message_count:
         return problem(point, text, "no worker consumes: start one with outplan run")
-    return ok(point, f"{text}: no worker consumes")
+    return warning(point, f"{text}: no worker consumes", "start one with outplan run")
 
 
 def _describe_depth(answer: ProbeResult) -> str:

@@ -7,16 +7,34 @@ nothing is repaired in place. (A nack is not a fault: see ``publisher``.)
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+    Set,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiormq.channel import Channel
+from aiormq.exceptions import PublishError
+from pamqp.commands import Basic
 from yarl import URL
 
 from outplan.contract.amqp import Delivery, Publication
-from outplan.contract.topology import CONSUMER_TIMEOUT_MILLISECONDS, PREFETCH, Queue, Topology
+from outplan.contract.topology import (
+    BARRIER,
+    CONSUMER_TIMEOUT_MILLISECONDS,
+    NO_PHASE,
+    PREFETCH,
+    Queue,
+    Topology,
+)
 from outplan.errors import OutplanError
 from outplan.rabbitmq.bindings import (
     LockTaken,
@@ -62,14 +80,21 @@ class SessionPlan:
 
 
 class Inbox(FrameHandler):
-    """The deliveries that have arrived and no batch has taken yet."""
+    """The deliveries that have arrived and no batch has taken yet.
+
+    ``last_tag`` is the last delivery's tag, and ``queues`` those that have delivered.
+    """
 
     def __init__(self) -> None:
+        self.last_tag = 0
+        self.queues: set[str] = set()
         self._deliveries: deque[Delivery] = deque()
         self._changed = asyncio.Event()
         self._is_closed = False
 
     def on_delivery(self, delivery: Delivery) -> None:
+        self.last_tag = delivery.tag
+        self.queues.add(delivery.queue)
         self._deliveries.append(delivery)
         self._changed.set()
 
@@ -100,16 +125,36 @@ class Session:
     Every call may raise BrokerUnavailable, after which the session is of no more use. Deliveries
     come in their queue's order. Not for concurrent use, except ``receive`` beside ``publish``.
     ``known_defect`` describes a defect of this version of RabbitMQ; None for no known one.
+    ``other_consumers`` has, for each queue, the number of active consumers before this session's.
     """
 
     def __init__(
-        self, connection: Connection, inbox: Inbox, channel: Channel, publisher: Publisher
+        self,
+        consuming: Connection,
+        publishing: Connection,
+        inbox: Inbox,
+        channel: Channel,
+        publisher: Publisher,
+        other_consumers: Mapping[str, int],
     ) -> None:
-        self.known_defect = find_known_defect(connection.broker_version)
-        self._guard = connection.guard
+        self.known_defect = find_known_defect(consuming.broker_version)
+        self.other_consumers = other_consumers
+        self._publishing = publishing
+        self._acked = 0
+        self._guard = consuming.guard
         self._inbox = inbox
         self._channel = channel
         self._publisher = publisher
+
+    @property
+    def unacked(self) -> int:
+        """The number of deliveries that are not acked, received or not."""
+        return self._inbox.last_tag - self._acked
+
+    @property
+    def delivered(self) -> Set[str]:
+        """The queues that have delivered a message."""
+        return self._inbox.queues
 
     async def receive(self, most: int) -> list[Delivery]:
         """Return what has arrived, ``most`` at most; wait for the first, never for more.
@@ -134,6 +179,7 @@ class Session:
         Waits until the ack is written: closing would lose what the driver still queues.
         """
         await self._guard.wait(self._channel.basic_ack(delivery.tag, multiple=True, wait=True))
+        self._acked = delivery.tag
 
     async def confirm_ownership(self) -> None:
         """Return when the broker has answered on the consuming channel.
@@ -149,6 +195,16 @@ class Session:
     async def is_blocked(self) -> bool:
         """Return whether the broker blocks publishers, as it does in a memory or disk alarm."""
         return await self._publisher.is_blocked()
+
+    async def send_barriers(self, queues: Iterable[str]) -> None:
+        """Send a barrier that belongs to no phase through each queue, to its active consumer."""
+        properties = Basic.Properties(message_type=BARRIER, message_id=NO_PHASE)
+        with translate_errors():
+            async with self._publishing.temporary_channel() as channel:
+                for queue in queues:
+                    # A full queue refuses it, and then delivers something else soon.
+                    with suppress(PublishError):
+                        await channel.basic_publish(b"", routing_key=queue, properties=properties)
 
 
 @asynccontextmanager
@@ -170,8 +226,8 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 await _declare(consuming, plan)
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
                 channel = await _open_consuming_channel(consuming, inbox)
-                await _consume(channel, plan.consumed)
-        session = Session(consuming, inbox, channel, publisher)
+                others = await _consume(channel, plan.consumed)
+        session = Session(consuming, publishing, inbox, channel, publisher, others)
         tidying = asyncio.create_task(_tidy_up(consuming, plan))
         try:
             yield session
@@ -231,12 +287,17 @@ async def _open_consuming_channel(connection: Connection, inbox: Inbox) -> Chann
     return channel
 
 
-async def _consume(channel: Channel, queues: Iterable[str]) -> None:
+async def _consume(channel: Channel, queues: Iterable[str]) -> dict[str, int]:
+    """Consume queues; return how many active consumers each had before."""
+    others: dict[str, int] = {}
     # Versions before 4.3 ignore it.
     arguments: dict[str, Any] = {"x-consumer-timeout": CONSUMER_TIMEOUT_MILLISECONDS}
     for queue in queues:
+        declared = await channel.queue_declare(queue, passive=True)
+        others[queue] = declared.consumer_count or 0
         # The frame reader learns a delivery's queue from its consumer tag.
         await channel.basic_consume(queue, unused_callback, consumer_tag=queue, arguments=arguments)
+    return others
 
 
 def _weigh(delivery: Delivery) -> int:

@@ -9,6 +9,7 @@ from typing import Final
 
 from outplan.contract.amqp import Delivery
 from outplan.contract.times import Clock, format_time
+from outplan.contract.topology import NO_PHASE
 from outplan.domain.batch import decide_batch
 from outplan.domain.codec import Outcome, ParsedCommand, parse, reject
 from outplan.domain.dedup import DeduplicationWindow
@@ -113,7 +114,8 @@ class Handler:
     async def pass_barrier(self, delivery: Delivery) -> None:
         """Note that every delivery before this barrier in its queue is published and acked."""
         queue, token = delivery.queue, delivery.properties.message_id or ""
-        await self._retry_until_available(self._registry.mark_drained, queue, token)
+        if token != NO_PHASE:
+            await self._retry_until_available(self._registry.mark_drained, queue, token)
 
     async def count_crashes(self, deliveries: Sequence[Delivery]) -> int:
         """Count the sessions in a row before this one, for one queue, that ended with a crash."""
@@ -209,9 +211,16 @@ class Handler:
             {command.command_id for command in commands},
             _recalled_versions(commands, windows),
         )
-        decisions = decide_batch(parsed, snapshot, windows, format_time(self._clock()))
+        now = self._clock()
+        decisions = decide_batch(parsed, snapshot, windows, format_time(now))
         fences = [
-            Fence(queue, self._claims[queue].epoch, recorded, self._claims[queue].guard.attempt)
+            Fence(
+                queue,
+                self._claims[queue].epoch,
+                recorded,
+                self._claims[queue].guard.attempt,
+                lag=_measure_lag(commands, queue, now.timestamp()),
+            )
             for queue, recorded in decisions.outcomes_by_queue.items()
         ]
         await transaction.save(decisions.records, snapshot.states, fences)
@@ -237,6 +246,14 @@ def _recalled_versions(
         for command, outcome in recalled
         if outcome is not None and outcome.code is None and outcome.version is not None
     }
+
+
+def _measure_lag(commands: list[ParsedCommand], queue: str, now: float) -> float | None:
+    """Return the age in seconds of the queue's oldest command; None if none has a timestamp."""
+    deliveries = (c.delivery for c in commands if c.delivery.queue == queue)
+    times = (delivery.properties.timestamp for delivery in deliveries)
+    sent = [time for time in times if time is not None and time >= 0]
+    return max(0.0, now - min(sent)) if sent else None
 
 
 def _give_up(delivery: Delivery) -> Outcome:

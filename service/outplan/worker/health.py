@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from aiohttp import web
 
-from outplan.errors import PortTaken
+from outplan.errors import OutplanError, PortTaken
+from outplan.worker.activity import Activity
 from outplan.worker.telemetry import Health, Metrics
 
 _ALARM: Final = "the broker blocks publishers: a memory or disk alarm"
@@ -19,6 +20,7 @@ class Readiness:
     """Decide whether a worker is ready, for /readyz and the gauge alike.
 
     A worker that has met no error may be idle or on standby, so its servers are asked.
+    ``list_refusing`` returns the queues that refuse events, each with the reason, or raises.
     """
 
     def __init__(
@@ -28,16 +30,22 @@ class Readiness:
         metrics: Metrics,
         is_blocked: Callable[[], Awaitable[bool]],
         ping: Callable[[], Coroutine[Any, Any, None]],
+        activity: Activity,
+        list_refusing: Callable[[], Awaitable[list[str]]],
     ) -> None:
         self._health = health
         self._metrics = metrics
+        self.activity = activity
         self._is_blocked = is_blocked
         self._ping = ping
+        self._list_refusing = list_refusing
         self._pinging: asyncio.Task[None] | None = None
 
     async def failures(self) -> dict[str, str]:
         """Return what is wrong by component, within about a second; empty when ready."""
         found = self._health.failures or await self._ask_servers()
+        if reason := found.get("publishing"):
+            found["publishing"] = reason + await self._name_refusing()
         self._metrics.ready.set(not found)
         return found
 
@@ -49,6 +57,14 @@ class Readiness:
         blocked, store = await asyncio.gather(self._is_blocked(), self._ping_store())
         answers = {"broker": _ALARM if blocked else "", "store": store}
         return {component: reason for component, reason in answers.items() if reason}
+
+    async def _name_refusing(self) -> str:
+        """Return which queues refuse events, if RabbitMQ's management API tells."""
+        with suppress(OutplanError, TimeoutError):
+            async with asyncio.timeout(_PING_SECONDS):
+                if names := await self._list_refusing():
+                    return f". Refusing: {', '.join(names)}"
+        return ""
 
     async def _ping_store(self) -> str:
         """Return what is wrong with the store, or nothing.
@@ -104,9 +120,13 @@ def _routes(readiness: Readiness, metrics: Metrics) -> list[web.RouteDef]:
     async def readyz(_request: web.Request) -> web.Response:
         failures = await readiness.failures()
         status = 503 if failures else 200
-        return web.json_response(
-            {"status": "waiting" if failures else "ready", "troubles": failures}, status=status
-        )
+        body = {
+            "status": "waiting" if failures else "ready",
+            "role": readiness.activity.role,
+            "active_queues": readiness.activity.active,
+            "troubles": failures,
+        }
+        return web.json_response(body, status=status)
 
     async def metrics_text(_request: web.Request) -> web.Response:
         await readiness.failures()

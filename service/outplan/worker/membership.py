@@ -7,6 +7,7 @@ from math import inf
 from typing import Final
 
 from outplan.domain.layout import EXPIRY_SECONDS, Layout, Share, assign_shares
+from outplan.domain.records import WorkerReport
 from outplan.errors import LayoutChanged, LayoutDiffers, OutplanError
 from outplan.worker.ports import Registry
 
@@ -19,7 +20,7 @@ _BLIND_SECONDS: Final = EXPIRY_SECONDS / 2
 class Membership:
     """One worker's membership under a prefix.
 
-    ``partitions`` is the worker's setting, or None. ``count_unordered`` is announced with it.
+    ``partitions`` is the worker's setting, or None. The worker announces what ``report`` returns.
     """
 
     def __init__(
@@ -29,16 +30,21 @@ class Membership:
         prefix: str,
         worker: str,
         partitions: int | None,
-        count_unordered: Callable[[], int],
+        report: Callable[[], WorkerReport],
     ) -> None:
         self._registry = registry
         self._prefix = prefix
         self._worker = worker
         self._partitions = partitions
-        self._count_unordered = count_unordered
+        self._report = report
         self._workers: set[str] = set()
         self._last_answer = inf
         self._trust_until = -inf
+
+    @property
+    def workers(self) -> frozenset[str]:
+        """The live workers, as last read."""
+        return frozenset(self._workers)
 
     async def require_setting(self) -> None:
         """Write the layout of an empty system. Raises LayoutDiffers if another one is in force."""
@@ -70,7 +76,7 @@ class Membership:
         """
         while True:
             with suppress(OutplanError):
-                await self._registry.announce(self._worker, self._count_unordered())
+                await self._registry.announce(self._worker, self._report())
                 if not (await self.read_share()).is_same(share):
                     return
             await asyncio.sleep(_HEARTBEAT_SECONDS)

@@ -3,13 +3,20 @@
 ``rabbitmq.session`` and ``mongodb.store`` implement them, and so does ``testing.memory``.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Protocol, TypeVar
 
 from outplan.contract.amqp import Delivery, Publication
 from outplan.domain.decider import State
 from outplan.domain.layout import Layout
-from outplan.domain.records import Attempt, Fence, OutplanVersion, Record, Snapshot
+from outplan.domain.records import (
+    Attempt,
+    Fence,
+    OutplanVersion,
+    Record,
+    Snapshot,
+    WorkerReport,
+)
 
 T = TypeVar("T")
 
@@ -18,9 +25,19 @@ class BrokerSession(Protocol):
     """One session with the broker. Any call may raise BrokerUnavailable, which ends it.
 
     ``known_defect`` describes a defect of this version of the broker; None for no known one.
+    ``other_consumers`` has, for each queue, the number of active consumers before this session's.
     """
 
     known_defect: str | None
+    other_consumers: Mapping[str, int]
+
+    @property
+    def delivered(self) -> Set[str]:
+        """The queues that have delivered a message."""
+
+    @property
+    def unacked(self) -> int:
+        """The number of deliveries that are not acked."""
 
     async def receive(self, most: int) -> list[Delivery]:
         """Wait for a delivery and return up to ``most``; return none once receiving has stopped."""
@@ -45,6 +62,9 @@ class BrokerSession(Protocol):
 
     async def is_blocked(self) -> bool:
         """Tell whether a memory or disk alarm blocks publishers."""
+
+    async def send_barriers(self, queues: Iterable[str]) -> None:
+        """Send a barrier that belongs to no phase through each queue, to its active consumer."""
 
 
 class BatchTransaction(Protocol):
@@ -118,8 +138,8 @@ class Registry(Protocol):
     async def mark_drained(self, queue: str, token: str) -> None:
         """Note that the phase's barrier came through a queue; ignore the token of another phase."""
 
-    async def announce(self, worker: str, unordered: int) -> None:
-        """Note that a worker is alive, and how many commands it got outside of their partition."""
+    async def announce(self, worker: str, report: WorkerReport) -> None:
+        """Note that a worker is alive, and what it reports about itself."""
 
     async def list_workers(self) -> list[str]:
         """List the live workers."""

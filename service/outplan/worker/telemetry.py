@@ -109,6 +109,11 @@ class Metrics:
             registry=r,
         )
         self.ready = Gauge("outplan_ready", "1 while the worker is ready.", registry=r)
+        self.queues_active = Gauge(
+            "outplan_queues_active",
+            "Queues of which this worker is the active consumer.",
+            registry=r,
+        )
 
     def count_unordered(self) -> int:
         """Return how many commands came outside of their outplan's partition."""

@@ -1,7 +1,7 @@
 """Run a worker: one session after another until it is told to stop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from outplan.errors import (
     StoreUnavailable,
 )
 from outplan.retry import SessionBackoff, retrying
+from outplan.worker.activity import Activity
 from outplan.worker.handler import Handler
 from outplan.worker.membership import Membership
 from outplan.worker.pipeline import SESSION_ENDED, Pipeline
@@ -36,11 +37,13 @@ class Dependencies:
     """The parts that a worker works with, from ``bootstrap``; ``name`` tells workers apart.
 
     ``open_session`` takes the worker's share, a function that raises LayoutChanged once it is
-    outdated, whether it is the first session, and whether the one before was lost.
+    outdated, whether it is the first session, and whether the one before was lost. ``place`` has
+    the names, without secrets, that tell in the log what the worker is connected to.
     """
 
     name: str
     prefix: str
+    place: Mapping[str, str | int]
     store: OutplanStore
     registry: Registry
     membership: Membership
@@ -48,6 +51,7 @@ class Dependencies:
     clock: Clock
     health: Health
     metrics: Metrics
+    activity: Activity
 
     def new_handler(
         self, share: Share, confirm_ownership: Callable[[], Awaitable[None]]
@@ -171,6 +175,9 @@ class Worker:
             handler = parts.new_handler(share, session.confirm_ownership)
             self._start_session(session, share)
             following = asyncio.create_task(self._follow_share(session, share))
+            watching = asyncio.create_task(
+                parts.activity.watch(session, lambda: parts.membership.workers)
+            )
             try:
                 yield Pipeline(
                     session=session,
@@ -189,7 +196,9 @@ class Worker:
             finally:
                 self._session = None
                 following.cancel()
-                await asyncio.wait({following})
+                watching.cancel()
+                await asyncio.wait({following, watching})
+                parts.activity.end_session()
 
     async def _follow_share(self, session: BrokerSession, share: Share) -> None:
         """Stop the session once the worker has another share."""
@@ -201,12 +210,15 @@ class Worker:
         if self._stopping.is_set():
             session.stop_receiving()
         self._parts.metrics.sessions.inc()
+        self._parts.activity.start_session(session)
         for component in ("broker", "publishing"):
             self._parts.health.recover(component)
         if self._share is None and session.known_defect:
             self._log.warning("broker_defect_found", detail=session.known_defect)
         self._log.info(
             "session_reopened" if self._share else "ready",
+            role=self._parts.activity.role,
+            **self._parts.place,
             phase=share.layout.phase,
             partitions=share.layout.partitions,
             own=len(share.own),

@@ -337,12 +337,14 @@ def _read_documents(database: Database[Document]) -> Document:
 
 
 def _shape(fence: Document) -> Document:
-    """Hide a fence's values that differ each time: the process and its session."""
+    """Hide a fence's values that differ each time: the process, its session, and times."""
     session = fence["session"]
     kind = f"binary of subtype {session.subtype}" if isinstance(session, Binary) else repr(session)
     named = re.fullmatch(r".+:\d+:[0-9a-f]{4}", str(fence["worker"]))
     worker = "<host>:<process>:<random>" if named else fence["worker"]
-    return {**fence, "session": f"<{kind}>", "worker": worker}
+    times = {"committed": "<date>", "lag": "<seconds>"}
+    hidden = {key: text for key, text in times.items() if key in fence}
+    return {**fence, "session": f"<{kind}>", "worker": worker, **hidden}
 
 
 def _schema(database: Database[Document]) -> Document:

@@ -24,6 +24,7 @@ from outplan.testing.memory.registry import MemoryRegistry
 from outplan.testing.memory.store import MemoryStore
 from outplan.testing.raw_command import RawCommand
 from outplan.testing.worker_exit import WorkerExit
+from outplan.worker.activity import Activity
 from outplan.worker.membership import Membership
 from outplan.worker.telemetry import Health, Metrics
 from outplan.worker.worker import Dependencies, Worker
@@ -173,10 +174,13 @@ class _MemoryClient(OutplanClient):
 
 def _compose(broker: MemoryBroker, store: MemoryStore, awake: asyncio.Event) -> Dependencies:
     metrics, registry, prefix = Metrics(), MemoryRegistry(), broker.layout.events.name
+    health = Health(metrics)
+    activity = Activity(health, metrics)
     prefix = prefix.removesuffix(".events")
     return Dependencies(
         name="memory",
         prefix=prefix,
+        place={},
         store=store,
         registry=registry,
         membership=Membership(
@@ -184,12 +188,13 @@ def _compose(broker: MemoryBroker, store: MemoryStore, awake: asyncio.Event) -> 
             prefix=prefix,
             worker="memory",
             partitions=None,
-            count_unordered=metrics.count_unordered,
+            report=activity.report,
         ),
         open_session=lambda *_: broker.worker_session(awake),
         clock=utc_now,
-        health=Health(metrics),
+        health=health,
         metrics=metrics,
+        activity=activity,
     )
 
 

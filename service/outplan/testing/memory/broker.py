@@ -6,7 +6,7 @@ a publisher cannot send what RabbitMQ would not carry.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -133,6 +133,8 @@ class WorkerSession:
     known_defect: str | None = None
 
     def __init__(self, broker: MemoryBroker, awake: asyncio.Event) -> None:
+        self.delivered = {broker.layout.main.name}
+        self.other_consumers: Mapping[str, int] = {broker.layout.main.name: 0}
         self._broker = broker
         self._awake = awake
         self._tag = 0
@@ -141,6 +143,10 @@ class WorkerSession:
         self._arrived = asyncio.Event()
         self._stopping = False
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def unacked(self) -> int:
+        return len(self._unacked)
 
     @property
     def has_room(self) -> bool:
@@ -206,6 +212,9 @@ class WorkerSession:
 
     async def is_blocked(self) -> bool:
         return False
+
+    async def send_barriers(self, queues: Iterable[str]) -> None:
+        """Do nothing: the only consumer is active."""
 
     async def _yield(self) -> None:
         """Let other tasks run, as I/O does: the worker may be killed or cut off at each call."""

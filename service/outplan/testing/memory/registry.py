@@ -1,6 +1,7 @@
 """A registry in memory: one main queue, whose layout never changes."""
 
 from outplan.domain.layout import Layout
+from outplan.domain.records import WorkerReport
 
 _LAYOUT = Layout(1, "steady", 1, 1)
 
@@ -17,7 +18,7 @@ class MemoryRegistry:
     async def mark_drained(self, queue: str, token: str) -> None:
         """Do nothing: no phase waits for a barrier."""
 
-    async def announce(self, worker: str, unordered: int) -> None:
+    async def announce(self, worker: str, report: WorkerReport) -> None:
         """Do nothing: there is no other worker."""
 
     async def list_workers(self) -> list[str]:
