@@ -55,7 +55,7 @@ chaos: servers $(STAMPS)/test ## inject faults under load and check every promis
 	@$(BIN)/python -m tests.faults.chaos run --seconds $(SECONDS) --seed $(SEED) \
 		--topology $(TOPOLOGY) --broker $(BROKER) --partitions $(PARTITIONS) --changes $(CHANGES)
 
-slow: servers $(STAMPS)/test ## change the number of partitions and of workers in every way (ten minutes)
+slow: servers $(STAMPS)/test ## run the tests that take minutes: layouts, balance, random cuts, memory (20 minutes)
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 planted: servers $(STAMPS)/test ## plant ten bugs, one at a time; chaos must find each

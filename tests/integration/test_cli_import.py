@@ -391,6 +391,7 @@ def most_memory(deployment: Deployment, *arguments: str) -> int:
     return usage.ru_maxrss * 1_024
 
 
+@pytest.mark.slow
 async def test_memory_does_not_grow_with_the_number_of_lines(
     deployment: Deployment, worker: WorkerProcess, tmp_path: Path
 ) -> None:

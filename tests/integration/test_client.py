@@ -482,6 +482,7 @@ async def test_send_many_yields_one_result_a_command_in_order(client: OutplanCli
     assert done == list(range(1, 55))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120 + MANY // 100)
 async def test_send_many_keeps_no_memory_of_finished_commands(deployment: Deployment) -> None:
     sent = finished = most = 0

@@ -49,6 +49,7 @@ async def run_lifecycle(client: OutplanClient) -> tuple[str, list[str]]:
     return id_, accepted
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_random_connection_cuts_cause_no_false_result_and_no_second_effect(
     deployment: Deployment, world: World, worker: WorkerProcess

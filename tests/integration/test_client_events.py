@@ -227,6 +227,7 @@ async def test_a_subscription_reconnects_and_reports_whether_events_were_lost(
         assert items[1].version == 3
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("durable", [True, False])
 async def test_a_subscription_with_random_cuts_yields_each_version_or_a_gap(

@@ -48,6 +48,7 @@ async def take_copies(deployment: Deployment, count: int) -> list[Delivery]:
     return copies
 
 
+@pytest.mark.slow
 async def test_list_and_show_name_every_copy(
     deployment: Deployment, publisher: RawPublisher
 ) -> None:

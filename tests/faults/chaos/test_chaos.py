@@ -26,7 +26,7 @@ def own_servers() -> Iterator[Servers]:
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan(1, seconds=45, pace=600, pause=0.8),
+        pytest.param(Plan(1, seconds=45, pace=600, pause=0.8), marks=pytest.mark.slow),
         Plan(2, seconds=45, pace=600, pause=1.5, partitions=4, changes=5),
     ],
 )

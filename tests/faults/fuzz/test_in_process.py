@@ -181,6 +181,7 @@ def test_headers_of_a_whole_frame_are_not_slow(name: str, body: bytes) -> None:
 # --- memory ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow() -> None:
     mutator, runner = Mutator("memory"), FuzzRunner()
     batches = [[mutator.next() for _ in range(20)] for _ in range(60)]
