@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import aio_pika
@@ -48,6 +49,7 @@ async def test_no_problem_is_found_while_a_worker_runs_and_the_worker_notices_no
     assert found[f"depth of {deployment.prefix}.commands"][1] == "0 waiting, 1 consumer"
     assert found["index outplan_version"][1] == "unique on outplan_id and version"
     assert found["index seen_1 of outplan_workers"][1] == "workers are forgotten after 3,600 s"
+    assert found["mongodb driver"][1] == f"motor {version('motor')} on PyMongo {version('pymongo')}"
     assert found["layout"][1] == "1 partition, phase steady, generation 1"
     [share] = [text for point, (_, text, _) in found.items() if point.startswith("worker ")]
     assert share.startswith(f"consumes {deployment.prefix}.commands; active for 1 queue, ")

@@ -7,6 +7,7 @@ from warnings import catch_warnings
 
 from outplan.domain.layout import Layout
 from outplan.errors import OutplanError, StoreUnsuitable, WrongSetting
+from outplan.mongodb.driver import describe_driver, find_untested_pair
 from outplan.mongodb.inspection import OTHER_VALIDATOR, SECONDS, MongoInspector
 from outplan.mongodb.validators import (
     EVENTS,
@@ -17,7 +18,7 @@ from outplan.mongodb.validators import (
     WORKERS,
     build_validators,
 )
-from outplan.operations.findings import Finding, not_checked, ok, problem
+from outplan.operations.findings import Finding, not_checked, ok, problem, warning
 from outplan.operations.layout_check import check_layout
 from outplan.settings import Settings
 
@@ -46,18 +47,27 @@ async def check_store(settings: Settings) -> tuple[list[Finding], Layout | None]
     except WrongSetting as error:
         unusable = problem("mongodb", str(error), _MANUAL)
         return [unusable, *not_checked((*_POINTS, *_LAYOUT_POINTS), "the URL cannot be used")], None
+    driver = _report_driver(settings.mongo_driver)
     warnings = (str(each.message).removesuffix(" Refer to docstring.") for each in caught)
     ignored = [problem("mongodb url", text, _IGNORED) for text in warnings]
     try:
         reached = await _check_primary(inspector)
         if reached.state != "ok":
             rest = not_checked((*_POINTS, *_LAYOUT_POINTS), "no primary answers")
-            return [*ignored, reached, *rest], None
+            return [*ignored, driver, reached, *rest], None
         found = await _check_points(inspector, settings)
         about_layout, layout = await _check_layout(inspector, settings)
-        return [*ignored, reached, *found, *about_layout], layout
+        return [*ignored, driver, reached, *found, *about_layout], layout
     finally:
         await inspector.close()
+
+
+def _report_driver(driver: str) -> Finding:
+    point, text = "mongodb driver", describe_driver(driver)
+    if untested := find_untested_pair(driver):
+        remedy = "install pymongo<4.18, or set OUTPLAN_MONGO_DRIVER=pymongo"
+        return warning(point, f"{text}: {untested}", remedy)
+    return ok(point, text)
 
 
 async def _check_points(inspector: MongoInspector, settings: Settings) -> list[Finding]:
