@@ -80,7 +80,7 @@ def test_the_completion_script_is_printed() -> None:
     ("line", "position", "expected"),
     [
         ("outplan w", 1, {"watch"}),
-        ("outplan s", 1, {"sandbox", "schema"}),
+        ("outplan s", 1, {"sandbox", "schema", "status"}),
         ("outplan schema out", 2, {n for n in list_schema_names() if n.startswith("outplan")}),
         ("outplan watch --ki", 2, {"--kind"}),
         ("outplan watch --kind ", 3, {"created", "updated", "deleted"}),

